@@ -19,8 +19,9 @@ from inference.arguments import add_plugin_option
 from measures.results import several_versions
 
 from .choose import decide
+from .planned import Run, RunSequence, Search
 from .progress import Progress, collect_results
-from .spec import Run, RunSequence, Search, Study
+from .spec import Study
 from .study_file import load
 
 if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds

@@ -33,8 +33,9 @@ from runs.run import train_and_test
 from runs.run_spec import RunSpec, setup_cfg
 from trainers.base.data_use import count_common
 
-from .choose import HELD_OUT
-from .spec import Run, RunSequence, Study
+from .planned import Run, RunSequence
+from .rules import HELD_OUT
+from .spec import Study
 
 TRIES = 3  # for a run whose process or machine dies
 

@@ -1,27 +1,21 @@
 """The key `merge` of a trainer in a study: the models of its seeds become one."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from common.errors import UsageError
 from common.files import check_no_link, checksum, write_text
 from common.lock import locked
 from common.text import read_json
 from measures.results import RESULTS_FILE, read_results
 from runs.how import OF_SUMS, How
 
-from .choose import ORACLE, digest
-from .protocols import PROTOCOLS
-from .variant import Training
-
-if TYPE_CHECKING:
-    from .spec import Run, RunSequence, Study
+from .planned import Run, RunSequence
+from .rules import digest
 
 LARGEST = 24 << 20  # bytes of a config.json, which has the names of all classes
 
@@ -38,9 +32,9 @@ class Merge:
     """
 
     how: How
-    members: "tuple[Run, ...]"
+    members: tuple[Run, ...]
     folder: Path
-    tests: "RunSequence"
+    tests: RunSequence
 
     @property
     def model(self) -> Path:
@@ -71,53 +65,10 @@ def file_of(folder: Path) -> Path:
     return folder / "choice.json"
 
 
-def merges_of(study: "Study", protocol: str) -> Iterator[Merge]:
-    """The merged models of a study in a protocol."""
-    variants = [variant for variant in study.variants if variant.merged]
-    names = study.trained_on(protocol)
-    for name, shots, variant in product(names, study.shots_of(protocol), variants):
-        groups = [study.seeds] if variant.is_soup else [(seed,) for seed in study.seeds]
-        for seeds in groups:
-            training = Training(protocol, variant, name, seeds[0], shots)
-            yield merge_of(study, training, seeds)
-
-
 def name_of(how: How, folders: Sequence[Path], output: Path) -> str:
     """The folder of a merged model, by what is merged."""
     places = [str(folder.relative_to(output)) for folder in folders]
     return f"{how}_{digest([str(how), places])}".replace(":", "_")
-
-
-def merge_of(study: "Study", training: Training, seeds: tuple[int, ...]) -> Merge:
-    how = How.read(training.variant.how)
-    (base,) = (each for each in study.variants if each.name == training.variant.merged)
-    members = tuple(
-        study.run(
-            PROTOCOLS[training.protocol].steps[0],
-            training.dataset,
-            training._replace(variant=base, seed=seed),
-        )
-        for seed in seeds
-    )
-    place = Path("merged", name_of(how, [run.folder for run in members], study.output))
-    folder = study.output / place
-    words = ("--eval-only", "--model-dir", model_of(folder), "--chosen", file_of(folder))
-    return Merge(how, members, folder, study.sequence_of(training, *words, place=place))
-
-
-def check_merges(study: "Study") -> None:
-    """Raise UsageError if models of a study cannot be merged."""
-    for variant in study.variants:
-        if not variant.merged:
-            continue
-        what = f"{variant.merged} has merge"
-        if study.choose.by == ORACLE:
-            raise UsageError(f"{what}, and test images choose", "leave one of them out")
-        if study.calibrate:
-            raise UsageError(f"{what}, and the study calibrate", "leave one of them out")
-        how = How.read(variant.how)
-        if not how.of_one and len(study.seeds) < 2:
-            raise UsageError(f"{what} of one seed", "give seeds, or leave it out")
 
 
 def make(merge: Merge, output: Path) -> None:
@@ -139,7 +90,7 @@ def make(merge: Merge, output: Path) -> None:
         write_text(merge.file, json.dumps(content, indent=1) + "\n")
 
 
-def sha256_of(run: "Run") -> str:
+def sha256_of(run: Run) -> str:
     """The SHA-256 of what a run has learned."""
     return checksum(Path(run.variant.facts.checkpoint_in(str(run.folder), None)))
 

@@ -17,7 +17,8 @@ from common.results import SECONDS
 from common.text import read_text
 from measures.results import ERROR, RESULTS_FILE, read_results
 
-from .spec import Run, Study
+from .planned import Run
+from .spec import Study
 
 ERROR_BYTES = 100_000  # of an error.txt
 MOST_OTHERS = 5000  # runs of other studies

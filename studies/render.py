@@ -12,10 +12,10 @@ from common.results import MEASURES, OTHER_MEASURES, Measure
 from runs.configuration import read_chosen
 from trainers import methods
 
-from .choose import ORACLE
 from .comparing import POWER, signed
 from .critical import ranking
-from .spec import Search
+from .planned import Search
+from .rules import ORACLE
 from .tables import MARK, MARKED, Summary, marked, shots_label
 
 MISSING = "-"

@@ -18,10 +18,10 @@ from configs.files import YAML_BYTES, read_yaml
 from runs.configuration import flatten
 
 from .first_page import headlines, overview
+from .planned import Run
 from .plots import draw, read_outcomes
 from .progress import Progress
 from .render import MISSING, Cell, Table, build_tables
-from .spec import Run
 from .tables import Summary
 
 LEAD = "accuracy_time"  # the picture below the summary

@@ -21,9 +21,10 @@ from configs.files import config_names, known_datasets
 from configs.methods import methods
 from configs.recipes import recipe
 
+from .planned import RunSequence, Training
 from .progress import collect_results
 from .protocols import BASE2NEW, ELEVEN, PROTOCOLS, Step
-from .spec import RunSequence, Study, Training
+from .spec import Study
 from .variant import Variant
 
 if TYPE_CHECKING:

@@ -1,166 +1,30 @@
 """A study: methods, datasets, seeds and protocols, and the calls of train.py they add up to."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
 
-from common.errors import UsageError, check_dataset_name, check_name
-from common.schema import FLAG, Accepts, shown
-from configs.files import CONFIGS, config_folder, known_datasets
+from configs.files import CONFIGS, config_folder
 from configs.methods import plugin_of
 from configs.recipes import Recipe, recipe
+from runs.how import How
 
-from .choose import (
-    ACCEPTED,
-    LEAVE_ONE_OUT,
-    ORACLE,
-    Keys,
-    SearchRule,
-    Values,
-    by_key,
-    check_choose,
-    chosen_place,
-    trial_place,
-)
-from .merges import Merge, check_merges, merges_of
+from .keys import StudyKeys
+from .merges import Merge, file_of, model_of, name_of
+from .planned import Run, RunSequence, Search, Training
 from .protocols import PROTOCOLS, Step
-from .variant import Training, Variant
-
-VALUES = {
-    "seeds": Accepts(list[int], 0, 2**32 - 1),
-    "shots": Accepts(list[int], 1),
-    "cpus": Accepts(int, 1, 1024),
-}
-VALUES |= {"gpus": Accepts(int | float, 0, 1), "union": FLAG, "calibrate": FLAG}  # of a study
+from .rules import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Values, by_key, chosen_place, trial_place
 
 
 @dataclass(frozen=True)
-class Run:
-    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in
-    `folder`.
-
-    `values` are those that a trial tries: KEY, VALUE, ...
-    """
-
-    protocol: str
-    variant: Variant
-    dataset: str
-    seed: int
-    shots: int
-    classes: str
-    folder: Path
-    arguments: tuple[str, ...] = field(repr=False)
-    values: Values = ()
-
-    @property
-    def trains(self) -> bool:
-        """Whether it learns prompts, rather than testing those of another run."""
-        return "--eval-only" not in self.arguments
-
-    def option(self, name: str) -> str:
-        """The value of an option of train.py; empty if the run has none."""
-        return self.arguments[self.arguments.index(name) + 1] if name in self.arguments else ""
-
-
-RunSequence = tuple[Run, ...]  # each run needs the ones before it
-
-
-@dataclass(frozen=True)
-class Search:
-    """The choice of the settings of a variant on a dataset: one for all seeds."""
-
-    protocol: str
-    variant: Variant
-    dataset: str  # the one to train on
-    shots: int
-    file: Path  # where the choice is written
-    # By the values, runs whose mean accuracy counts; the first win a tie
-    trials: dict[Values, tuple[Run, ...]]
-
-
-@dataclass(frozen=True)
-class Study:
+class Study(StudyKeys):
     """The runs to compare, the folder of the datasets, and the folder of the results (laid out as
     by the scripts).
 
-    The other attributes are the keys of a study file, which docs/studies.md explains.
-
     Raises UsageError if a value is unknown, missing or out of range.
     """
-
-    variants: tuple[Variant, ...]
-    datasets: tuple[str, ...] = ()
-    protocols: tuple[str, ...] = ("base2new",)
-    seeds: tuple[int, ...] = (1, 2, 3)
-    source: str = ""
-    targets: tuple[str, ...] = ()
-    shots: tuple[int, ...] = (16,)
-    union: bool = False
-    calibrate: bool = False
-    ood: tuple[str, ...] = ()
-    choose: SearchRule = SearchRule()
-    backbone: str = ""
-    cache: Path | None = None
-    cpus: int = 1
-    gpus: float | None = None
-    root: Path = Path("data")
-    output: Path = Path("output")
-
-    def __post_init__(self) -> None:
-        for key, accepts in VALUES.items():
-            value = getattr(self, key)
-            if not accepts.accepts(value) and (key, value) != ("gpus", None):
-                raise UsageError(f"{key} has the value {shown(value)}", f"give {accepts}")
-        self.check_names()
-        self.check_protocols()
-        check_choose(self)
-        check_merges(self)
-
-    def check_names(self) -> None:
-        """Check that the lists are not empty, and that what they name exists."""
-        for key in ("variants", "protocols", "seeds", "shots"):
-            if not getattr(self, key):
-                name = "trainers" if key == "variants" else key
-                raise UsageError(f"the study has no {name}", "see studies/small.yaml")
-        for protocol in self.protocols:
-            check_name(protocol, PROTOCOLS, "protocol")
-        for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
-            check_dataset_name(dataset, known_datasets())
-        for name in self.ood:
-            check_name(name, [*known_datasets(), "new"], "dataset of ood")
-        of_seeds = [variant for variant in self.variants if not variant.merged]
-        learning = [variant.name for variant in of_seeds if variant.facts.learns]
-        for variant in self.variants:
-            if variant.over and variant.over not in learning:
-                what = f"{variant.name} reads the answers of {variant.over}"
-                raise UsageError(f"{what}, which is no trainer that learns here", "add it")
-
-    def check_protocols(self) -> None:
-        """Check that the protocols have what they need, and fit the other keys."""
-        base2new = "base2new" in self.protocols
-        crossing = "cross_dataset" in self.protocols
-        names = [variant.name for variant in self.variants if not variant.facts.transfers]
-        if base2new and names:
-            what = (
-                f"base2new has no meaning for {', '.join(names)}, which cannot tell classes "
-                "that it has not learned"
-            )
-            raise UsageError(what, "leave it out, or use few_shot")
-        if not self.datasets and self.protocols != ("cross_dataset",):
-            raise UsageError("the study has no datasets", "see studies/small.yaml")
-        if crossing and not (self.source and self.tested_on):
-            raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
-        if self.source in self.targets:
-            what = f"the source {self.source} is among the targets"
-            raise UsageError(what, "leave it out of them")
-        if self.union and not base2new:
-            raise UsageError("union has the value True", "give it with base2new, or leave it out")
-        if "new" in self.ood and self.protocols != ("base2new",):
-            raise UsageError("ood has new, which needs base classes", "use it with base2new alone")
-        if self.ood and crossing:
-            raise UsageError("no table of cross_dataset shows ood", "leave one of them out")
 
     def sequences(self) -> list[RunSequence]:
         """All runs, seed by seed, so that early results cover all methods: each training run, then
@@ -188,7 +52,28 @@ class Study:
     @cached_property
     def merges(self) -> list[Merge]:
         """The models that are merged after the runs of their seeds."""
-        return [merge for protocol in self.protocols for merge in merges_of(self, protocol)]
+        return [merge for protocol in self.protocols for merge in self.merges_of(protocol)]
+
+    def merges_of(self, protocol: str) -> Iterator[Merge]:
+        """The merged models in a protocol."""
+        variants = [variant for variant in self.variants if variant.merged]
+        names = self.trained_on(protocol)
+        for name, shots, variant in product(names, self.shots_of(protocol), variants):
+            groups = [self.seeds] if variant.is_soup else [(seed,) for seed in self.seeds]
+            for seeds in groups:
+                training = Training(protocol, variant, name, seeds[0], shots)
+                yield self.merge_of(training, seeds)
+
+    def merge_of(self, training: Training, seeds: tuple[int, ...]) -> Merge:
+        how = How.read(training.variant.how)
+        (base,) = (each for each in self.variants if each.name == training.variant.merged)
+        step = PROTOCOLS[training.protocol].steps[0]
+        trainings = [training._replace(variant=base, seed=seed) for seed in seeds]
+        members = tuple(self.run(step, one.dataset, one) for one in trainings)
+        place = Path("merged", name_of(how, [run.folder for run in members], self.output))
+        folder = self.output / place
+        words = ("--eval-only", "--model-dir", model_of(folder), "--chosen", file_of(folder))
+        return Merge(how, members, folder, self.sequence_of(training, *words, place=place))
 
     def sequence_of(self, training: Training, *model, place: Path = Path()) -> RunSequence:
         """A training run and its tests. With `model`, the options of train.py for another model,
@@ -212,23 +97,6 @@ class Study:
         """Those of the comparison, without trials."""
         sequences = [*self.sequences(), *(merge.tests for merge in self.merges)]
         return [run for sequence in sequences for run in sequence]
-
-    @property
-    def tested_on(self) -> tuple[str, ...]:
-        """The datasets on which cross_dataset tests its prompts."""
-        return self.targets
-
-    def trained_on(self, protocol: str) -> tuple[str, ...]:
-        return (self.source,) if protocol == "cross_dataset" else self.datasets
-
-    def shots_of(self, protocol: str) -> tuple[int, ...]:
-        return self.shots if protocol == "few_shot" else self.shots[-1:]
-
-    def keys_of(self, variant: Variant) -> Keys:
-        """The settings that trials choose for a variant; none if they are given."""
-        if variant.choose is not None:
-            return variant.choose
-        return self.choose.keys if variant.facts.learns else ()
 
     @cached_property
     def searches(self) -> list[Search]:
@@ -303,14 +171,19 @@ class Study:
             self.recipes[key] = recipe(variant.method, protocol, dataset, shots, cfg, self.backbone)
         return self.recipes[key]
 
+    def chosen_place(self, training: Training) -> Path:
+        """The folder of the runs with the settings that were chosen."""
+        by = self.choose.by
+        others = self.trained_on(training.protocol) if by == LEAVE_ONE_OUT else ()
+        return chosen_place(by, self.keys_of(training.variant), self.seeds, others)
+
     def chosen_file(self, training: Training) -> Path:
         """The file of the settings that were chosen for the dataset of a training run; all seeds
         have the same.
         """
         step = PROTOCOLS[training.protocol].steps[0]
         folder = self.folder(step, training.dataset, training).parent
-        place = chosen_place(self, training.variant, training.protocol)
-        return self.output / place / folder / "choice.json"
+        return self.output / self.chosen_place(training) / folder / "choice.json"
 
     def run(
         self,
@@ -336,7 +209,7 @@ class Study:
         if values:
             place = trial_place(self.choose.rule, values)
         elif self.keys_of(variant):
-            place = chosen_place(self, variant, protocol)
+            place = self.chosen_place(training)
             options = (*options, "--chosen", self.chosen_file(training))
         folder = self.output / place / self.folder(step, dataset, training)
         words = [*self.options(folder, dataset, training), *options]

@@ -15,8 +15,9 @@ from configs.methods import methods
 from runs.arguments import parse_arguments
 from runs.how import How
 
-from .choose import choose_from, keys_from, mapping
-from .spec import Run, Study
+from .planned import Run
+from .rules import choose_from, keys_from, mapping
+from .spec import Study
 from .variant import Variant
 
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]

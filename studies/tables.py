@@ -18,7 +18,8 @@ from configs.recipes import recipe
 from measures.results import harmonic_mean, selected_on_test, several_versions
 
 from .comparing import seed_interval, smallest_difference
-from .spec import Run, Study
+from .planned import Run
+from .spec import Study
 from .variant import Variant
 
 # The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.errors import UsageError, check_dataset_name, check_name
 from configs.files import config_names, known_datasets
 from configs.methods import IN_A_FILE, methods
 from runs.how import OF_SUMS, How
 
-from .choose import Keys
+from .rules import Keys
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -121,16 +121,6 @@ class Variant:
         extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in keys
         kind = "extra text" if extra else self.facts.kind
         return f"{kind}, {self.corruption}" if self.corruption else kind
-
-
-class Training(NamedTuple):
-    """A training run; a test has that of the run whose prompts it uses."""
-
-    protocol: str
-    variant: Variant
-    dataset: str
-    seed: int
-    shots: int
 
 
 def without_sums(pairs: tuple[str, ...]) -> tuple[str, ...]:

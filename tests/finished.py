@@ -14,10 +14,12 @@ from marks import of_json, to_json
 
 from studies.executor import LocalExecutor, execute_run
 from studies.first_page import overview
+from studies.planned import Run
 from studies.progress import collect_results
 from studies.render import Table, build_tables
-from studies.spec import Run, Study, Variant
+from studies.spec import Study
 from studies.tables import Summary
+from studies.variant import Variant
 
 TIMES = ("train_seconds", "test_seconds", "date", "checkpoint_sha256")
 

@@ -12,8 +12,9 @@ from common.errors import UsageError
 from common.results import read_results
 from studies import command as study_command
 from studies import executor
-from studies.choose import RULES, decide
+from studies.choose import decide
 from studies.progress import Progress
+from studies.rules import RULES
 from studies.study_file import load
 from studies.tables import MARK
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from measures.results import summary_line
 from studies.progress import collect_results
-from studies.spec import Study, Variant
+from studies.spec import Study
 from studies.tables import Summary
+from studies.variant import Variant
 from trainers.base import corruptions
 from trainers.base.corruptions import CORRUPTIONS, OWN_SEED, Corrupted
 

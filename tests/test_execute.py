@@ -18,8 +18,8 @@ from finished import finish
 from common.lock import LOCK
 from studies import executor
 from studies.executor import ERROR, TRIES, LocalExecutor, execute_run, execute_runs
+from studies.planned import Run
 from studies.progress import Progress
-from studies.spec import Run
 from studies.study_file import load
 
 pytestmark = pytest.mark.slow

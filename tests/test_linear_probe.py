@@ -7,7 +7,8 @@ from drawn import write_eurosat
 from marks import one_line
 from sklearn.linear_model import LogisticRegression
 
-from studies.spec import Study, Variant
+from studies.spec import Study
+from studies.variant import Variant
 from trainers.linear_probe import search
 
 ONCE = ("OPTIM.MAX_EPOCH", 1)

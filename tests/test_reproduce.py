@@ -9,7 +9,8 @@ from published_files import save_published
 
 from common.results import read_results
 from studies import reproduce
-from studies.spec import Study, Variant
+from studies.spec import Study
+from studies.variant import Variant
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,9 @@ from measures import results as base2new
 from measures.results import RESULTS_FILE, SELECTED, selected_on_test
 from studies import plots
 from studies.reproduce import compared_with_authors
-from studies.spec import Study, Variant
+from studies.spec import Study
 from studies.tables import MARK, MARKED
+from studies.variant import Variant
 from trainers import methods
 from trainers.base.feature_method import FeatureMethod
 from trainers.gda import ALPHAS

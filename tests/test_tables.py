@@ -11,12 +11,13 @@ from scipy import stats
 
 from common.start import ROOT
 from configs.methods import methods as facts
-from studies.choose import VALIDATION, SearchRule
 from studies.first_page import headlines, overview
 from studies.render import Cell, build_tables, markdown
-from studies.spec import Study, Variant
+from studies.rules import VALIDATION, SearchRule
+from studies.spec import Study
 from studies.study_file import load
 from studies.tables import CELL, PAPER, Summary, holm
+from studies.variant import Variant
 
 pytestmark = pytest.mark.slow
 
