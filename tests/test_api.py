@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 import torch
 from dassl.utils import ImageError, read_image
-from test_serve import comments
-from visitors import BOUNDARY, FORM, png, served
+from visitors import BOUNDARY, FORM, comments, png, served
 
 from common.start import ROOT
 from inference.calibrated import Calibration

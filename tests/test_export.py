@@ -243,3 +243,9 @@ def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_
         "is the model itself" in command(export, tmp_path / "out", "--to", tmp_path / "out").error
     )
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
+
+
+def test_other_methods_have_no_adapter(finished, command, tmp_path):
+    error = command(export, finished("CoOp"), "--to", tmp_path / "out", "--peft").error
+    assert "CoOp does not learn low-rank adapters alone" in error
+    assert list(tmp_path.iterdir()) == []

@@ -393,9 +393,3 @@ def test_the_commands_write_and_read_adapters(
     start = "MODEL.INIT_WEIGHTS", again / "prompts.safetensors"
     trained = launch.works(*argv("CLIPLoRA", *steps, *start, backbone=deep, output="trained"))
     assert "Successfully loaded pretrained weights" in trained.printed
-
-
-def test_other_methods_have_no_adapter(finished, command, tmp_path):
-    error = command(export, finished("CoOp"), "--to", tmp_path / "out", "--peft").error
-    assert "CoOp does not learn low-rank adapters alone" in error
-    assert list(tmp_path.iterdir()) == []

@@ -384,22 +384,3 @@ def test_linear_probe_does_not_choose_on_test_images(
             name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch]
         )
         assert choices(tested) == choices(folder) and len(logged(tested)) == 1
-
-
-def test_held_out_images_are_a_shot_of_the_training_images(build):
-    def images(*options):
-        dataset = build("CoOp", "all", options=options).dm.dataset
-        return [
-            {item.impath for item in part} for part in (dataset.train_x, dataset.val, dataset.test)
-        ]
-
-    train, _, test = images()
-    kept, held, tested = images("DATASET.HOLD_OUT", True)
-    assert (
-        kept | held == train and not kept & held and len(kept) == len(held) == 6 and tested == test
-    )
-    with pytest.raises(
-        UsageError,
-        match="HOLD_OUT leaves class '.*' of EuroSAT without training images: give two or",
-    ):
-        images("DATASET.HOLD_OUT", True, "DATASET.NUM_SHOTS", 1)

@@ -8,6 +8,7 @@ from dassl.engine import build_trainer
 from drawn import make_cfg, results
 from marks import to_json
 
+from common.errors import UsageError
 from trainers.base.prompted import normalize
 
 pytestmark = pytest.mark.slow
@@ -79,3 +80,22 @@ def test_numbers_that_do_not_fit_the_classes_are_refused(given, words, argv, ref
     file = tmp_path / "shots.json"
     file.write_text(given)
     refused(argv("SSText", "DATASET.NUM_SHOTS", file, "OPTIM.MAX_EPOCH", 1), words)
+
+
+def test_held_out_images_are_a_shot_of_the_training_images(build):
+    def images(*options):
+        dataset = build("CoOp", "all", options=options).dm.dataset
+        return [
+            {item.impath for item in part} for part in (dataset.train_x, dataset.val, dataset.test)
+        ]
+
+    train, _, test = images()
+    kept, held, tested = images("DATASET.HOLD_OUT", True)
+    assert (
+        kept | held == train and not kept & held and len(kept) == len(held) == 6 and tested == test
+    )
+    with pytest.raises(
+        UsageError,
+        match="HOLD_OUT leaves class '.*' of EuroSAT without training images: give two or",
+    ):
+        images("DATASET.HOLD_OUT", True, "DATASET.NUM_SHOTS", 1)

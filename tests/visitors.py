@@ -5,6 +5,7 @@ hostile one.
 import asyncio
 import io
 import json
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
@@ -128,3 +129,15 @@ def classified(connect: Connect, image: bytes, names: list[str]) -> list[dict[st
 def png(width: int, height: int) -> bytes:
     Image.new("L", (width, height)).save(file := io.BytesIO(), "png")
     return file.getvalue()
+
+
+def comments(number: int) -> bytes:
+    """A GIF with this many comments, of which the decoder reads one after another."""
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 9, 9, 0) + b"\x02\x02\x44\x01\0;"
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 9, 9, 0x80, 0, 0)
+        + bytes(6)
+        + b"\x21\xfe\x01a\0" * number
+        + frame
+    )
