@@ -38,7 +38,8 @@ class Calibration:
         unknown_images: whether nobody knows which images the model has learned from.
         model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once
             it is written.
-        folds_sha256: of the config.json of the model of each fold, if the sets are cross-conformal.
+        folds_sha256: of the description of the model of each fold, if the sets are
+            cross-conformal.
         date, version, commit: of the fit, once it is written; empty in files of earlier versions.
     """
 

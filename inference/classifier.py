@@ -5,7 +5,7 @@ test.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,6 @@ from torch import Tensor
 import trainers
 from clip import CLIP, ImageOutput, is_published, load_backbone, tokenizer_of, weights_sha256
 from common.errors import UsageError, check_name
-from common.files import checksum
 from common.names import check_names, with_spaces
 from common.results import FOLDS
 from trainers.base import TEMPLATE
@@ -31,8 +30,8 @@ from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.vision import FrozenTower
 
-from .artefact import EXPORT_CONFIG_FILE, INPUT, Description, write_artefact
-from .calibrated import Calibration, write_calibration
+from .artefact import INPUT, Description, write_artefact
+from .calibrated import Calibration, sha256_of, write_calibration
 from .description import check_description, predicting_configuration, zero_shot_description
 from .distances import Distances, distances_of
 from .images import FEWEST, image_of, in_threads
@@ -223,13 +222,12 @@ class PromptedClassifier:
         return written
 
     def save_folds(self, folder: Path) -> list[str]:
-        """Write the models of the folds to a folder; returns the SHA-256 of each config.json."""
+        """Write the models of the folds to a folder; returns the SHA-256 of each description."""
         found = []
         for number, model in enumerate(self.folds):
             place = folder / str(number)
             place.mkdir(parents=True, exist_ok=True)
-            model.save(place)
-            found.append(checksum(place / EXPORT_CONFIG_FILE))
+            found.append(sha256_of(asdict(model.save(place))))
         return found
 
     def pixels(

@@ -1,7 +1,7 @@
 """Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ from yacs.config import CfgNode
 import trainers
 from clip import CLIP
 from common.errors import UsageError, check_dataset_name, check_name
-from common.files import checksum
 from common.names import printable
 from common.results import FOLDS, RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
 from configs.methods import IN_A_FILE
@@ -34,7 +33,7 @@ from .artefact import (
     read_artefact,
 )
 from .behind_tower import BehindTower
-from .calibrated import Calibration, calibration_in
+from .calibrated import Calibration, calibration_in, sha256_of
 from .classifier import PromptedClassifier
 from .description import configuration, describe
 from .options import DEFAULTS, LoadOptions
@@ -178,15 +177,14 @@ def models_of_folds(
     models = []
     for number, sha256 in enumerate(calibration.folds_sha256):
         folder = path / FOLDS / str(number)
-        file = folder / EXPORT_CONFIG_FILE
-        if not file.is_file() or checksum(file) != sha256:
-            raise UsageError(f"the sets need {folder}, which is missing or changed", REFIT, folder)
-        model = load(folder, options, beside.clip)
+        model = classifier_of(folder, read_model(folder, options), options, beside.clip)
         BehindTower(model)
+        is_other = sha256_of(asdict(model.description)) != sha256
+        if is_other or model.class_names != beside.class_names:
+            raise UsageError(f"{folder} is not the model that the sets need", REFIT, folder)
         models.append(model)
-    same = all(model.class_names == beside.class_names for model in models)
-    if not same or not {*calibration.sets.folds} <= {*range(len(models))}:
-        raise UsageError(f"{path / FOLDS} has other models than the sets need", REFIT, path)
+    if not {*calibration.sets.folds} <= {*range(len(models))}:
+        raise UsageError(f"{path} lacks models that the sets need", REFIT, path)
     return models
 
 

@@ -265,8 +265,14 @@ def test_the_model_of_a_fold_is_chosen_and_learned_without_it(images_of_scene, t
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (lambda folder: shutil.rmtree(folder / "folds/3"), "the sets need"),
-        (lambda folder: (folder / "folds/3/config.json").write_text("{}"), "the sets need"),
+        (lambda folder: shutil.rmtree(folder / "folds/3"), "folds/3"),
+        (lambda folder: (folder / "folds/3/config.json").write_text("{}"), "folds/3"),
+        (
+            lambda folder: shutil.copytree(
+                folder / "folds/0", folder / "folds/1", dirs_exist_ok=True
+            ),
+            "not the model",
+        ),
         (lambda folder: (folder / "folds/3/prompts.safetensors").write_bytes(b""), "damaged"),
     ],
 )
