@@ -1,6 +1,7 @@
 """Cross-conformal sets: for each fold, the fit is made again without its images."""
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 
@@ -12,22 +13,20 @@ from inference.classifier import PromptedClassifier
 from trainers.base.features import CachedOutput
 
 from .decision import Decision, decide_among
+from .images import ASKED, Photo
 from .plan import Plan
 from .request import PRIORS, SETS, FitRequest
 from .trials import Backbone
 
 
-def check_cross(request: FitRequest, some_asked: bool) -> None:
+def check_cross(request: FitRequest, found: Sequence[Photo]) -> None:
     """Raise UsageError if cross-conformal sets are asked for where their guarantee would not hold,
-    or trainings would have to be made again for each fold.
-
-    Args:
-        some_asked: whether images were chosen to be labelled.
+    as images were chosen to be labelled, or trainings would have to be made again for each fold.
     """
-    other_prior = request.prior != PRIORS[0]
-    if request.sets == SETS[1] and (request.minutes or request.others or other_prior or some_asked):
+    are_chosen = request.prior != PRIORS[0] or any(photo.asked == ASKED[0] for photo in found)
+    if request.sets == SETS[1] and (request.minutes or request.others or are_chosen):
         what = "--sets cross is for heads on one backbone, and images as they come"
-        remedy = "give --minutes 0 and one --backbone; no --prior equal, no images with `asked`"
+        remedy = "give --minutes 0 and one --backbone; no --prior equal, no images that were chosen"
         raise UsageError(what, remedy)
 
 

@@ -72,7 +72,7 @@ def fit(
         UsageError: fewer than two classes have images, or sentences, pool or MODEL are invalid.
     """
     check_methods(request)
-    check_cross(request, any(photo.asked for photo in found))
+    check_cross(request, found)
     plan = plan_of(request, record)
     sources = sources_of(request, found, plan)
     photos = photos_of(request, found, *seen_by_all(sources))

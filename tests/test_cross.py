@@ -12,10 +12,11 @@ from marks import one_line, parquet_library
 
 from fit import command as fit
 from fit.candidates import CANDIDATES, ZERO_SHOT
-from fit.cross import add_cross_sets
+from fit.cross import add_cross_sets, check_cross
 from fit.decision import decide_among
 from fit.estimator import FITTED_AGAIN, Classifier
 from fit.heads import Heads
+from fit.images import Photo
 from fit.plan import Plan
 from fit.request import FitRequest
 from fit.trials import Backbone, Examples
@@ -291,6 +292,13 @@ def test_what_the_guarantee_is_not_about_is_one_line(options, photos, tiny, comm
     line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--sets", "cross", *QUICK]
     assert "--sets cross is for heads" in command(fit, *line, *options).error
     assert not (tmp_path / "model").exists()
+
+
+def test_images_that_were_chosen_are_refused_and_drawn_ones_are_not():
+    request = FitRequest("images", "model", minutes=0.0, sets="cross")
+    check_cross(request, [Photo("a.jpg", "red", asked="random")])
+    with one_line("--sets cross is for heads"):
+        check_cross(request, [Photo("a.jpg", "red", asked="chosen")])
 
 
 def test_one_model_after_another(photos, paths, tiny, command, tmp_path):
