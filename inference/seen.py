@@ -5,7 +5,6 @@ It holds no image, but a checksum and, unless it was published, a signature of e
 """
 
 import io
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -14,9 +13,9 @@ from typing import Any, Self
 
 import numpy as np
 from dassl.utils import read_image
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from common.arrays import read_arrays
 from common.errors import UsageError
 from common.files import write_bytes
 from common.results import SEEN
@@ -63,7 +62,7 @@ class SeenImages:
     def of(
         cls,
         sha256: Iterable[str],
-        signatures: Sequence[NDArray[np.int8]],
+        signatures: Sequence[Any],
         labels: Iterable[int],
         role: str,
         groups: Iterable[int] | None = None,
@@ -171,28 +170,18 @@ class SeenImages:
         if not file.is_file():
             return None
         try:
-            arrays = read_arrays(file)
-        except Exception as error:  # zipfile and numpy raise errors of many kinds for damaged files
+            arrays = read_arrays(file, SHAPES, LARGEST)
+            check(arrays)
+        except Exception as error:  # of any kind: see `read_arrays`
             raise UsageError(f"{file} is damaged", "restore it, or delete it", file) from error
         return cls(**arrays)
 
 
-def read_arrays(file: Path) -> dict[str, Any]:
-    """The arrays of a seen.npz, after checks of their sizes and types. ValueError or any other
-    error for others.
-    """
-    with zipfile.ZipFile(file) as archive:
-        entries = {name: archive.getinfo(f"{name}.npy") for name in SHAPES}
-        if sum(entry.file_size for entry in entries.values()) > LARGEST:
-            raise ValueError("the arrays are too large")
-        contents = {name: io.BytesIO(archive.read(entry)) for name, entry in entries.items()}
-    arrays = {
-        name: npy.read_array(content, allow_pickle=False) for name, content in contents.items()
-    }
+def check(arrays: dict[str, Any]) -> None:
+    """Raise ValueError for arrays of other shapes or types."""
     count = len(arrays["role"])
     for name, (kind, shape) in SHAPES.items():
         if arrays[name].dtype != kind or arrays[name].shape != (count, *shape):
             raise ValueError(f"{name} has another type or shape")
     if count and arrays["role"].max() >= len(ROLES):
         raise ValueError("a role is out of range")
-    return arrays

@@ -1,6 +1,5 @@
 """predictions.npz: what a test predicted for each image. docs/predictions.md has its schema."""
 
-import io
 import math
 import sys
 import zipfile
@@ -11,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.lib import format as npy
 
+from common.arrays import read_arrays
 from common.errors import UsageError
 from common.files import replacing
 from common.results import MEASURES, digest_of_rows, read_results, test_record
@@ -92,7 +92,7 @@ def read(folder: Path) -> Predictions:
         )
     checked_summary(folder, results)  # checks what every run writes
     try:
-        arrays = read_arrays(file)
+        arrays = read_arrays(file, COLUMNS | WORDS, LARGEST_READ)
         check(arrays)
     except UsageError:  # too large
         raise
@@ -115,19 +115,6 @@ def read(folder: Path) -> Predictions:
             file,
         )
     return arrays
-
-
-def read_arrays(file: Path) -> Predictions:
-    """The arrays of a file without logits. Their sizes are checked before they are read, and their
-    CRCs after it.
-    """
-    with zipfile.ZipFile(file) as archive:
-        entries = {key: archive.getinfo(f"{key}.npy") for key in COLUMNS | WORDS}
-        if sum(entry.file_size for entry in entries.values()) > LARGEST_READ:
-            what = f"{file} has more than {LARGEST_READ / 1e9:.1f} GB of arrays"
-            raise UsageError(what, "it is too large for this command: read it by numpy", file)
-        contents = {key: io.BytesIO(archive.read(entry)) for key, entry in entries.items()}
-    return {key: npy.read_array(content, allow_pickle=False) for key, content in contents.items()}
 
 
 def check(arrays: Predictions) -> None:

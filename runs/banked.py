@@ -61,7 +61,7 @@ class BankedImages:
         rows = rows_of(self.bank, [item.impath for item in items], "pixels_sha256", "signature")
         known = [rows[item.impath] for item in items]
         sha256 = [row["pixels_sha256"] for row in known]
-        signatures = [np.array(row["signature"], dtype=np.int8) for row in known]
+        signatures = [row["signature"] for row in known]
         seen = SeenImages.of(sha256, signatures, [item.label for item in items], role)
         return seen if look else seen.without_signatures()
 

@@ -4,7 +4,6 @@ change.
 
 import argparse
 import io
-import zipfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
@@ -14,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from numpy.lib import format as npy
 
+from common.arrays import read_arrays
 from common.errors import UsageError, check_dataset_name
 from common.names import plain, printable
 from common.results import CALIBRATION, RESULTS_FILE
@@ -45,7 +44,7 @@ from .labelled import labelled_images, outputs_of, seen_of
 
 NOTHING = SeenImages.of([], [], [], ROLES[0])
 MOST_NEAR = 0.05  # of the images: more near-copies of training images are no chance
-LOGITS = "logits.npy"  # in predictions.npz
+LOGITS = "logits"  # in predictions.npz
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -311,19 +310,13 @@ def saved_outputs(run: Path) -> Outputs | None:
     if not file.is_file():
         return None
     labels = read(run)["label"]
-    with zipfile.ZipFile(file) as archive:
-        if LOGITS not in archive.namelist():
-            return None
-        try:
-            entry = archive.getinfo(LOGITS)
-            if entry.file_size > LARGEST + 1024:
-                raise ValueError("too large")
-            logits = npy.read_array(io.BytesIO(archive.read(entry)), allow_pickle=False).astype(
-                float
-            )
-            checked(logits, labels)
-        except Exception as error:  # as in `predictions.read`
-            raise UsageError(f"{file} is damaged", "start its run again", file) from error
+    try:
+        logits = read_arrays(file, [LOGITS], LARGEST + 1024)[LOGITS].astype(float)
+        checked(logits, labels)
+    except KeyError:
+        return None
+    except Exception as error:  # as in `predictions.read`
+        raise UsageError(f"{file} is damaged", "start its run again", file) from error
     return Outputs(logits, labels)
 
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from common.errors import UsageError
 from common.names import plain, printable
-from datasets import copies
 from inference.bank import Bank, BankFiles, is_bank
 from inference.behind_tower import BehindTower
 from inference.classifier import PromptedClassifier
@@ -126,8 +125,8 @@ def seen_of(items: Sequence[Any]) -> SeenImages:
     if not isinstance(items[0], Stored):
         return SeenImages.of_files(items, CALIBRATED)
     known = [item for item in items if item.pixels_sha256]
-    looks = [np.array(item.signature, np.int8).reshape(copies.SHAPE) for item in known]
     digests = [str(item.pixels_sha256) for item in known]
+    looks = [item.signature for item in known]
     return SeenImages.of(digests, looks, [item.label for item in known], CALIBRATED)
 
 
