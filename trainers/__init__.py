@@ -23,7 +23,6 @@ from .base import Method, compat
 from .base.linear import Ensemble, KernelEnsemble, Linear
 from .base.plugin import register_plugins
 from .base.plugin import registered as methods
-from .base.settings import MethodSettings
 from .base.trainer import MethodTrainer
 from .base.vision import KernelProbe, VisionProbe
 
@@ -61,9 +60,10 @@ def predicting() -> dict[str, type[Method]]:
 
 @cache
 def has_right_settings(method: type[Method]) -> bool:
-    """Whether the settings of a method accept their own defaults."""
+    """Whether the settings of a method accept their own defaults, each by itself."""
     try:
-        return isinstance(method.Settings(), MethodSettings)
+        schema = method.Settings.schema()
+        return all(schema[name].accepts(x) for name, x in method.Settings.defaults().items())
     except Exception:  # of any kind: it is code
         return False
 

@@ -53,14 +53,20 @@ class MethodSettings:
         }
 
     @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The default of each field."""
+        return {
+            item.name: item.default if item.default_factory is MISSING else item.default_factory()
+            for item in fields(cls)
+        }
+
+    @classmethod
     def add_to(cls, cfg: CfgNode, section: str) -> None:
         """Add the fields to a configuration, as TRAINER.<section>.*; a run checks its own."""
         node = cfg.TRAINER.setdefault(section, CfgNode())
-        for item in fields(cls):
-            default = item.default if item.default_factory is MISSING else item.default_factory()
-            if item.name not in node:
-                accepts = cls.schema()[item.name]
-                add_settings(cfg, {f"TRAINER.{section}.{item.name}": (default, accepts)})
+        for name, default in cls.defaults().items():
+            if name not in node:
+                add_settings(cfg, {f"TRAINER.{section}.{name}": (default, cls.schema()[name])})
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work together; its text starts with the name of a
