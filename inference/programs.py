@@ -17,7 +17,7 @@ from clip import CLIP, load_backbone
 from common.errors import UsageError
 from common.start import required_packages
 
-from . import peft
+from . import peft, peft_export
 from .classifier import PromptedClassifier
 from .options import LoadOptions
 
@@ -186,10 +186,10 @@ FILES = [*(form.file for form in FORMS.values()), FOLDED, peft.CONFIG, peft.TENS
 
 
 def peft_form(library: str, class_names: Sequence[str]) -> Form:
-    """An adapter of PEFT, for the CLIP of a library (`peft.LIBRARIES`)."""
+    """An adapter of PEFT, for the CLIP of a library (`peft_export.LIBRARIES`)."""
 
     def write_adapter(classifier: PromptedClassifier, names: Sequence[str], file: Path) -> None:
-        peft.write(classifier, file.parent, library)
+        peft_export.write(classifier, file.parent, library)
 
     def run(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
         return run_peft(classifier, class_names, file, images)

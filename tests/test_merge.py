@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from clip import load_backbone
 from clip.random_weights import random_tensor
-from inference import models, peft
+from inference import models, peft_export
 from inference.options import LoadOptions
 from inference.seen import SeenImages
 from runs import merge, merging
@@ -130,7 +130,7 @@ def test_an_adapter_of_peft_is_a_member(runs, merged, load, tmp_path):
     first, second = runs("CLIPLoRA")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    peft.write(load(second), adapter, "transformers")
+    peft_export.write(load(second), adapter, "transformers")
     folder, _ = merged("mean", first, adapter)
     expected = (products(load(first)) + products(load(second))) / 2
     assert torch.allclose(products(load(folder)), expected, atol=1e-6)
@@ -286,7 +286,7 @@ def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosa
     refused("CoOp does not start from CLIP's weights", models=coop[:1], how="wise-ft:0.5")
     adapter = tmp_path.parent / "adapter"
     adapter.mkdir(exist_ok=True)
-    peft.write(load(lora[0]), adapter, "transformers")
+    peft_export.write(load(lora[0]), adapter, "transformers")
     refused("is an adapter of PEFT, which names no classes", models=[adapter, lora[0]])
     refused("TwoStage has a classifier", models=runs("TwoStage", 1), how="wise-ft:0.5")
     new = finished("CLIPLoRA", "new", *STEPS["CLIPLoRA"])

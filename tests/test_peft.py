@@ -11,7 +11,7 @@ from test_golden import build, images_of
 from tiny_models import both
 
 from clip import load_backbone
-from inference import export, models, peft, predict
+from inference import export, models, peft, peft_export, predict
 from inference.classifier import PromptedClassifier
 from inference.description import describe
 from inference.options import LoadOptions
@@ -53,11 +53,11 @@ def test_golden_files_of_peft(figures, learn, tmp_path, request):
     case = of_json(source)["case"]
     settings = case["cfg"] | {"DROPOUT_RATE": 0.25}
     classifier = learn(case["arch"], case["classnames"], **settings)
-    for library in set(figures) & set(peft.LIBRARIES):
+    for library in set(figures) & set(peft_export.LIBRARIES):
         expected = figures[library]
         folder = tmp_path / library
         folder.mkdir()
-        peft.write(classifier, folder, library)
+        peft_export.write(classifier, folder, library)
         config = of_json(folder / peft.CONFIG)
         assert {key: config[key] for key in expected["config"]} == expected["config"]
         tensors = load_file(folder / peft.TENSORS)
@@ -160,16 +160,16 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", thorough_but(("vision",), SETTINGS))
-@pytest.mark.parametrize("library", peft.LIBRARIES)
+@pytest.mark.parametrize("library", peft_export.LIBRARIES)
 def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, learn, tmp_path):
     library_of_peft = pytest.importorskip("peft")
     classifier = learn(ARCH, **SETTINGS[name])
     backbone = classifier.cfg.MODEL.BACKBONE.NAME
     if library == "open_clip" and name == "vision":
         with one_line("two times", "--peft transformers"):
-            peft.write(classifier, tmp_path, library)
+            peft_export.write(classifier, tmp_path, library)
         return
-    peft.write(classifier, tmp_path, library)
+    peft_export.write(classifier, tmp_path, library)
     clip = load_backbone(backbone)
     base = clip if library == "open_clip" else as_transformers(clip)
     images = images_of(2, 32)
@@ -189,7 +189,7 @@ def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, lear
 
 
 def written(folder, learner, settings, clip, backbone):
-    config, tensors = peft.for_open_clip(learner, settings, clip, backbone)
+    config, tensors = peft_export.for_open_clip(learner, settings, clip, backbone)
     config |= {"peft_type": "LORA", "bias": "none"}
     to_json(folder / peft.CONFIG, config)
     state = {f"{peft.PREFIX}{key}": value.detach() for key, value in tensors.items()}
@@ -223,7 +223,7 @@ def test_attention_that_peft_does_not_reach_is_refused():
     _, ours = both("EVA02-B-16")
     settings = CLIPLoRASettings(R=2)
     with one_line("PEFT does not reach q, k and v in the image tower of EVA02-B-16"):
-        peft.for_open_clip(LoRALearner(ours, NAMES, settings), settings, ours, "EVA02-B-16")
+        peft_export.for_open_clip(LoRALearner(ours, NAMES, settings), settings, ours, "EVA02-B-16")
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def adapter(learn, tmp_path):
     classifier = learn(ARCH, R=2)
     folder = tmp_path / "adapter"
     folder.mkdir()
-    peft.write(classifier, folder, "transformers")
+    peft_export.write(classifier, folder, "transformers")
     options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME, class_names=NAMES)
     return folder, options
 
