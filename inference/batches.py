@@ -22,7 +22,6 @@ from .behind_tower import BehindTower
 from .classifier import PromptedClassifier
 from .images import in_threads, one_thread
 from .models import Model
-from .predictions import Predictions
 
 # Class names: until here one thread is as fast, and from here on their text features take long
 FEW = 100
@@ -149,13 +148,11 @@ def predict_batch(
     reader = Reader()
     classifiers = [model.classifier for model in models]
     faults, inputs = read_batch(batch, classifiers, reader.content, reader.image)
-    said = [
-        classifier.predict(pixels, class_names)
+    answers = [
+        classifier.predict(pixels, class_names).answers(*asked)
         for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
     ]
-    return answers_of(
-        models, zip(batch, faults, map(reader.sizes.get, batch), strict=True), said, asked
-    )
+    return rows_of(models, zip(batch, faults, map(reader.sizes.get, batch), strict=True), answers)
 
 
 def predict_rows(
@@ -165,30 +162,29 @@ def predict_rows(
     behind = [BehindTower(model.classifier) for model in models]
     for part in files.rows("path", "width", "height"):
         before = torch.from_numpy(part.before)
-        said = [one.predict(before, class_names) for one in behind] if len(before) else []
+        answers = []
+        if len(before):
+            answers = [one.predict(before, class_names).answers(*asked) for one in behind]
         images, *sides = part.columns.values()
         sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
-        yield answers_of(models, zip(images, part.faults, sizes, strict=True), said, asked)
+        yield rows_of(models, zip(images, part.faults, sizes, strict=True), answers)
 
 
-def answers_of(
+def rows_of(
     models: Sequence[Model],
     images: Iterable[tuple[Any, str, Any]],
-    said: Sequence[Predictions],
-    asked: Sequence[Any],
+    answers: Sequence[Sequence[Row]],
 ) -> list[Row]:
-    """The rows of images, each with its fault and its size. Those without a fault have predictions
-    by each model.
+    """The rows of images, each with its fault and its size. Those without a fault have answers by
+    each model.
     """
-    columns = [predictions.answers(*asked) for predictions in said]
-    names = [model.name for model in models]
-    of_good = zip(*columns, strict=True)
+    of_good = zip(*answers, strict=True)
     rows: list[Row] = []
     for image, fault, size in images:
         known = {"image": str(image), "size": size}
         if fault:
             rows.append(known | {"error": fault})
         else:
-            of_models = zip(names, next(of_good), strict=True)
-            rows += [known | {"model": name} | answer for name, answer in of_models]
+            of_models = zip(models, next(of_good), strict=True)
+            rows += [known | {"model": model.name} | answer for model, answer in of_models]
     return rows

@@ -104,6 +104,12 @@ def clusters_of(rows: Floats, number: int, seed: int, start: Any = "k-means++") 
     return means.fit_predict(rows)
 
 
+def filled(pool: Pool, picks: Places, budget: int, method: Callable[[Pool, int], Places]) -> Places:
+    """The picks and, if they are too few, other images by a method."""
+    rest = budget - len(picks)
+    return picks + (method(pool.after(picks), rest) if rest else [])
+
+
 def distances(rows: Floats, others: Floats) -> Floats:
     """(rows, others), Euclidean."""
     return euclidean_distances(rows, others)
@@ -182,7 +188,7 @@ def typiclust(
             elif len(picks) < budget:
                 picks.append(int(members[typicality(pool.features[members]).argmax()]))
                 free[picks[-1]] = False
-    return picks + (herding(pool.after(picks), budget - len(picks)) if len(picks) < budget else [])
+    return filled(pool, picks, budget, herding)
 
 
 def typicality(rows: Floats) -> Floats:
@@ -208,10 +214,9 @@ def herding(
         weights: (images,), how much an image counts.
     """
     radius = max(LEAST_RADIUS, auto_radius(pool, budget) if radius is None else radius)
-    count = len(pool.features)
-    drawn = np.arange(count)
-    if count > KERNEL:
-        drawn = np.sort(np.random.default_rng(pool.seed).choice(count, KERNEL, replace=False))
+    drawn = np.arange(len(pool.features))
+    if len(drawn) > KERNEL:
+        drawn = np.sort(np.random.default_rng(pool.seed).choice(drawn, KERNEL, replace=False))
     rows = pool.features[drawn]
     free = pool.free[drawn]
     kernel = ball(rows, rows, radius)
@@ -222,8 +227,7 @@ def herding(
         covered = np.where(free, of_labels, 1)
     counts = np.ones(len(rows)) if weights is None else weights[drawn]
     picks = drawn[greedy(kernel, covered, counts, np.flatnonzero(free), budget)].tolist()
-    rest = budget - len(picks)
-    return picks + (k_center(pool.after(picks), rest) if rest else [])
+    return filled(pool, picks, budget, k_center)
 
 
 def whitened_herding(pool: Pool, budget: int) -> Places:
@@ -337,10 +341,10 @@ def pcb(pool: Pool, budget: int, candidates: Sequence[int] | None = None) -> Pla
             picks.append(left[0])
             counts[label] += 1
         elif np.isinf(counts).all():
-            return picks + random(pool.after(picks), budget - len(picks))
+            break
         else:
             counts[label] = np.inf
-    return picks
+    return filled(pool, picks, budget, random)
 
 
 METHODS: dict[str, Callable[[Pool, int], Places]] = {

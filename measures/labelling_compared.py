@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.neighbors import NearestNeighbors
 
-from .labelling import Floats, Places, Pool, clusters_of, distances, k_center, random
+from .labelling import Floats, Places, Pool, clusters_of, distances, filled, k_center, random
 
 PURE = 0.95  # the share of images in whose ball all images are of one cluster
 OVERSAMPLE = 25  # candidates of DropQuery for each label
@@ -32,8 +32,7 @@ def probcover(pool: Pool, budget: int, radius: float | None = None) -> Places:
         place = int(np.where(pool.free, graph @ open_places, -1).argmax())
         picks.append(place)
         open_places[graph[place].indices] = 0
-    rest = budget - len(picks)
-    return picks + (k_center(pool.after(picks), rest) if rest else [])
+    return filled(pool, picks, budget, k_center)
 
 
 def pure_radius(pool: Pool) -> float:
@@ -67,13 +66,12 @@ def badge(pool: Pool, budget: int) -> Places:
         near = np.minimum(near, np.maximum(lengths + lengths[last] - 2 * products, 0))
         near[picks] = 0
         if not near.any():
-            found = places[picks].tolist()
-            return found + k_center(pool.after(found), budget - len(found))
+            break
         sums = np.cumsum(near / near.sum())
         while (drawn := int(np.searchsorted(sums, draws.uniform()))) in picks:
             pass
         picks.append(min(drawn, len(places) - 1))
-    return places[picks].tolist()
+    return filled(pool, places[picks].tolist(), budget, k_center)
 
 
 def dropquery(
@@ -97,7 +95,7 @@ def dropquery(
     found = places[changed > level]
     if len(found) >= budget:
         return found[middles(pool.features[found], budget, pool.seed, start)].tolist()
-    return [*found.tolist(), *random(pool.after(found.tolist()), budget - len(found))]
+    return filled(pool, found.tolist(), budget, random)
 
 
 def middles(rows: NDArray[Any], budget: int, seed: int, start: Sequence[int] | None) -> Places:
