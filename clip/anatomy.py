@@ -60,7 +60,7 @@ def vision_width(clip: Any) -> int:
 
 
 def image_blocks(clip: Any) -> Any:
-    """The layers of the image tower; ClipError if it is no vision transformer."""
+    """The layers of the image tower; ClipError if it is not a vision transformer."""
     return image_tower(clip).blocks
 
 

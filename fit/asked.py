@@ -54,7 +54,7 @@ def check_done(lines: Sequence[Line], file: Path) -> None:
 
 
 def check_labels(lines: Sequence[Line], names: Sequence[str], file: Path) -> None:
-    """Raise UsageError for a label that is no class."""
+    """Raise UsageError for a label that is not a class."""
     known = [" ".join(plain(name).split()) for name in names]
     for line in lines:
         label = " ".join(plain(line["label"]).split())

@@ -354,7 +354,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Write the files of the fit to a new folder, which is a MODEL of all commands."""
         check_is_fitted(self)
         if self.backbone is None:
-            raise UsageError("a classifier of features is no MODEL of images", "pickle it")
+            raise UsageError("a classifier of features is not a MODEL of images", "pickle it")
         target = Path(folder)
         try:
             target.mkdir(parents=True)

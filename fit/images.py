@@ -98,7 +98,7 @@ def read(place: Path, labels: Path | None = None) -> list[Photo]:
 
         return photos_in(place, labels)
     if labels:
-        raise UsageError(f"{place} is no bank", "leave out --labels", place)
+        raise UsageError(f"{place} is not a bank", "leave out --labels", place)
     if place.is_file():
         return photos_of(rows_of(place), place)
     if not place.is_dir():
@@ -200,7 +200,7 @@ def rows_of(file: Path) -> list[tuple[int, Row]]:
     try:
         return [(rows.line_num, row) for row in rows] or [(1, dict.fromkeys(rows.fieldnames or ()))]
     except csv.Error as error:  # such as a quotation mark that nothing closes
-        what = f"{file} is no CSV file after line {rows.line_num} ({error})"
+        what = f"{file} is not a CSV file after line {rows.line_num} ({error})"
         raise UsageError(
             what, "fix the next line: perhaps its quotation mark is not closed", file
         ) from error
@@ -212,7 +212,7 @@ def json_row(line: str, number: int, file: Path) -> Row:
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
-        raise UsageError(f"line {number} of {file} is no JSON object", "fix that line", file)
+        raise UsageError(f"line {number} of {file} is not a JSON object", "fix that line", file)
     return {key: str(value) for key, value in row.items() if isinstance(value, str | int)}
 
 
@@ -315,7 +315,7 @@ def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
         pattern = re.compile(by)
     except re.error as error:
         raise UsageError(
-            f"--group-by {by!r} is no regular expression ({error})", "correct it"
+            f"--group-by {by!r} is not a regular expression ({error})", "correct it"
         ) from error
     if pattern.groups != 1:
         what = f"--group-by {by!r} has {pattern.groups} captures"

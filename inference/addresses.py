@@ -36,7 +36,7 @@ class Address:
     """Where an image is; or, with a slash at its end, a folder of images."""
 
     url: str
-    suffix: ClassVar[str] = ""  # it is no list and no tar
+    suffix: ClassVar[str] = ""  # neither a list nor a tar
 
     def __str__(self) -> str:
         return self.url

@@ -98,7 +98,7 @@ def opened(file: Path) -> Iterator[Any]:
         from pyarrow.parquet import ParquetFile
     try:
         if not file.is_file():  # a pipe would wait
-            raise FileNotFoundError("it is no file")
+            raise FileNotFoundError("it is not a file")
         with ParquetFile(file) as table:
             yield table
     except (*DAMAGED, pyarrow.ArrowException) as error:

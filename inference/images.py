@@ -65,11 +65,11 @@ def image_of(image: Any) -> Any:
         image = image["bytes"] or image["path"]
     if isinstance(image, str | PathLike | bytes | Image.Image):
         return image
-    what = f"{type(image).__name__} is no image"
+    what = f"{type(image).__name__} is not an image"
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
             return Image.fromarray(image)
-        what = f"an array of type {image.dtype} and shape {image.shape} is no image"
+        what = f"an array of type {image.dtype} and shape {image.shape} is not an image"
     raise UsageError(what, "give a path, bytes, a PIL image, or an array (H, W, 3) of uint8 in RGB")
 
 

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(f"{what} for answers in a folder", "end --to with /")
     for file in args.paths:
         if file.suffix.removeprefix(".") in FORMS and not file.is_dir():
-            raise UsageError(f"{file} is no image", f"to write the answers there: --to {file}")
+            raise UsageError(f"{file} is not an image", f"to write the answers there: --to {file}")
     form = form_of(args.to, args.format)
     options = options_of(args)
     stdout = sys.stdout

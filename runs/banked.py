@@ -67,12 +67,12 @@ class BankedImages:
 
 
 def check(cfg: CfgNode, method: type[Method] | None, evaluates: bool) -> None:
-    """Raise UsageError if BANK is given and is no bank, or has not what the run reads."""
+    """Raise UsageError if BANK is given and is not a bank, or lacks what the run reads."""
     if not cfg.BANK:
         return
     name = cfg.TRAINER.NAME
     if method is None:
-        raise without_images(f"{name} is no method of this project")
+        raise without_images(f"{name} is not a method of this project")
     if cfg.TEST.OOD or corruption_of(cfg):
         raise without_images("--ood and TEST.CORRUPTION read these")
     if hasattr(method.test_transform(cfg), "count"):
@@ -81,7 +81,7 @@ def check(cfg: CfgNode, method: type[Method] | None, evaluates: bool) -> None:
         check_learner(cfg, method)
     folder = Path(cfg.BANK).expanduser()
     if not is_bank(folder):
-        raise UsageError(f"BANK is {folder}, which is no bank", "write it by tools/embed.py")
+        raise UsageError(f"BANK is {folder}, which is not a bank", "write it by tools/embed.py")
     image = image_settings(cfg)
     inputs = {key: image[key] for key in INPUT}
     Bank(folder).check_tower(inputs, cfg.MODEL.BACKBONE.NAME, "this run")

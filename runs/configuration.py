@@ -222,8 +222,8 @@ def default_settings(method: str) -> dict[str, Any]:
 
 
 def check_chosen(key: str, trainer: str) -> None:
-    """Raise UsageError for a setting that no study can have chosen: it is no value of the method or
-    of its training.
+    """Raise UsageError for a setting that no study can have chosen: neither the method nor its
+    training has it.
     """
     method = trainers.methods().get(trainer)
     group, _, rest = key.partition(".")

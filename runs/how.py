@@ -29,7 +29,7 @@ class How:
         try:
             value = float(number) if colon else None
         except ValueError:
-            raise ValueError(f"{number!r} is no number") from None
+            raise ValueError(f"{number!r} is not a number") from None
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{number} is not from 0 to 1")
         if name == "task" and value is None:

@@ -22,7 +22,7 @@ LARGEST_ALPHA = 10_000
 
 def untrained(classifier: PromptedClassifier) -> State:
     """What a method learns, before it has learned: for a method of weights, those of CLIP. The
-    scale of the logits is left out: it is no weight, and merged models have the mean.
+    scale of the logits is left out: it is not a weight, and merged models have the mean.
 
     Raises:
         UsageError: its start is not CLIP itself, so that a change from it has no meaning.

@@ -81,7 +81,7 @@ class StudyKeys:
         for variant in self.variants:
             if variant.over and variant.over not in learning:
                 what = f"{variant.name} reads the answers of {variant.over}"
-                raise UsageError(f"{what}, which is no trainer that learns here", "add it")
+                raise UsageError(f"{what}, which is not a trainer that learns here", "add it")
 
     def check_protocols(self) -> None:
         """Check that the protocols have what they need, and fit the other keys."""

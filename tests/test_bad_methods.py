@@ -210,7 +210,7 @@ def test_a_correct_method_works(method, own):
     [
         (Remembering, "Remembering gives other logits than a model that reads its checkpoint"),
         (learning(Long), "Long.image returns features of length 9"),
-        (learning(Loose), "Loose.scales requires a gradient and is no nn.Parameter"),
+        (learning(Loose), "Loose.scales requires a gradient and is not an nn.Parameter"),
         (learning(Unregistered), "Small.map.weight is not in the prompt learner"),
         (learning(UnregisteredAddition), "Small.map.weight is not in the prompt learner"),
         (adapting(Mixing), "the fast towers give other logits"),

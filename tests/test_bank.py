@@ -227,7 +227,9 @@ def test_labels_of_a_bank_are_those_of_a_file_or_of_folders(
     line = "--to", tmp_path / "model", "--backbone", deep
     (tmp_path / "others.csv").write_text("path,label\nx.jpg,a\n")
     assert "no image of" in command(fit, folder, *line, "--labels", tmp_path / "others.csv").error
-    assert "is no bank" in command(fit, classes, *line, "--labels", tmp_path / "labels.csv").error
+    assert (
+        "is not a bank" in command(fit, classes, *line, "--labels", tmp_path / "labels.csv").error
+    )
 
 
 def test_calibrate_reads_a_bank_that_says_how_its_images_look(

@@ -116,7 +116,7 @@ def test_refused(pairs, words, monkeypatch, eurosat, tiny, tmp_path):
     with one_line("TEST.CORRUPTION is fog", *words):
         corruptions.check(cfg, True)
     if not pairs:
-        with one_line("is no method: leave it out"):
+        with one_line("is not a method: leave it out"):
             corruptions.check(cfg, False)
 
 

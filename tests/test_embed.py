@@ -202,7 +202,7 @@ def test_lists_name_images(embedded, command, deep, photos, tmp_path):
     for name, words in {
         "names.csv": "no column path",
         "long.txt": "a line has more than 65,536",
-        "damaged.parquet": "is no list of images",
+        "damaged.parquet": "is not a list of images",
         "gone.csv": "there is no list",
     }.items():
         done = command(embed, photos / "a.jpg", photos / name, *line)

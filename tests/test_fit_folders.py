@@ -105,7 +105,7 @@ def test_metadata_of_hugging_face_names_images_and_labels(photos, tmp_path):
         find(photos)
     (photos / "metadata.csv").unlink()
     (photos / "metadata.jsonl").write_text("[1]")
-    with one_line("line 1 of", "no JSON object"):
+    with one_line("line 1 of", "not a JSON object"):
         find(photos)
 
 

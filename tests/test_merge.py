@@ -280,7 +280,7 @@ def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosa
     refused("is for one model", models=lora, how="wise-ft:0.5")
     refused("1.5 is not from 0 to 1", models=lora[:1], how="wise-ft:1.5")
     refused("is none of mean, greedy", models=lora, how="soup")
-    refused("'half' is no number", models=lora[:1], how="wise-ft:half")
+    refused("'half' is not a number", models=lora[:1], how="wise-ft:half")
     refused("--images has no use here", models=lora, options=["--images", tmp_path])
     refused("is for the entries of weights", models=lora, how="ties")
     refused("CoOp does not start from CLIP's weights", models=coop[:1], how="wise-ft:0.5")

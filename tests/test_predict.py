@@ -111,9 +111,9 @@ def test_arrays_are_images_and_other_values_are_named(finished, photos):
     assert torch.equal(classifier.logits(pixels[None]), expected)
     assert torch.equal(classifier.logits(np.array([str(photos / "b.png")])), expected)
     for image, words in {None: "NoneType", 3: "int", 0.5: "float"}.items():
-        with one_line(f"{words} is no image", "give a path, bytes, a PIL image, or an array"):
+        with one_line(f"{words} is not an image", "give a path, bytes, a PIL image, or an array"):
             classifier.logits([image])
-    with one_line("an array of type uint8 and shape (50, 40) is no image"):
+    with one_line("an array of type uint8 and shape (50, 40) is not an image"):
         classifier.logits([pixels[..., 0]])
 
 
@@ -290,7 +290,7 @@ PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
 WRONG = {  # the end of the line that each gives has these words
     "predict {photos}": "{photos} is not a model: give a run's output folder, or one of "
     "tools/fit.py or export.py",
-    "predict {run} {photos} --csv out.csv": "out.csv is no image: to write the answers there: --to "
+    "predict {run} {photos} --csv out.csv": "out.csv is not an image: to write the answers there: --to "
     "out.csv",
     "predict {run} {photos} --to {out}.txt": "does not end in .csv, .json, .jsonl, .parquet",
     "predict {run} {photos} --to {photos}": "name a file, or write it as {photos}/",

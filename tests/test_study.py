@@ -166,7 +166,7 @@ def test_a_method_over_another_one_follows_its_training(write, tmp_path):
         assert run.option("--trainer") == run.variant.method and not run.trains
         assert run.folder.parent.name == run.variant.name
     for trainers in (["TransCLIP+CoOp"], ["TransCLIP+TDA", "TDA"]):
-        with one_line("TransCLIP+", "which is no trainer that learns here: add it"):
+        with one_line("TransCLIP+", "which is not a trainer that learns here: add it"):
             load(write(trainers=trainers), settings=False)
 
 

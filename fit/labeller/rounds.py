@@ -106,7 +106,7 @@ class Rounds:
         """Write what a visitor says of an image; the same once more changes nothing.
 
         Raises:
-            UsageError: the file says something else than the visitor saw, or the label is no class.
+            UsageError: the file has changed since the visitor saw it, or the label is not a class.
         """
         if after.label:
             check_name(after.label, self.plan.names, "class")

@@ -101,7 +101,7 @@ def from_json(body: bytearray) -> tuple[list[bytes], bool, Question]:
 
     Raises:
         UsageError: there are too many images, or one is not base64.
-        ValidationError: it is no JSON, or no `Question`.
+        ValidationError: it is not JSON, or not a `Question`.
     """
     question = Question.model_validate_json(body)
     several = isinstance(question.image, list)

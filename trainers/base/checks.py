@@ -64,7 +64,7 @@ def assert_method_works(name: str, **settings: Any) -> None:
         settings: of its section, such as `N_CTX=4`.
 
     Raises AssertionError if a learned module is not in the prompt learner, a tensor that requires
-    gradients is no Parameter, a parameter gets no gradient, the features of images are longer than
+    gradients is not a Parameter, a parameter gets no gradient, features of images are longer than
     1, a fact such as `installs` is not true, the checkpoint lacks something that a test reads, or
     the fast towers give other logits than the plain ones; a hook is misspelt, or returns something
     else; or the method raises an error, which it names with the file. UsageError for wrong
@@ -96,7 +96,7 @@ def check_code(method: Any) -> None:
     check_hooks(method)
     check_schedule(method.model.prompt_learner)
     loose = untrained(method.model)
-    assert not loose, f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
+    assert not loose, f"{name}: {loose[0]} requires a gradient and is not an nn.Parameter"
     added = unregistered(method.model)
     what = "is not in the prompt learner: it is neither trained nor saved"
     assert not added, f"{name}: {added[0]} {what}"

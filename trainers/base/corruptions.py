@@ -74,7 +74,7 @@ def check(cfg: CfgNode, known: bool) -> None:
         return
     what = f"TEST.CORRUPTION is {name}"
     if not known:
-        raise UsageError(f"{what}, and {cfg.TRAINER.NAME} is no method", "leave it out")
+        raise UsageError(f"{what}, and {cfg.TRAINER.NAME} is not a method", "leave it out")
     if cfg.TEST.OOD:
         raise UsageError(f"{what}, and the images of --ood have none", "leave one of them out")
     if min(cfg.INPUT.SIZE) < LEAST:

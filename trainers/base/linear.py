@@ -41,7 +41,7 @@ class LinearHead(Head):
 
 
 class Linear(FeatureMethod):
-    """The weighted sum of linear heads; it is no method that a run trains."""
+    """The weighted sum of linear heads; it is not a method that a run trains."""
 
     Settings = LinearSettings
     saved_as = "linear"

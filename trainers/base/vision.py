@@ -142,9 +142,7 @@ class FrozenTower:
 
 
 class VisionProbe(FittedMethod):
-    """A ridge regression from centred image features to one-hot labels; it is no method that a run
-    trains.
-    """
+    """A ridge regression from centred features to one-hot labels. No run trains this method."""
 
     Settings = VisionProbeSettings
     Model = UnprojectedCLIP
