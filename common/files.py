@@ -85,7 +85,7 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
     """
     remove_left(parent, prefix)
     folder = Path(mkdtemp(prefix=prefix, dir=parent))
-    while (lock := held(folder)) is None:
+    while (lock := lock_on(folder)) is None:
         folder = Path(mkdtemp(prefix=prefix, dir=parent))
     try:
         yield folder
@@ -106,7 +106,7 @@ def remove_left(parent: Path, prefix: str) -> None:
                 os.close(lock)
 
 
-def held(folder: Path) -> int | None:
+def lock_on(folder: Path) -> int | None:
     """The descriptor of a new folder, with a lock; None if another process has taken it for one
     that was left.
     """

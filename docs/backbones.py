@@ -78,21 +78,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="ARCH",
-        help="architectures (default: all with published weights)",
-    )
-    parser.add_argument(
-        "--largest", type=int, default=160, help="million weights up to which all layers are built"
-    )
-    parser.add_argument(
-        "--narrow", action="store_true", help="build each with small widths and two layers"
-    )
-    parser.add_argument(
-        "--rows", type=Path, help="file with the rows of an earlier start, which are kept"
-    )
+    add = parser.add_argument
+    text = "architectures (default: all with published weights)"
+    add("names", nargs="*", metavar="ARCH", help=text)
+    text = "million weights up to which all layers are built"
+    add("--largest", type=int, default=160, help=text)
+    add("--narrow", action="store_true", help="build each with small widths and two layers")
+    add("--rows", type=Path, help="file with the rows of an earlier start, which are kept")
     return parser.parse_args()
 
 
@@ -290,15 +282,8 @@ def figures(rows: list[dict[str, Any]]) -> str:
     memory the peak of the process in bytes.
     """
     text = io.StringIO()
-    heads = [
-        "architecture",
-        "weights",
-        "image_tower",
-        "text_tower",
-        "layers",
-        "image_difference",
-        "text_difference",
-    ]
+    heads = ["architecture", "weights", "image_tower", "text_tower", "layers"]
+    heads += ["image_difference", "text_difference"]
     file = csv.DictWriter(
         text, [*heads, *METHODS, "memory", "note"], lineterminator="\n", restval=""
     )
@@ -356,14 +341,14 @@ def section(rows: list[dict[str, Any]], largest: int, narrow: bool = False) -> s
     text = SECTION.format(
         **facts, **counts, methods=" | ".join(METHODS), rules=" --- |" * (5 + len(METHODS))
     )
-    for (tower, texts, *answers), members in sorted(families.items()):
-        sizes = sorted(row["weights"] / 1e6 for row in members)
+    for (tower, texts, *answers), family in sorted(families.items()):
+        sizes = sorted(row["weights"] / 1e6 for row in family)
         weights = f"{sizes[0]:,.0f} to {sizes[-1]:,.0f} M"
         cells = [
             f"`{tower}`",
             texts,
-            str(len(members)),
-            f"`{members[0]['arch']}`",
+            str(len(family)),
+            f"`{family[0]['arch']}`",
             weights,
             *answers,
         ]

@@ -101,12 +101,12 @@ def gaps_of(
     """(bins,): see `gaps`; `places` is the bin of each image. The bin after the last has weight,
     but no members.
     """
-    members = places < bins
-    both = (np.asarray(values, dtype=np.float64)[members] for values in (correct, confidence))
-    right, sure = (np.bincount(places[members], values, bins) for values in both)
-    counts = np.bincount(places[members], minlength=bins)
+    inside = places < bins
+    both = (np.asarray(values, dtype=np.float64)[inside] for values in (correct, confidence))
+    of_correct, of_confidence = (np.bincount(places[inside], values, bins) for values in both)
+    counts = np.bincount(places[inside], minlength=bins)
     weights = np.bincount(np.minimum(places, bins - 1), minlength=bins) / len(confidence)
-    return weights * abs(right - sure) / np.maximum(counts, 1)
+    return weights * abs(of_correct - of_confidence) / np.maximum(counts, 1)
 
 
 def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
@@ -138,13 +138,13 @@ def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
 
 
 def openworld_auc(
-    base_scores: ArrayLike, new_scores: ArrayLike, base_right: ArrayLike, new_right: ArrayLike
+    base_scores: ArrayLike, new_scores: ArrayLike, base_correct: ArrayLike, new_correct: ArrayLike
 ) -> dict[str, float]:
     """OpenworldAUC (Hua et al., ICML 2025) and its parts, in percent.
 
     Args:
         base_scores, new_scores: (images,), of images of base and of new classes, higher for base.
-        base_right, new_right: (images,), whether the answer among the base, or among the new
+        base_correct, new_correct: (images,), whether the answer among the base, or among the new
             classes is the label.
 
     Returns:
@@ -154,12 +154,12 @@ def openworld_auc(
     """
     base = np.asarray(base_scores, dtype=np.float64)
     new = np.asarray(new_scores, dtype=np.float64)
-    right = np.asarray(base_right, dtype=bool), np.asarray(new_right, dtype=bool)
+    correct = np.asarray(base_correct, dtype=bool), np.asarray(new_correct, dtype=bool)
     pairs = len(base) * len(new) / 100
-    base_accuracy, new_accuracy = (100 * float(answers.mean()) for answers in right)
+    base_accuracy, new_accuracy = (100 * float(answers.mean()) for answers in correct)
     both = base_accuracy + new_accuracy
     return {
-        "openworld_auc": in_order(base[right[0]], new[right[1]]) / pairs,
+        "openworld_auc": in_order(base[correct[0]], new[correct[1]]) / pairs,
         "auroc": in_order(base, new) / pairs,
         "base_accuracy": base_accuracy,
         "new_accuracy": new_accuracy,

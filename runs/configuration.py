@@ -46,6 +46,7 @@ RESUMABLE_CHANGES = {
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 PLUGIN = "MODEL.PLUGIN_SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
+CHOSEN_GROUPS = "OPTIM", "INPUT", "DATALOADER", "TRAIN", "TRAINER"  # of its settings
 
 SETTINGS = {
     "BANK": ("", TEXT, "Folder of tools/embed.py whose features are read instead of images"),
@@ -228,17 +229,12 @@ def check_chosen(key: str, trainer: str) -> None:
     method = trainers.methods().get(trainer)
     group, _, rest = key.partition(".")
     sections = method.sections() if method else [trainer.upper()]
-    if (
-        group not in ("OPTIM", "INPUT", "DATALOADER", "TRAIN", "TRAINER")
-        or key in RESUMABLE_CHANGES
-    ):
-        raise UsageError(
-            f"--chosen has {key}, which no study chooses", "set it on the command line"
-        )
+    if key in RESUMABLE_CHANGES or group not in CHOSEN_GROUPS:
+        what = f"--chosen has {key}, which no study chooses"
+        raise UsageError(what, "set it on the command line")
     if group == "TRAINER" and rest.split(".")[0] not in sections:
-        raise UsageError(
-            f"--chosen has {key}, which {trainer} does not read", f"choose settings for {trainer}"
-        )
+        what = f"--chosen has {key}, which {trainer} does not read"
+        raise UsageError(what, f"choose settings for {trainer}")
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,12 @@ class OpenWorld:
     def finish(self) -> dict[str, Any]:
         if not self.rows:  # TEST.NO_TEST
             return {}
-        score, right, is_base = torch.cat(self.rows).cpu().numpy().T
+        score, correct, is_base = torch.cat(self.rows).cpu().numpy().T
         base = is_base == 1
         new = is_base == 0
         if not (base.any() and new.any()):
             return {}
-        measures = openworld_auc(score[base], score[new], right[base], right[new])
+        measures = openworld_auc(score[base], score[new], correct[base], correct[new])
         print(
             f"* OpenworldAUC: {measures['openworld_auc']:.2f} (base against new: AUROC "
             f"{measures['auroc']:.2f})"

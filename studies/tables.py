@@ -27,11 +27,8 @@ from .variant import Variant
 # `average`.
 PAPER = json.loads(Path(__file__).with_name("published").joinpath("paper_tables.json").read_text())
 MEASURED = (*MEASURES, "n_test", "train_seconds", "test_seconds", "device", "backbone")
-CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
 MARK = "†"
-MARKED = (
-    f"{MARK}: test images chose the epoch or a setting"  # explains the mark in tables and pictures
-)
+MARKED = f"{MARK}: test images chose the epoch or a setting"  # in tables and pictures
 
 
 def marked(name: str | None, selected: bool) -> str:
@@ -53,8 +50,8 @@ def shots_label(shots: int) -> str:
 def row_of(run: Run, measured: dict) -> dict[str, Any]:
     """A run and its results.json as a row."""
     row: dict[str, Any] = {"protocol": run.protocol, "part": part_of(run)}
-    row |= {"method": run.variant.name, "dataset": run.dataset}
-    row |= {"shots": run.shots, "seed": run.seed, "trained": run.trains}
+    row |= {"method": run.variant.name, "dataset": run.dataset, "shots": run.shots}
+    row |= {"seed": run.seed, "trained": run.trains}
     row["selected_on_test"] = selected_on_test(measured)
     row["images"], row["evaluations"] = test_record(measured) or (None, None)
     if measured.get("corruption"):
@@ -104,10 +101,8 @@ class Summary:
     @property
     def parts(self) -> list[tuple[str, str]]:
         """The tables of the study: (protocol, part)."""
-        parts = {
-            "cross_dataset": ["all classes"],
-            "few_shot": list(map(shots_label, sorted(self.study.shots))),
-        }
+        parts = {"cross_dataset": ["all classes"]}
+        parts["few_shot"] = list(map(shots_label, sorted(self.study.shots)))
         parts["base2new"] = ["base", "new", "H", *(["all"] if self.study.union else [])]
         return [(protocol, part) for protocol in self.study.protocols for part in parts[protocol]]
 
@@ -360,11 +355,8 @@ class Summary:
             name: json.loads(one.to_json(orient="records", double_precision=15))
             for name, one in frames.items()
         }
-        words = {
-            "unit": "top-1 accuracy, percent",
-            "spread": "population std",
-            "H": "of the mean accuracies",
-        }
+        words = {"unit": "top-1 accuracy, percent", "spread": "population std"}
+        words["H"] = "of the mean accuracies"
         return words | {"warnings": self.warnings} | tables
 
 

@@ -16,7 +16,7 @@ from studies.render import Cell, build_tables, markdown
 from studies.rules import VALIDATION, SearchRule
 from studies.spec import Study
 from studies.study_file import load
-from studies.tables import CELL, PAPER, Summary, holm
+from studies.tables import PAPER, Summary, holm
 from studies.variant import Variant
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def of_the_paper(tmp_path):
 
 
 def cell(summary, *names):
-    return summary.cells.set_index(CELL).loc[names]
+    return summary.cells.set_index(["protocol", "part", "method", "dataset"]).loc[names]
 
 
 def text_of(summary):

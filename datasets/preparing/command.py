@@ -276,9 +276,9 @@ def wrong_counts(dataset: FewShotDataset) -> list[str]:
         return []
     published = (*dataset.counts, dataset.n_classes)
     return [
-        f"{number:,} {what} instead of {right:,}"
-        for (what, number), right in zip(counts(dataset).items(), published, strict=True)
-        if number != right
+        f"{number:,} {what} instead of {expected:,}"
+        for (what, number), expected in zip(counts(dataset).items(), published, strict=True)
+        if number != expected
     ]
 
 
