@@ -71,8 +71,7 @@ def fit(
     Raises:
         UsageError: fewer than two classes have images, or sentences, pool or MODEL are invalid.
     """
-    check_methods(request)
-    check_cross(request, found)
+    check_asked(request, found)
     plan = plan_of(request, record)
     sources = sources_of(request, found, plan)
     photos = photos_of(request, found, *seen_by_all(sources))
@@ -91,20 +90,20 @@ def fit(
         result = Fit(source.request, photos, decision, unlabelled=unlabelled)
         classifier = final_classifier(result, made, towers, backbone)
         if photos.tested:
-            test = tested(result, classifier, towers, source.rows)
-            result = replace(result, test=test)
+            result = replace(result, test=tested(result, classifier, towers, source.rows))
         write_model(result, classifier, source.rows, towers.heads)
         # The same call again does not lack images that have changed
         write_record(result, {} if changed else record["request"], made)
     return result
 
 
-def check_methods(request: FitRequest) -> None:
-    """Raise UsageError if a method is not known, or has nothing to learn from."""
+def check_asked(request: FitRequest, found: Sequence[Photo]) -> None:
+    """Raise UsageError if a method is not known, or has nothing to learn from; or by `check_cross`."""
     for name in request.methods:
         check_name(name, METHODS, "method")
     if MIXTURE in request.methods and not request.pool:
         raise UsageError(f"{MIXTURE} learns from images without labels", "give some by --pool")
+    check_cross(request, found)
 
 
 def plan_of(request: FitRequest, record: dict[str, Any]) -> Plan:
