@@ -98,7 +98,7 @@ def fit(
 
 
 def check_asked(request: FitRequest, found: Sequence[Photo]) -> None:
-    """Raise UsageError if a method is not known, or has nothing to learn from; or by `check_cross`."""
+    """Raise UsageError if a method is not known or has nothing to learn from; and `check_cross`."""
     for name in request.methods:
         check_name(name, METHODS, "method")
     if MIXTURE in request.methods and not request.pool:
