@@ -15,7 +15,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess_dict
 
 from common.errors import closest, one_line
-from common.files import identity
+from common.files import checksum_once
 from common.names import printable
 
 from . import hub, vision_only
@@ -23,7 +23,7 @@ from .building import CLIP, build
 from .configurations import checked
 from .errors import ClipError
 from .tokenizer import Tokenizer
-from .weights import URLS, openai_file, published_sha256, regular_file, sha256, small_file
+from .weights import URLS, openai_file, published_sha256, regular_file, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
 # How OpenAI's models read images, by the keys of INPUT. Published YAML files state it for every
@@ -240,7 +240,7 @@ def weights_sha256(name: str, cache: str | None = None) -> str:
     Raises:
         ClipError: as for `weight_file`; but OpenAI's weights are not downloaded.
     """
-    return published_sha256(name) if name in URLS else sha256(identity(weight_file(name, cache)))
+    return published_sha256(name) if name in URLS else checksum_once(weight_file(name, cache))
 
 
 def open_clip_file(name: str, cache: str | None) -> Path:

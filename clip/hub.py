@@ -17,12 +17,11 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_lo
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from common.errors import one_line
-from common.files import identity
+from common.files import checksum_once
 
 from .configurations import NAMES, TOKENISER_FILES, VOCABULARIES, text_tower, tokeniser_data
 from .errors import ClipError
 from .tokenizer import OtherTokenizer, Tokenizer
-from .weights import sha256
 
 PREFIX = "hf-hub:"
 CONFIG = "open_clip_config.json"
@@ -82,7 +81,7 @@ def file_of(
             f"{repo} of the Hugging Face Hub has no {files[0]}", "choose another repository"
         )
     blob = Path(here).resolve()
-    if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256(identity(blob)) != blob.name:
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and checksum_once(blob) != blob.name:
         raise ClipError(
             f"{here} is damaged (its SHA-256 differs)", f"delete {blob}, and start again", blob
         )

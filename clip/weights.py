@@ -5,7 +5,6 @@ file.
 import os
 import stat
 from contextlib import ExitStack
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from common.checkpoints import is_state_dict
 from common.download import DownloadError, download
 from common.errors import one_line
-from common.files import checksum, identity
+from common.files import checksum_once
 from common.names import printable
 from common.torch_files import is_torchscript, read_torch_file
 
@@ -49,12 +48,6 @@ SMALL = Path(__file__).with_name("small.safetensors")
 SMALL_SHA256 = "38960b9b0791fc9d197707415e072283c59360db4bdaa2b2ff2ec434923956f9"
 
 
-@lru_cache(maxsize=8)
-def sha256(file: tuple) -> str:
-    """The SHA-256 of the file with this `identity`, which is read once in a process."""
-    return checksum(Path(file[0]))
-
-
 def published_sha256(name: str) -> str:
     """The SHA-256 of an OpenAI name's weights."""
     return URLS[name].split("/")[-2]
@@ -66,7 +59,7 @@ def small_file() -> Path:
     Raises:
         ClipError: the file is missing, or its SHA-256 is wrong.
     """
-    if not SMALL.is_file() or sha256(identity(SMALL)) != SMALL_SHA256:
+    if not SMALL.is_file() or checksum_once(SMALL) != SMALL_SHA256:
         what = "is damaged (its SHA-256 differs)" if SMALL.is_file() else "is missing"
         remedy = f"restore it with `git checkout -- {SMALL.parent.name}/{SMALL.name}`"
         raise ClipError(f"{SMALL} {what}", remedy, SMALL)
@@ -110,7 +103,7 @@ def is_published(path: Path, name: str) -> bool:
     """Whether a file is there and is the one of an OpenAI name."""
     if not path.is_file():
         return False
-    if sha256(identity(path)) == published_sha256(name):
+    if checksum_once(path) == published_sha256(name):
         return True
     print(f"{path} is not the published file (its SHA-256 differs)")
     return False
@@ -183,7 +176,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     Raises:
         ClipError: it is not one of them.
     """
-    if sha256(identity(path)) not in map(published_sha256, URLS):
+    if checksum_once(path) not in map(published_sha256, URLS):
         what = (
             f"backbone file {path} is a TorchScript archive, a program, and not one that OpenAI "
             "published"

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
@@ -230,6 +231,16 @@ def checksum(path: Path, kind: str = "sha256") -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def checksum_once(path: Path) -> str:
+    """The SHA-256 of a file, which a process reads once, unless it is replaced or written to."""
+    return _checksum(identity(path))
+
+
+@lru_cache(4096)
+def _checksum(file: tuple) -> str:
+    return checksum(Path(file[0]))
 
 
 def identity(path: Path) -> tuple:

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from yacs.config import CfgNode
 import trainers
 from clip import ClipError
 from common.errors import UsageError
-from common.files import checksum, identity
+from common.files import checksum_once
 from common.lock import ANOTHER
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE
 from common.text import read_json, read_text
@@ -189,9 +188,7 @@ def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: 
         with suppress(UsageError):  # it is gone
             path = method.checkpoint_in(model_dir, load_epoch)
     differs = (
-        checkpoint_sha256(identity(Path(path))) != tested
-        if path
-        else epoch and load_epoch not in (None, epoch)
+        checksum_once(Path(path)) != tested if path else epoch and load_epoch not in (None, epoch)
     )
     if differs:
         what = (
@@ -199,12 +196,6 @@ def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: 
             f"{path or f'epoch {load_epoch}'}"
         )
         raise UsageError(what, OTHER_FOLDER)
-
-
-@lru_cache(4096)
-def checkpoint_sha256(file: tuple) -> str:
-    """The SHA-256 of a checkpoint (`identity`): several runs of a study test the same one."""
-    return checksum(Path(file[0]))
 
 
 def as_read(value: Any) -> Any:
