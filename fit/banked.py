@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .features import Features, Row
 
 COLUMNS = "path", "sha256", "label", "pixels_sha256"
+MOST_FAULTS = 5  # that are named
 LOOK = "sha256", "pixels_sha256", "signature", "camera", "second"
 
 
@@ -114,6 +115,11 @@ def features_of(
                 behind.check_width(len(row["before"]))
                 rows[path] = row_of(row)
     return rows, damaged
+
+
+def notes_of(damaged: Mapping[str, str]) -> list[str]:
+    """Some of the faults, for the user."""
+    return [f"Left out: {fault}" for fault in list(damaged.values())[:MOST_FAULTS]]
 
 
 def row_of(known: Mapping[str, Any]) -> "Row":

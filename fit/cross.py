@@ -12,11 +12,11 @@ from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from trainers.base.features import CachedOutput
 
-from .decision import Decision, decide_among
+from .decision import decide_among
 from .images import ASKED, Photo
 from .plan import Plan
 from .request import PRIORS, SETS, FitRequest
-from .trials import Backbone
+from .trials import Backbone, Trials
 
 
 def check_cross(request: FitRequest, found: Sequence[Photo]) -> None:
@@ -31,30 +31,28 @@ def check_cross(request: FitRequest, found: Sequence[Photo]) -> None:
 
 
 def add_cross_sets(
-    classifier: PromptedClassifier, backbone: Backbone, decision: Decision, request: FitRequest
+    classifier: PromptedClassifier, backbone: Backbone, trials: Trials, request: FitRequest
 ) -> None:
     """Give a calibrated classifier cross-conformal sets, and the models of the folds.
 
     Each of these is chosen and learned without the images of its fold, by folds of the others. One
     image of each scene, the first one, has a score.
     """
-    trials = decision.trials
-    calibration = classifier.calibration
-    if trials is None or calibration is None:
-        return
+    assert classifier.calibration is not None
     examples = backbone.examples
-    _, first = np.unique(examples.scenes[trials.held], return_index=True)
-    scored = trials.held[first]
+    scored = trials.held[np.unique(examples.scenes[trials.held], return_index=True)[1]]
     folds = trials.folds[0]
     logits = np.empty((len(scored), len(examples.names)))
     for fold in range(trials.number_of_folds):
-        model = chosen_again(backbone, folds != fold, request)
         out = folds[scored] == fold
-        before = CachedOutput(examples.x[scored[out]])
-        logits[out] = model.logits_with_folds(before)[:, 0].detach().cpu()
+        model = chosen_again(backbone, folds != fold, request)
+        answers = model.logits_with_folds(CachedOutput(examples.x[scored[out]]))
+        logits[out] = answers[:, 0].detach().cpu()
         classifier.folds.append(model)
-    sets = calibration.sets.of_folds(logits, examples.labels[scored], folds[scored])
-    classifier.calibration = replace(calibration, sets=sets)
+    classifier.calibration = replace(
+        classifier.calibration,
+        sets=classifier.calibration.sets.of_folds(logits, examples.labels[scored], folds[scored]),
+    )
 
 
 def chosen_again(
@@ -62,9 +60,9 @@ def chosen_again(
 ) -> PromptedClassifier:
     """The classifier that is chosen and learned by some of the images (images,)."""
     examples = backbone.examples
-    x = examples.x[inside]
-    y = examples.y[inside]
-    part = replace(examples, x=x, y=y, scenes=examples.scenes[inside])
+    part = replace(
+        examples, x=examples.x[inside], y=examples.y[inside], scenes=examples.scenes[inside]
+    )
     with redirect_stdout(io.StringIO()):
         _, decision = decide_among([replace(backbone, examples=part)], request, Plan(end=0.0))
-    return backbone.heads.classifier(decision.chosen, x, y, {})
+    return backbone.heads.classifier(decision.chosen, part.seen, {})

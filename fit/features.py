@@ -105,8 +105,9 @@ class Features:
         ) as bar:
             for start in range(0, len(new), PART):
                 rows: dict[str, Row] = {}
-                part = new[start : start + PART]
-                for found in in_threads(partial(self.read, keys), part, BATCH, on_gpu):
+                for found in in_threads(
+                    partial(self.read, keys), new[start : start + PART], BATCH, on_gpu
+                ):
                     rows |= {keys[path]: row for path, row in found.items() if isinstance(row, Row)}
                     damaged |= {path: row for path, row in found.items() if isinstance(row, str)}
                     bar.update(len(found))

@@ -11,6 +11,8 @@ from datasets import copies
 from .features import Row
 from .images import Photo
 
+NOT_KNOWN = "Near-copies are not known: the bank was written without --look"
+
 
 def find(
     photos: Sequence[Photo], rows: Mapping[str, Row], looks: bool = True
@@ -36,6 +38,11 @@ def find(
     return copies.components(len(photos), list(links.values())), ", ".join(reasons)
 
 
+def looks_known(photos: Sequence[Photo]) -> bool:
+    """Whether it is known how photos look, and when they were taken: some banks do not say it."""
+    return all(photo.pixels_sha256 for photo in photos if photo.bank)
+
+
 def links_of_looks(
     photos: Sequence[Photo], rows: Sequence[Row], in_training: NDArray[np.bool_]
 ) -> dict[str, copies.Pairs]:
@@ -57,6 +64,11 @@ def same_name(photos: Sequence[Photo]) -> copies.Pairs:
             pairs.append((first.setdefault(photo.group, place), place))
     different = [pair for pair in pairs if pair[0] != pair[1]]
     return np.array(different, dtype=np.int64).reshape(-1, 2)
+
+
+def firsts(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The places of the first image of each scene, by the numbers of scenes (images,)."""
+    return np.sort(np.unique(numbers, return_index=True)[1])
 
 
 def numbers(photos: Sequence[Photo]) -> NDArray[np.int64]:

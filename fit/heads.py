@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from functools import cached_property, partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from inference.options import LoadOptions
 from trainers.base import TEMPLATE
 from trainers.base.feature_method import FeatureMethod
 from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
+from trainers.base.linear import EnsembleHead
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import normalize
 from trainers.base.teacher import cache_folder, mean_text_features
@@ -39,6 +41,7 @@ from .candidates import (
     WITHOUT_TEXTS,
     ZERO_SHOT,
     Candidate,
+    Weighted,
     method_of_sum,
 )
 from .clock import Clock
@@ -50,6 +53,7 @@ PARTS = 5  # of the images, of which `freshness` leaves out one
 # Bytes of the logits of all heads that are kept, and of one
 LIMIT = 1e9
 MOST_KEPT = 50e6
+Seen = tuple[Tensor, Tensor]  # features (images, width) and labels (images,) to learn from
 
 
 class Heads:
@@ -112,18 +116,18 @@ class Heads:
         return method
 
     @one_thread()  # several wait for one another, above all on a machine that does other work, too
-    def fit(self, candidate: Candidate, features: Tensor, labels: Tensor) -> FeatureMethod:
-        """The method with a head that has learned from features (images, width) and labels
-        (images,).
+    def fit(self, candidate: Candidate, seen: Seen) -> FeatureMethod:
+        """The method with a head that has learned.
 
         Raises:
             FloatingPointError: a loss is not finite.
         """
         torch.manual_seed(self.seed)
         if candidate.method == MIXTURE:
-            return self.mixture(candidate, features, labels)
+            return self.mixture(candidate, seen)
         if candidate.pool:
-            candidate, features, labels = self.with_pool(candidate, features, labels)
+            candidate, seen = self.with_pool(candidate, seen)
+        features, labels = seen
         method = self.method(candidate, len(labels))
         inputs = self.inputs(candidate.method, features)
         batches = method.begin(Support(inputs[None], labels))
@@ -142,59 +146,53 @@ class Heads:
         assert self.pool is not None
         return Neighbourhood(self.pool)
 
-    def with_pool(
-        self, candidate: Candidate, features: Tensor, labels: Tensor
-    ) -> tuple[Candidate, Tensor, Tensor]:
+    def with_pool(self, candidate: Candidate, seen: Seen) -> tuple[Candidate, Seen]:
         """What a candidate learns from, with images of the pool and the labels that these get."""
         assert self.pool is not None
+        features, labels = seen
         found = self.unlabelled.labels(features, labels, len(self.names))
         added = self.pool
         if candidate.pool == AGREED:
             alone = replace(candidate, pool="")
-            agrees = self.answers(alone, (features, labels), self.pool).argmax(dim=1) == found
+            agrees = self.answers(alone, seen, self.pool).argmax(dim=1) == found
             added = added[agrees]
             found = found[agrees]
         settings = {**candidate.settings, "LABELLED": len(labels)}
         alone = Candidate(candidate.method, settings, candidate.training)
-        return alone, torch.cat([features, added]), torch.cat([labels, found])
+        return alone, (torch.cat([features, added]), torch.cat([labels, found]))
 
-    def mixture(self, candidate: Candidate, features: Tensor, labels: Tensor) -> FeatureMethod:
+    def mixture(self, candidate: Candidate, seen: Seen) -> FeatureMethod:
         """TransCLIP's mixture as a linear head."""
         assert self.pool is not None
-        known, pool = (normalize(self.inputs(LINEAR_SUM, rows)) for rows in (features, self.pool))
+        known, pool = (normalize(self.inputs(LINEAR_SUM, rows)) for rows in (seen[0], self.pool))
         texts = normalize(self.fixed[ZERO_SHOT]).float()
         weight = candidate.settings["LAMBDA"]
-        method = self.method(Candidate(LINEAR_SUM, {"MEMBERS": (candidate.name,)}), len(labels))
-        found = mixture(pool, (known, labels), texts, weight)
+        method = self.method(Candidate(LINEAR_SUM, {"MEMBERS": (candidate.name,)}), len(known))
+        found = mixture(pool, (known, seen[1]), texts, weight)
         for tensor, values in zip((method.head.weight, method.head.bias), found, strict=True):
             tensor.data.copy_(values)
         return method
 
-    def learned(
-        self, candidate: Candidate, seen: tuple[Tensor, Tensor]
-    ) -> Callable[[Tensor], Tensor]:
+    def learned(self, candidate: Candidate, seen: Seen) -> Callable[[Tensor], Tensor]:
         """From what the candidate reads of images (`inputs`) to logits (images, classes), after
-        learning from features and labels."""
+        learning."""
         if candidate.method in self.fixed:
             matrix = self.clip.logit_scale.exp() * normalize(self.fixed[candidate.method]).T
             return lambda features: normalize(features) @ matrix
-        return partial(answered, self.fit(candidate, *seen))
+        return partial(answered, self.fit(candidate, seen))
 
-    def answers(
-        self, candidate: Candidate, seen: tuple[Tensor, Tensor], features: Tensor
-    ) -> Tensor:
-        """Logits (images, classes) for features (images, width), after learning from the features
-        and labels `seen`.
-        """
+    def answers(self, candidate: Candidate, seen: Seen, features: Tensor) -> Tensor:
+        """Logits (images, classes) for features (images, width), after learning."""
         return self.learned(candidate, seen)(self.inputs(candidate.method, features)).detach()
 
-    def freshness(self, candidate: Candidate, features: Tensor, labels: Tensor) -> float:
+    def freshness(self, candidate: Candidate, seen: Seen) -> float:
         """The spread of the candidate's logits on images that it has not learned from, as a
         multiple of that on others. Each fifth image is left out, also if it is alone in its class;
         only heads without texts can learn so, and others count as 1.
         """
         if candidate.method not in WITHOUT_TEXTS:
             return 1.0
+        features, labels = seen
         ratios = []
         for part in range(PARTS):
             out = torch.arange(len(labels), device=labels.device) % PARTS == part
@@ -206,14 +204,13 @@ class Heads:
     def held_out(
         self,
         candidate: Candidate,
-        features: Tensor,
-        labels: Tensor,
-        held: NDArray[Any],
+        seen: Seen,
+        folds: NDArray[np.int64],
         deadline: float = math.inf,
         some: NDArray[np.int64] | None = None,
     ) -> Tensor:
-        """(repeats, images, classes): the logits of images whose folds `held` were left out
-        (`choice.folds`).
+        """(repeats, images, classes): the logits of images whose folds (`choice.folds`) were left
+        out.
 
         They are divided by the head's spread on the images that it has learned from: heads of fewer
         images have others, up to a hundred times smaller ones.
@@ -226,37 +223,42 @@ class Heads:
             FloatingPointError: a loss or a logit is not finite.
             TooLong: the trainings would not end before the deadline.
         """
-        asked = torch.arange(len(labels)) if some is None else torch.from_numpy(some)
-        found = torch.full((len(held), len(asked), len(self.names)), torch.nan)
-        key = self.key(candidate, features, labels, held, some)
-        kept = get_tensor(self.cache, key, tuple(found.shape), found.dtype)
-        if kept is not None:
-            return kept
-        folds = int(held.max()) + 1
-        self.clock = Clock(deadline, folds * len(held))
+        asked = torch.arange(len(seen[1])) if some is None else torch.from_numpy(some)
+        shape = len(folds), len(asked), len(self.names)
+        key = self.key(candidate, seen, folds, some)
+        found = get_tensor(self.cache, key, shape, torch.float32)
+        if found is not None:
+            return found
+        self.clock = Clock(deadline, len(folds) * (int(folds.max()) + 1))
         try:
-            for row, logits in zip(torch.from_numpy(held), found, strict=True):
-                for fold in range(folds):
-                    learned_from = row != fold
-                    seen = features[learned_from], labels[learned_from]
-                    answers = self.answers(candidate, seen, features[asked])
-                    out = row[asked] == fold
-                    logits[out] = (answers[out] / spread(answers[~out])).cpu()
-                    self.clock.next()
+            found = self.of_folds(candidate, seen, folds, asked)
         finally:
             self.clock = Clock()  # other trainings have no deadline
-        if not found[:, torch.from_numpy(held[0] >= 0)[asked]].isfinite().all():
+        if not found[:, torch.from_numpy(folds[0] >= 0)[asked]].isfinite().all():
             raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
         if found.nbytes <= MOST_KEPT:
             put_tensor(self.cache, key, found)
         return found
 
+    def of_folds(
+        self, candidate: Candidate, seen: Seen, folds: NDArray[np.int64], asked: Tensor
+    ) -> Tensor:
+        """`held_out`, for the `asked` places; NaN for images in no fold."""
+        x, y = seen
+        found = torch.full((len(folds), len(asked), len(self.names)), torch.nan)
+        for repeat, fold in product(range(len(folds)), range(folds.max() + 1)):
+            left_out = torch.from_numpy(folds[repeat] == fold)
+            answers = self.answers(candidate, (x[~left_out], y[~left_out]), x[asked])
+            out = left_out[asked]
+            found[repeat, out] = (answers[out] / spread(answers[~out])).cpu()
+            self.clock.next()
+        return found
+
     def key(
         self,
         candidate: Candidate,
-        features: Tensor,
-        labels: Tensor,
-        held: NDArray[Any],
+        seen: Seen,
+        folds: NDArray[np.int64],
         some: NDArray[np.int64] | None,
     ) -> str:
         """A checksum of all that the logits of held-out images depend on."""
@@ -270,12 +272,12 @@ class Heads:
             method=candidate.method,
             settings=settings_of(candidate),
         )
-        folds = torch.from_numpy(held)
         if candidate.pool and self.pool is not None:
             key.add_tensors({candidate.pool: self.pool})
         if some is not None:
             key.add_tensors({"some": torch.from_numpy(some)})
-        key.add_tensors({"features": features, "labels": labels, "folds": folds})
+        features, labels = seen
+        key.add_tensors({"features": features, "labels": labels, "folds": torch.from_numpy(folds)})
         of_clip = {"scale": self.clip.logit_scale, "names": self.fixed[ZERO_SHOT]}
         of_clip |= {f"texts {unit}": texts for unit, texts in self.texts.items()}
         of_clip |= self.projection.state_dict() if self.projection else {}
@@ -283,53 +285,47 @@ class Heads:
         return str(key)
 
     def classifier(
-        self,
-        weights: Sequence[tuple[Candidate, float]],
-        features: Tensor,
-        labels: Tensor,
-        facts: Mapping[str, Any],
+        self, weights: Weighted, seen: Seen, facts: Mapping[str, Any]
     ) -> PromptedClassifier:
         """The chosen classifier, which has learned from all images: a candidate, or an ensemble of
         linear ones.
         """
-        ((first, _), *others) = weights
-        if first.method in self.fixed and not others and self.reads_names:
+        first, _ = weights[0]
+        if first.method in self.fixed and len(weights) == 1 and self.reads_names:
             sentences = self.zero_shot.description.sentences if first.method == SENTENCES else {}
             return self.exported(first.method, facts, sentences=sentences)
-        if not others and first.method not in self.fixed:
-            method = self.fit(first, features, labels)
-        else:
-            method = self.ensemble(weights, features, labels)
+        method = self.fit_sum(weights, seen)
         return self.exported(type(method).__name__, facts, method)
 
-    def ensemble(
-        self, weights: Sequence[tuple[Candidate, float]], features: Tensor, labels: Tensor
-    ) -> FeatureMethod:
-        """One head: the weighted sum of candidates that have learned from features and labels."""
-        seen = features, labels
-        names = [candidate.name for candidate, _ in weights]
+    def fit_sum(self, weights: Weighted, seen: Seen) -> FeatureMethod:
+        """One head that has learned: a candidate, or the weighted sum of several linear ones."""
+        candidates = [candidate for candidate, _ in weights]
+        if len(candidates) == 1 and candidates[0].method not in self.fixed:
+            return self.fit(candidates[0], seen)
         factors = [float(f"{weight:.6g}") for _, weight in weights]  # for people
+        names = [candidate.name for candidate in candidates]
         settings = {"MEMBERS": tuple(names), "WEIGHTS": tuple(factors)}
-        kind = method_of_sum([candidate for candidate, _ in weights])
-        method = self.method(Candidate(kind, settings), len(labels))
-        head = method.head
-        of_projected = head.weight if kind == LINEAR_SUM else head.of_projected
-        axes = torch.eye(self.clip.visual.output_dim, device=features.device)  # unit features
+        method = self.method(Candidate(method_of_sum(candidates), settings), len(seen[1]))
         for candidate, weight in weights:
-            if candidate.method == VISION:
-                learned = self.fit(candidate, *seen).head
-                head.mean.copy_(learned.mean)  # that of all such heads
-                head.weight += weight * learned.weight
-                head.bias += weight * learned.bias
-                continue
-            if candidate.method == KERNEL:
-                head.kernel = self.fit(candidate, *seen).head.times(weight)
-                continue
+            self.add(candidate, weight, seen, method.head)
+        return method
+
+    def add(self, candidate: Candidate, weight: float, seen: Seen, head: Any) -> None:
+        """Add a candidate that has learned to the head of a sum."""
+        if candidate.method == VISION:
+            learned = self.fit(candidate, seen).head
+            head.mean.copy_(learned.mean)  # that of all such heads
+            head.weight += weight * learned.weight
+            head.bias += weight * learned.bias
+        elif candidate.method == KERNEL:
+            head.kernel = self.fit(candidate, seen).head.times(weight)
+        else:
+            axes = torch.eye(self.clip.visual.output_dim, device=head.weight.device)
             logits = self.learned(candidate, seen)(torch.cat([axes, -axes])).detach()
             there, back = logits.chunk(2)
+            of_projected = head.of_projected if isinstance(head, EnsembleHead) else head.weight
             of_projected += weight * (there - back).T / 2
             head.bias += weight * (there + back).mean(dim=0) / 2
-        return method
 
     def exported(
         self,
@@ -344,10 +340,8 @@ class Heads:
         checkpoint: dict[str, Any] | None = None
         if method:
             values["settings"] = asdict(method.settings)
-            state = {
-                key: tensor.detach() for key, tensor in method.saved_module().state_dict().items()
-            }
             metadata = {"method": name, "class_names": self.names, **values}
+            state = method.saved_module().state_dict()
             checkpoint = {"state_dict": state, "epoch": 0, "metadata": metadata}
         description = replace(
             self.zero_shot.description, method=name, training=dict(facts), **values

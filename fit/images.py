@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def find(
         photos = [photo for photo in photos if photo.part != "test"]
         photos += [replace(photo, part="test") for photo in read(test, labels)]
     photos = [replace(photo, label=as_class_name(photo.label)) for photo in photos]
-    learned = sorted({photo.label for photo in photos if photo.part != "test"})
+    learned = learned_classes(photos)
     if len(learned) < 2:
         what = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"
         raise UsageError(what, f"a classifier needs two: {LAYOUT}", place)
@@ -80,6 +80,11 @@ def find(
     if group_by:
         photos = named(photos, group_by, place)
     return sorted(photos, key=lambda photo: (PARTS.index(photo.part), photo.label, photo.path))
+
+
+def learned_classes(photos: Iterable[Photo]) -> set[str]:
+    """Those with training images."""
+    return {photo.label for photo in photos if photo.part != "test"}
 
 
 def as_class_name(label: str) -> str:

@@ -41,16 +41,21 @@ def photos_of(
     if len(images) != len(values):
         raise ValueError(f"X has {len(images)} images, and y has {len(values)} labels")
     labels = class_names(values, known)
-    names = {label: name for name, label in labels.items()}
-    photos = []
-    for number, (image, label) in enumerate(zip(images, values, strict=True)):
-        source = image_of(image)
-        if not isinstance(source, str | PathLike):
-            path = folder / f"{number:08}.png"
-            pixels = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
-            pixels.convert("RGB").save(path)
-            source = path
-        elif not Path(source).is_file():
-            raise UsageError(f"there is no image {str(source)!r}", "check its path")
-        photos.append(Photo(str(source), names[label]))
+    names = dict(zip(labels.values(), labels, strict=True))
+    photos = [
+        Photo(path_of(image, folder / f"{number:08}.png"), names[values[number]])
+        for number, image in enumerate(images)
+    ]
     return sorted(photos, key=lambda photo: (photo.label, photo.path)), labels
+
+
+def path_of(image: Any, file: Path) -> str:
+    """The path of an image; one that is in memory is written to the file."""
+    source = image_of(image)
+    if isinstance(source, str | PathLike):
+        if not Path(source).is_file():
+            raise UsageError(f"there is no image {str(source)!r}", "check its path")
+        return str(source)
+    pixels = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
+    pixels.convert("RGB").save(file)
+    return str(file)

@@ -97,15 +97,15 @@ def ask(args: argparse.Namespace, classifier: "PromptedClassifier") -> None:
             raise UsageError("each scene of the pool has a label", "this was the last round")
     asked = pool.ask(labels, budget, budget // DRAWN, args.seed, args.rule)
     rows = [
-        {"path": image, "label": "", "asked": ASKED[is_drawn], "guess": guess}
-        for image, guess, is_drawn in asked
+        {"path": one.path, "label": "", "asked": ASKED[one.is_drawn], "guess": one.guess}
+        for one in asked
     ]
     if args.thumbnails:
         write_thumbnails(args.thumbnails, rows, len(lines), args.max_pixels)
     write_lines(args.to, [*lines, *rows])
     for note in pool.notes:
         print(printable(note))
-    drawn = sum(is_drawn for _, _, is_drawn in asked)
+    drawn = sum(one.is_drawn for one in asked)
     print(f"Written: {args.to}, with {len(rows):,} images to label, {drawn:,} of them at random")
 
 

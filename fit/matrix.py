@@ -115,12 +115,7 @@ def prepared(
 
 def model_of(heads: Heads, examples: Examples, chosen: Weighted) -> MatrixModel:
     """The chosen candidates after learning from the examples."""
-    ((first, _), *others) = chosen
-    if others or first.method in heads.fixed:
-        method = heads.ensemble(chosen, examples.x, examples.y)
-    else:
-        method = heads.fit(first, examples.x, examples.y)
-    return MatrixModel(method.head, examples.names, chosen)
+    return MatrixModel(heads.fit_sum(chosen, examples.seen).head, examples.names, chosen)
 
 
 def free_of_names(request: FitRequest) -> list[Candidate]:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from common.errors import UsageError
 from datasets.base import same_names
+from inference.seen import SeenImages
 
+from .features import Row
 from .groups import numbers
-from .images import ASKED, Photo
+from .images import ASKED, Photo, learned_classes
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Photos:
     def usable(
         cls,
         photos: Sequence[Photo],
-        pixels: Mapping[str, str],
+        rows: Mapping[str, Row],
         damaged: Mapping[str, str],
         classes: Sequence[str] = (),
     ) -> "Photos":
@@ -49,22 +51,17 @@ class Photos:
         wrong.
 
         Args:
-            pixels: the SHA-256 of the decoded pixels, by path; of damaged images there is none.
+            rows: what is known of an image, by path; of damaged images there is none.
             classes: those that may have no images.
 
         Raises:
             UsageError: fewer than two classes are left.
         """
-        readable = [
-            replace(photo, pixels_sha256=pixels[photo.path])
-            for photo in photos
-            if photo.path in pixels
-        ]
-        kept, notes = without_copies(readable)
-        names = sorted({photo.label for photo in kept if photo.part != "test"})
-        if len(names) < 2:
+        kept, notes = without_copies(photos, rows)
+        learned = learned_classes(kept)
+        if len(learned) < 2:
             raise too_few(damaged)
-        names = sorted({*names, *classes})
+        names = sorted(learned.union(classes))
         lost = sorted({photo.label for photo in photos}.difference(names))
         if lost:
             notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
@@ -100,8 +97,7 @@ class Photos:
     @property
     def without_images(self) -> list[str]:
         """The classes that have no training images."""
-        learned = {photo.label for photo in self.training}
-        return [name for name in self.names if name not in learned]
+        return sorted(set(self.names) - learned_classes(self.images))
 
     @property
     def drawn(self) -> NDArray[np.bool_] | None:
@@ -110,6 +106,11 @@ class Photos:
         """
         drawn = np.array([photo.asked != ASKED[0] for photo in self.training])
         return None if drawn.all() else drawn
+
+    @property
+    def from_bank(self) -> bool:
+        """Whether there is a bank, so that no image is read."""
+        return any(photo.bank for photo in self.images)
 
     @cached_property
     def tested(self) -> list[Photo]:
@@ -124,6 +125,13 @@ class Photos:
         """The places of the photos' classes in `names`."""
         places = {name: place for place, name in enumerate(self.names)}
         return [places[photo.label] for photo in photos]
+
+    def seen(self, part: Sequence[Photo], rows: Mapping[str, Row], role: str) -> SeenImages:
+        """What a model has seen of these photos, in this role."""
+        sha256 = [photo.pixels_sha256 for photo in part]
+        signatures = [rows[photo.path].signature for photo in part]
+        scenes = numbers(part).tolist()
+        return SeenImages.of(sha256, signatures, self.label_numbers(part), role, scenes)
 
     def largest_groups(self, most: int) -> list[list[str]]:
         """The paths of the training images of the largest groups, of two images or more."""
@@ -141,10 +149,17 @@ def too_few(damaged: Mapping[str, str]) -> UsageError:
     return UsageError("fewer than two classes have an image that can be used", remedy)
 
 
-def without_copies(photos: Sequence[Photo]) -> tuple[list[Photo], list[str]]:
-    """The first of each image with the same pixels, without those of two classes; and notes about
-    the others.
+def without_copies(
+    found: Sequence[Photo], rows: Mapping[str, Row]
+) -> tuple[list[Photo], list[str]]:
+    """The first of each image with the same pixels, without those that cannot be read and those of
+    two classes; and notes about the latter.
     """
+    photos = [
+        replace(photo, pixels_sha256=rows[photo.path].pixels_sha256)
+        for photo in found
+        if photo.path in rows
+    ]
     labels = defaultdict[str, set[str]](set)
     for photo in photos:
         labels[photo.pixels_sha256].add(photo.label)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from . import banked, groups
 from .command import with_checksums
 from .features import Features, Row
 from .images import Photo, unlabelled_in
+from .unlabelled import features_of
 
 
 class Asked(NamedTuple):
@@ -66,20 +66,19 @@ class UnlabelledPool:
         classifier.require_one_view("--model")
         behind = tower_of(classifier)
         photos, rows, notes = readable(place, behind)
-        of_pool = [rows[photo.path] for photo in photos]
-        before = torch.stack([row.feature for row in of_pool])
+        before = features_of(photos, rows)
         logits = logits_of(classifier, behind, photos, before)
         photos = with_guesses(photos, classifier.class_names, logits)
-        looks = all(photo.pixels_sha256 for photo in photos if photo.bank)
+        looks = groups.looks_known(photos)
         if not looks:
-            notes.append("Near-copies are not known: the bank was written without --look")
+            notes.append(groups.NOT_KNOWN)
         return cls(
             photos,
             classifier.class_names,
             normalize(behind.features(before)).numpy(),
             logits,
             groups.find(photos, rows, looks)[0],
-            seen_by(model, of_pool),
+            seen_by(model, [rows[photo.path] for photo in photos]),
             notes,
         )
 
@@ -98,17 +97,13 @@ class UnlabelledPool:
         labelled = self.places_of(labels)
         self.check_seen(labelled)
         places = self.one_of_each_scene(labelled)
-        free = len(places) - len(labelled)
-        if budget > free:
-            what = f"--ask is {budget:,}, and {free:,} scenes of the pool have no label"
-            raise UsageError(what, "ask for fewer")
+        check_budget(budget, len(places) - len(labelled))
         given = self.features[places], self.logits[places]
         known = list(range(len(labelled)))
         at_random = choose(*given, known, drawn, seed, "random")
         # The chosen ones help most beside the random ones
         picks = choose(*given, known + at_random, budget - drawn, seed, method)
-        chosen = [self.asked(places[pick], False) for pick in picks]
-        return chosen + [self.asked(places[pick], True) for pick in at_random]
+        return [self.asked(places[pick], pick in at_random) for pick in picks + at_random]
 
     def left(self, labels: Iterable[str]) -> int:
         """The number of scenes without a label."""
@@ -140,9 +135,16 @@ class UnlabelledPool:
         without a label.
         """
         with_label = set(self.scenes[list(labelled)].tolist())
-        firsts = np.unique(self.scenes, return_index=True)[1]
-        others = [place for place in np.sort(firsts) if self.scenes[place] not in with_label]
-        return [*labelled, *map(int, others)]
+        firsts = groups.firsts(self.scenes).tolist()
+        others = [place for place in firsts if int(self.scenes[place]) not in with_label]
+        return [*labelled, *others]
+
+
+def check_budget(budget: int, free: int) -> None:
+    """Raise UsageError if fewer scenes are free than labels are asked for."""
+    if budget > free:
+        what = f"--ask is {budget:,}, and {free:,} scenes of the pool have no label"
+        raise UsageError(what, "ask for fewer")
 
 
 def absolute(photo: Photo) -> str:
@@ -165,7 +167,7 @@ def readable(place: Path, behind: BehindTower) -> tuple[list[Photo], dict[str, R
         fault = next(iter(damaged.values()), "it is empty")
         raise UsageError(f"{place} has no image that can be read ({fault})", "give another")
     photos.sort(key=lambda photo: (rows[photo.path].pixels_sha256, photo.path))
-    return photos, rows, [f"Left out: {fault}" for fault in list(damaged.values())[:5]]
+    return photos, rows, banked.notes_of(damaged)
 
 
 def with_guesses(

@@ -51,17 +51,22 @@ class Neighbourhood:
         """(images,): the label that reaches each image over the graph, from labelled images with
         these features (labelled, width) and labels (labelled,).
         """
-        known = len(labels)
-        similar, places = nearest(self.whitened(features), self.images, NEAREST)
-        nodes = known + len(self.images)
-        of_known = sparse(similar, places + known, nodes)
-        of_images = self.graph.coalesce()
-        start, end = torch.cat([of_known.indices(), of_images.indices() + known], dim=1)
-        values = torch.cat([of_known.values(), of_images.values()]).clamp(min=0).double()
-        half = matrix(torch.stack([start, end]), values, (nodes, nodes))
         targets = F.one_hot(labels, classes).double()
         targets = F.pad(targets, (0, 0, 0, len(self.images)))
-        return propagated(normalised(half), targets, ALPHA)[known:].argmax(dim=1)
+        graph = normalised(self.joined(features))
+        return propagated(graph, targets, ALPHA)[len(labels) :].argmax(dim=1)
+
+    def joined(self, features: Tensor) -> Tensor:
+        """(nodes, nodes): the graph of labelled images with these features (labelled, width) and,
+        after them, the images.
+        """
+        known = len(features)
+        nodes = known + len(self.images)
+        similar, places = nearest(self.whitened(features), self.images, NEAREST)
+        of_known = sparse(similar, places + known, nodes)
+        indices = torch.cat([of_known.indices(), self.graph.indices() + known], dim=1)
+        values = torch.cat([of_known.values(), self.graph.values()]).clamp(min=0).double()
+        return matrix(indices, values, (nodes, nodes))
 
 
 def mixture(
@@ -95,16 +100,16 @@ def unexplained(
     """
     from sklearn.cluster import KMeans
 
-    number = min(CLUSTERS * classes, len(images))
-    means = KMeans(number, n_init=4, random_state=seed).fit(np.concatenate([labelled, images]))
-    explained = set(means.labels_[: len(labelled)].tolist())
-    of_image = means.labels_[len(labelled) :]
-    sizes = np.bincount(of_image, minlength=number)
+    means = KMeans(min(CLUSTERS * classes, len(images)), n_init=4, random_state=seed)
+    means.fit(np.concatenate([labelled, images]))
+    of_labelled, of_images = np.split(means.labels_, [len(labelled)])
+    sizes = np.bincount(of_images)
     for cluster in np.argsort(-sizes, kind="stable").tolist():
         expected = sizes[cluster] * len(labelled) / len(images)
-        is_small = sizes[cluster] < LEAST_OF_CLUSTER or math.exp(-expected) > CHANCE
-        if is_small or cluster in explained:
+        if sizes[cluster] < LEAST_OF_CLUSTER or math.exp(-expected) > CHANCE:
             continue
-        places = np.flatnonzero(of_image == cluster)
+        if cluster in of_labelled:
+            continue
+        places = np.flatnonzero(of_images == cluster)
         distances = np.linalg.norm(images[places] - means.cluster_centers_[cluster], axis=1)
         yield places[np.argsort(distances, kind="stable")].tolist()

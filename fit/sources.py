@@ -20,7 +20,7 @@ from . import banked
 from .candidates import VISION
 from .features import Features, Row
 from .heads import Heads, reads_names
-from .images import Photo
+from .images import Photo, learned_classes
 from .plan import Plan
 from .request import FitRequest
 
@@ -45,6 +45,11 @@ class Source:
     damaged: Mapping[str, str]
     encoder: Features
     pool: Tensor | None = None
+
+    @property
+    def read(self) -> tuple[Mapping[str, Row], Mapping[str, str]]:
+        """What is known of the images, and what is wrong with the others."""
+        return self.rows, self.damaged
 
     def of_classes(self, names: Sequence[str]) -> Heads:
         """The heads for these classes, with the images without labels."""
@@ -79,8 +84,8 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
         UsageError: two backbones have the same weights, or none is fast enough.
     """
     check_different(request.backbones)
-    learned = {photo.label for photo in found if photo.part != "test"}
-    names = sorted(learned.union(request.classes))
+    with_images = learned_classes(found)
+    names = sorted(with_images.union(request.classes))
     sources = []
     for name in request.backbones:
         own = replace(request, backbone=name, others=())
@@ -92,7 +97,7 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
             print(f"Left out: {name} takes {plan.ms[name]:.1f} ms for an image")
             continue
         sources.append(Source(own, heads, *banked.features_of(found, encoder), encoder))
-    check_texts(request, sources, names != sorted(learned))
+    check_texts(request, sources, len(names) > len(with_images))
     if not sources:
         fastest = min(plan.ms, key=plan.ms.__getitem__)
         raise UsageError(
@@ -144,9 +149,10 @@ def price(name: str, ms: float) -> dict[str, Any]:
     return {"megabytes": megabytes, "ms": ms, "images_per_second": 1000 / ms}
 
 
-def seen_by_all(sources: Sequence[Source]) -> tuple[dict[str, Row], dict[str, str]]:
+def read_by_all(
+    found: Sequence[tuple[Mapping[str, Row], Mapping[str, str]]],
+) -> tuple[dict[str, Row], dict[str, str]]:
     """The rows of the first backbone, of images that all can use; and what is wrong with others."""
-    first = sources[0].rows
-    rows = {path: row for path, row in first.items() if all(path in one.rows for one in sources)}
-    damaged = {path: fault for one in sources for path, fault in one.damaged.items()}
-    return rows, damaged
+    first, _ = found[0]
+    used = {path: row for path, row in first.items() if all(path in rows for rows, _ in found)}
+    return used, {path: fault for _, faults in found for path, fault in faults.items()}

@@ -5,15 +5,15 @@ leaves.
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from open_clip.modified_resnet import ModifiedResNet
 
 from clip import is_vit
@@ -31,7 +31,6 @@ from .candidates import CANDIDATES, COMPUTED, MIXTURE, POOLED, SENTENCES, ZERO_S
 from .cross import add_cross_sets, check_cross
 from .decision import Decision, decide_among
 from .features import Row
-from .groups import numbers
 from .heads import Heads, reads_names, transfers
 from .images import Photo
 from .photos import Photos
@@ -39,7 +38,7 @@ from .plan import Plan
 from .record import FILE, FORM, checksums
 from .request import SETS, FitRequest
 from .result import Fit, Tested
-from .sources import Source, price, seen_by_all, sources_of
+from .sources import Source, price, read_by_all, sources_of
 from .towers import TRAINED, Towers
 from .trials import Backbone, Examples
 from .unlabelled import Unlabelled, features_of
@@ -53,6 +52,14 @@ HEADS_SHARE = 0.7
 # Images times classes: with more, each epoch of a head takes minutes, and heads that are computed
 # at once are tried
 MOST_TRAINED = 5 * 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner(Backbone):
+    """A backbone with its features of the images, and with what learns from the images."""
+
+    source: Source
+    towers: Towers
 
 
 def fit(
@@ -74,26 +81,33 @@ def fit(
     check_asked(request, found)
     plan = plan_of(request, record)
     sources = sources_of(request, found, plan)
-    photos = photos_of(request, found, *seen_by_all(sources))
+    photos = photos_of(request, found, *read_by_all([source.read for source in sources]))
     unlabelled = Unlabelled.of(pool, sources, photos) if request.pool else None
-    changed = any(source.encoder.changed for source in sources)
     with locked(request.to, option="--to"):
         write_text(request.to / FILE, json.dumps(record) + "\n")
         if plan.ms:
             plan.write()
-        source, towers, decision = decided(request, sources, photos, plan)
-        made = provenance(request, towers.heads)
-        backbone = backbone_of(source, towers, photos, plan, reads_images=False)
-        examples = backbone.examples
+        learner, decision = decided(request, sources, photos, plan)
         if unlabelled:
-            unlabelled = unlabelled.clustered(towers.heads, examples.x, examples.scenes)
-        result = Fit(source.request, photos, decision, unlabelled=unlabelled)
-        classifier = final_classifier(result, made, towers, backbone)
-        if photos.tested:
-            result = replace(result, test=tested(result, classifier, towers, source.rows))
-        write_model(result, classifier, source.rows, towers.heads)
-        # The same call again does not lack images that have changed
-        write_record(result, {} if changed else record["request"], made)
+            unlabelled = unlabelled.clustered(learner)
+        result = Fit(learner.source.request, photos, decision, unlabelled=unlabelled)
+        if any(source.encoder.changed for source in sources):
+            record = {"request": {}}  # the same call again does not lack changed images
+        return written(result, learner, record["request"])
+
+
+def written(result: Fit, learner: Learner, asked: Mapping[str, Any]) -> Fit:
+    """The result with its test, after it has been written.
+
+    Args:
+        asked: what the result depends on (`record.facts`).
+    """
+    made = provenance(result.request, learner.heads)
+    classifier = final_classifier(result, made, learner)
+    if result.photos.tested:
+        result = replace(result, test=tested(result, classifier, learner))
+    write_model(result, classifier, learner)
+    write_record(result, asked, made)
     return result
 
 
@@ -114,59 +128,54 @@ def plan_of(request: FitRequest, record: dict[str, Any]) -> Plan:
     return Plan(request.to / FILE, record, *limits)
 
 
-def examples_of(source: Source, heads: Heads, photos: Photos) -> Examples:
-    """What the heads on a backbone learn from."""
-    x = features_of(photos.training, source.rows).to(heads.zero_shot.device)
+def examples_of(photos: Photos, rows: Mapping[str, Row], heads: Heads) -> Examples:
+    """What heads learn from."""
+    x = features_of(photos.training, rows).to(heads.zero_shot.device)
     y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
     return Examples(x, y, photos.scenes, photos.names, photos.drawn)
 
 
 def decided(
     request: FitRequest, sources: Sequence[Source], photos: Photos, plan: Plan
-) -> tuple[Source, Towers, Decision]:
-    """The chosen backbone, its towers, and the decision.
+) -> tuple[Learner, Decision]:
+    """What learns on the chosen backbone, and the decision.
 
     With several backbones, heads alone are tried: prompts and adapters would have to be trained for
     each of them.
     """
     several = len(sources) > 1
-    has_bank = any(photo.bank for photo in photos.images)
-    reads_images = bool(request.minutes) and not (several or has_bank)
-    keys = {photo.path: photo.sha256 for photo in photos.images}
-    towers = [Towers(one.of_classes(photos.names), photos, keys) for one in sources]
-    backbones = [
-        backbone_of(source, one, photos, plan, reads_images)
-        for source, one in zip(sources, towers, strict=True)
-    ]
-    if not several:
-        backbones = [replace(backbones[0], name="")]
-    place, decision = decide_among(backbones, request, plan)
+    learners = [learner_of(source, photos, plan, several) for source in sources]
+    place, decision = decide_among(learners, request, plan)
     priced = [row | price(row["backbone"], plan.ms[row["backbone"]]) for row in decision.backbones]
     notes = [*decision.notes, *left_out(request, photos, several)]
     if photos.without_images and decision.estimates:
         notes.append("The estimate is of the classes with images")
-    return sources[place], towers[place], replace(decision, backbones=priced, notes=notes)
+    return learners[place], replace(decision, backbones=priced, notes=notes)
 
 
-def backbone_of(
-    source: Source, towers: Towers, photos: Photos, plan: Plan, reads_images: bool
-) -> Backbone:
-    """A backbone with its candidates; methods that train on images only if these can be read."""
+def learner_of(source: Source, photos: Photos, plan: Plan, several: bool) -> Learner:
+    """What learns on a backbone, which may be one of several; methods that train on images only if
+    these can be read.
+    """
     request = source.request
-    heads = towers.heads
+    heads = source.of_classes(photos.names)
     images = len(photos.training)
-    trained = methods_of(request, TRAINED, heads, images) if reads_images else []
     known = CANDIDATES if heads.pool is None else (*CANDIDATES, *POOLED)
     candidates = methods_of(request, known, heads, images)
-    if photos.without_images:
-        trained = []  # they would have to be trained for folds of classes, too
+    trained: Sequence[Candidate] = ()
+    if photos.without_images:  # trained methods would have to be trained for folds of classes, too
         candidates = [one for one in candidates if transfers(one.method)]
-    return Backbone(
-        request.backbone,
+    elif request.minutes and not several and not photos.from_bank:
+        trained = methods_of(request, TRAINED, heads, images)
+    towers = Towers(heads, photos)
+    return Learner(
+        request.backbone if several else "",
         heads,
-        examples_of(source, heads, photos),
+        examples_of(photos, source.rows, heads),
         candidates,
-        partial(towers.planned, trained, plan.end, plan),
+        partial(towers.planned, trained, plan),
+        source=source,
+        towers=towers,
     )
 
 
@@ -192,15 +201,14 @@ def photos_of(
     damaged: Mapping[str, str],
 ) -> Photos:
     """The images that can be used, in groups."""
-    pixels = {path: row.pixels_sha256 for path, row in rows.items()}
-    photos = Photos.usable(found, pixels, damaged, request.classes)
-    if request.minutes and any(photo.bank for photo in found):
+    photos = Photos.usable(found, rows, damaged, request.classes)
+    if request.minutes and photos.from_bank:
         photos.notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
-    looks = all(photo.pixels_sha256 for photo in found if photo.bank)
+    looks = groups.looks_known(found)
     if request.groups == "auto":
         photos = photos.in_groups(*groups.find(photos.images, rows, looks))
-    if looks and request.groups == "auto":
-        return photos
+        if looks:
+            return photos
     why = "--groups none" if looks else "a bank that was written without --look"
     note = f"GROUPS ARE OFF ({why}): near-copies count as if they were of different scenes"
     return replace(photos, notes=[*photos.notes, note], looks=looks)
@@ -230,89 +238,72 @@ def provenance(request: FitRequest, heads: Heads) -> dict[str, Any]:
     return {**version.source(), "date": date, "seed": request.seed, "device": device}
 
 
-def final_classifier(
-    result: Fit, made: Mapping[str, Any], towers: Towers, backbone: Backbone
-) -> PromptedClassifier:
+def final_classifier(result: Fit, made: Mapping[str, Any], learner: Learner) -> PromptedClassifier:
     """The chosen classifier after learning from all training images, with its calibration."""
-    heads = towers.heads
-    examples = backbone.examples
+    heads = learner.heads
     decision = result.decision
-    facts = {"fit": decision.name, "images": len(examples.labels), **made}
+    images = len(result.photos.training)
+    facts = {"fit": decision.name, "images": images, **made}
     if result.estimate:
         facts["estimated_accuracy"] = round(result.estimate.accuracy, 2)
     if result.unlabelled:
         facts["images_seen_without_labels"] = len(result.unlabelled.photos)
     candidate, _ = decision.chosen[0]
     if candidate in TRAINED:
-        method = towers.fit(candidate, np.arange(len(examples.labels)))
+        method = learner.towers.fit(candidate, np.arange(images))
         classifier = heads.exported(candidate.method, facts, method)
     else:
-        classifier = heads.classifier(decision.chosen, examples.x, examples.y, facts)
+        classifier = heads.classifier(decision.chosen, learner.examples.seen, facts)
     classifier.calibration = result.calibration
-    if result.request.sets == SETS[1]:
-        add_cross_sets(classifier, backbone, decision, result.request)
+    if result.request.sets == SETS[1] and decision.trials and result.calibration:
+        add_cross_sets(classifier, learner, decision.trials, result.request)
     return classifier
 
 
-def tested(
-    result: Fit, classifier: PromptedClassifier, towers: Towers, rows: Mapping[str, Row]
-) -> Tested:
+def tested(result: Fit, classifier: PromptedClassifier, learner: Learner) -> Tested:
     """How many of the test images the classifier answers right."""
-    answers = answers_for_tests(result, classifier, towers, rows)
-    labels = np.array(result.photos.label_numbers(result.photos.tested))
-    return Tested.of(result.photos, answers == labels)
-
-
-def answers_for_tests(
-    result: Fit,
-    classifier: PromptedClassifier,
-    towers: Towers,
-    rows: Mapping[str, Row],
-) -> NDArray[np.int64]:
-    """(test images,): the numbers of the classes that the classifier answers."""
-    heads = towers.heads
+    photos = result.photos
     candidate, _ = result.decision.chosen[0]
     if candidate in TRAINED:
-        batches = towers.pixels([photo.path for photo in result.photos.tested])
+        batches = learner.towers.pixels([photo.path for photo in photos.tested])
         logits = torch.cat([classifier.logits(batch) for batch in batches])
     else:
-        features = features_of(result.photos.tested, rows).to(heads.zero_shot.device)
-        inputs = heads.inputs(classifier.method, features)
+        features = features_of(photos.tested, learner.source.rows).to(classifier.device)
+        inputs = learner.heads.inputs(classifier.method, features)
         logits = classifier.model_for()(CachedOutput(inputs))
-    return logits.argmax(dim=1).cpu().numpy()
+    answers = logits.argmax(dim=1).cpu().numpy()
+    return Tested.of(photos, answers == np.array(photos.label_numbers(photos.tested)))
 
 
-def write_model(
-    result: Fit, classifier: PromptedClassifier, rows: Mapping[str, Row], heads: Heads
-) -> None:
+def write_model(result: Fit, classifier: PromptedClassifier, learner: Learner) -> None:
     """The exported form, with what the model has seen and the page."""
-    folder = result.request.to
-    rmtree(folder / FOLDS, ignore_errors=True)
-    for name in (CALIBRATION, SEEN):  # of an earlier fit
-        (folder / name).unlink(missing_ok=True)
-    classifier.save(folder)
     candidate, _ = result.decision.chosen[0]
-    role = "chosen" if candidate.method in heads.fixed else "learned"
+    role = "chosen" if candidate.method in learner.heads.fixed else "learned"
     photos = result.photos
-    seen = seen_images(photos, photos.training, rows, role)
-    seen += seen_images(photos, photos.tested, rows, "tested")
+    seen = seen_images(photos, learner.source.rows, role)
     if result.unlabelled:
         pool = result.unlabelled
-        seen += seen_images(photos, pool.photos, pool.rows, "unlabelled")
-    if photos.looks:
+        seen += photos.seen(pool.photos, pool.rows, "unlabelled")
+    save(classifier, result.request.to, seen if photos.looks else None)
+    write_text(result.request.to / "report.html", report.page(result))
+    write_text(result.request.to / "labels.csv", report.labels_csv(result))
+
+
+def seen_images(photos: Photos, rows: Mapping[str, Row], role: str) -> SeenImages:
+    """What the model has seen, its training images in this role."""
+    seen = photos.seen(photos.training, rows, role)
+    seen += photos.seen(photos.tested, rows, "tested")
+    return seen
+
+
+def save(classifier: PromptedClassifier, folder: Path, seen: SeenImages | None) -> None:
+    """Write the model, in the place of that of an earlier fit."""
+    rmtree(folder / FOLDS, ignore_errors=True)
+    for name in (CALIBRATION, SEEN):
+        (folder / name).unlink(missing_ok=True)
+    classifier.save(folder)
+    if seen:
         seen.write(folder)
-    write_text(folder / "report.html", report.page(result))
-    write_text(folder / "labels.csv", report.labels_csv(result))
-
-
-def seen_images(
-    photos: Photos, part: Sequence[Photo], rows: Mapping[str, Row], role: str
-) -> SeenImages:
-    """What the model has seen of a part of the images, in this role."""
-    sha256 = [photo.pixels_sha256 for photo in part]
-    signatures = [rows[photo.path].signature for photo in part]
-    scenes = numbers(part).tolist()
-    return SeenImages.of(sha256, signatures, photos.label_numbers(part), role, scenes)
 
 
 def write_record(result: Fit, asked: Mapping[str, Any], made: Mapping[str, Any]) -> None:

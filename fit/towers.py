@@ -3,7 +3,7 @@ user last.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,13 +48,12 @@ class Towers:
 
     Args:
         heads: of the same CLIP and classes.
-        photos: have the training images. Methods take their places.
-        keys: the SHA-256 of image files by their paths: another file in the place of one is a
-            ChangedImageError.
+        photos: have the training images, whose places methods take. Another file in the place of
+            one is a ChangedImageError.
     """
 
-    def __init__(self, heads: Heads, photos: Photos, keys: Mapping[str, str] | None = None):
-        self.sha256 = {path: bytes.fromhex(key) for path, key in (keys or {}).items()}
+    def __init__(self, heads: Heads, photos: Photos):
+        self.sha256 = {photo.path: bytes.fromhex(photo.sha256) for photo in photos.images}
         self.heads = heads
         self.photos = photos.training
         labels = photos.label_numbers(self.photos)
@@ -80,39 +79,47 @@ class Towers:
         return cfg
 
     def planned(
-        self, candidates: Sequence[Candidate], deadline: float, plan: Plan, row: NDArray[Any]
+        self, candidates: Sequence[Candidate], plan: Plan, row: NDArray[Any]
     ) -> Iterator[tuple[Candidate, Callable[[], Tensor] | str]]:
-        """Those candidates that end before the deadline, with what computes their logits, and why
-        others are left out.
+        """Those candidates that end in time, with what computes their logits, and why others are
+        left out.
 
         Args:
-            deadline: of `time.monotonic`.
             plan: that of a fit that was killed says which candidates it has taken.
             row: (images,), their folds.
         """
         if plan.trained is None:
-            trained: dict[str, str] = {}
-            for candidate in candidates:
-                if time.monotonic() >= deadline:
-                    trained[candidate.method] = "no time is left: raise --minutes"
-                    continue
-                try:
-                    minutes = self.seconds(candidate, row) / 60
-                    left = (deadline - time.monotonic()) / 60
-                    needs = (
-                        f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are "
-                        "left: raise --minutes"
-                    )
-                    trained[candidate.method] = "" if minutes <= left else needs
-                    deadline -= 60 * minutes if minutes <= left else 0
-                except ChangedImageError:  # the method is not at fault
-                    raise
-                except UsageError as error:
-                    trained[candidate.method] = str(error)
-            plan.write(trained=trained)
+            plan.write(trained=self.faults(candidates, plan.end, row))
         for candidate in candidates:
             reason = (plan.trained or {}).get(candidate.method)
             yield candidate, reason or partial(self.held_out, candidate, row)
+
+    def faults(
+        self, candidates: Sequence[Candidate], deadline: float, row: NDArray[Any]
+    ) -> dict[str, str]:
+        """Why a candidate is left out, by its method; empty for one that ends before the deadline
+        of `time.monotonic`.
+        """
+        faults = {}
+        for candidate in candidates:
+            if time.monotonic() >= deadline:
+                faults[candidate.method] = "no time is left: raise --minutes"
+                continue
+            try:
+                minutes = self.seconds(candidate, row) / 60
+            except ChangedImageError:  # the method is not at fault
+                raise
+            except UsageError as error:
+                faults[candidate.method] = str(error)
+                continue
+            left = (deadline - time.monotonic()) / 60
+            faults[candidate.method] = ""
+            if minutes > left:
+                needs = f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are left"
+                faults[candidate.method] = f"{needs}: raise --minutes"
+            else:
+                deadline -= 60 * minutes
+        return faults
 
     def method(self, candidate: Candidate, images: int) -> Method:
         """The method with a model that has seen nothing, for so many training images."""

@@ -313,7 +313,7 @@ def tasks(backbone: Backbone, trials: Trials, plan: Plan) -> Iterator[Task]:
     seen = backbone.examples.seen
     for candidate in backbone.candidates:
         deadline = inf if candidate.method in heads.fixed else plan.deadline
-        compute = partial(heads.held_out, candidate, *seen, trials.folds, deadline, trials.some)
+        compute = partial(heads.held_out, candidate, seen, trials.folds, deadline, trials.some)
         yield candidate, plan.too_long.get(plan.key(candidate.name)) or compute
 
 

@@ -3,27 +3,25 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from clip import CLIP
 from common.errors import UsageError
 from common.files import write_text
-from common.results import CALIBRATION, SEEN
 from common.text import read_json
 from inference.calibrated import calibration_in
+from inference.classifier import PromptedClassifier
 
 from . import banked
 from .candidates import CANDIDATES, COMPUTED, Candidate
-from .features import Features
-from .images import Photo
+from .features import Features, Row
+from .images import Photo, learned_classes
 from .photos import Photos
 from .record import FILE, checksums
 from .request import FitRequest
 from .sources import heads_of
-from .story import photos_of, provenance, seen_images
-from .unlabelled import features_of
+from .story import examples_of, photos_of, provenance, save, seen_images
 
 
 def update(
@@ -50,37 +48,39 @@ def update(
     Raises:
         UsageError: as for `fit`; or an image of the fit is gone.
     """
-    folder = request.to
     found = [*before, *added]
-    names = {photo.label for photo in found}.union(request.classes)
-    heads = heads_of(request, sorted(names), clip)
-    encoder = Features(heads.zero_shot, heads.tower)
-    rows, damaged = banked.features_of(found, encoder)
-    check_found(before, damaged)
-    record = read_json(folder / FILE)
+    heads = heads_of(request, sorted(learned_classes(found).union(request.classes)), clip)
+    read = banked.features_of(found, Features(heads.zero_shot, heads.tower))
+    check_found(before, read[1])
+    record = read_json(request.to / FILE)
     chosen = chosen_of(record)
     if not chosen:
         return None
-    photos = photos_of(request, found, rows, damaged)
+    photos = photos_of(request, found, *read)
     if photos.names != heads.names:
         heads = heads_of(request, photos.names, heads.clip)
-    x = features_of(photos.training, rows).to(heads.zero_shot.device)
-    y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
-    made = provenance(request, heads)
-    classifier = heads.classifier(chosen, x, y, {"images": len(y), **made})
+    record["made"] = provenance(request, heads)
+    facts = {"images": len(photos.training), **record["made"]}
+    classifier = heads.classifier(chosen, examples_of(photos, read[0], heads).seen, facts)
+    write_again(request.to, classifier, photos, read[0], record)
+    return photos
+
+
+def write_again(
+    folder: Path,
+    classifier: PromptedClassifier,
+    photos: Photos,
+    rows: Mapping[str, Row],
+    record: dict[str, Any],
+) -> None:
+    """Write the model, and the record without its request, so that the same call of the command
+    fits again.
+    """
     if photos.names == record["names"]:
         classifier.calibration = calibration_in(folder)
-    for name in (CALIBRATION, SEEN):
-        (folder / name).unlink(missing_ok=True)
-    classifier.save(folder)
-    seen = seen_images(photos, photos.training, rows, "learned")
-    seen += seen_images(photos, photos.tested, rows, "tested")
-    if photos.looks:
-        seen.write(folder)
-    # Without the request, the same call of the command fits again
-    record |= {"request": {}, "made": made, "model": checksums(folder), **facts_of(photos)}
+    save(classifier, folder, seen_images(photos, rows, "learned") if photos.looks else None)
+    record |= {"request": {}, "model": checksums(folder), **facts_of(photos)}
     write_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return photos
 
 
 def facts_of(photos: Photos) -> dict[str, Any]:

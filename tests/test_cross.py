@@ -229,11 +229,11 @@ def made(heads, x, y, scenes):
     candidates = [one for one in CANDIDATES if one.method in (ZERO_SHOT, "GDA", "SSText")]
     backbone = Backbone("", heads, Examples(x, y, scenes, heads.names), candidates)
     decision = decide_among([backbone], request, Plan(end=0.0))[1]
-    classifier = heads.classifier(decision.chosen, x, y, {})
+    classifier = heads.classifier(decision.chosen, (x, y), {})
     certain = decision.certainty
     names = tuple(heads.names)
     classifier.calibration = Calibration(names, len(y), "", "", certain.temperature, certain.sets)
-    add_cross_sets(classifier, backbone, decision, request)
+    add_cross_sets(classifier, backbone, decision.trials, request)
     return classifier, decision.trials.folds[0]
 
 

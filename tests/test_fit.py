@@ -191,11 +191,10 @@ def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
 def towers_of(photos, backbone):
     """The images below class folders, and what learns from them."""
     files = sorted(map(str, photos.glob("*/*")))
-    pictures = [Photo(file, file.split("/")[-2]) for file in files]
+    pictures = [Photo(file, file.split("/")[-2], sha256=checksum(Path(file))) for file in files]
     names = sorted({picture.label for picture in pictures})
     heads = Heads(PromptedClassifier.zero_shot(str(backbone), names))
-    checksums = {file: checksum(Path(file)) for file in files}
-    return files, heads, Towers(heads, Photos(pictures, names, {}, []), checksums)
+    return files, heads, Towers(heads, Photos(pictures, names, {}, []))
 
 
 def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):

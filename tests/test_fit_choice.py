@@ -39,7 +39,7 @@ def test_heads_learn_with_one_thread(tiny, monkeypatch):
     monkeypatch.setattr("fit.heads.learn", lambda *_: seen.append(torch.get_num_threads()))
     monkeypatch.setattr(torch, "get_num_threads", iter([2, 1, 2]).__next__)
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    heads.fit(Candidate("RLA"), torch.randn(4, 64), torch.tensor([0, 1, 0, 1]))
+    heads.fit(Candidate("RLA"), (torch.randn(4, 64), torch.tensor([0, 1, 0, 1])))
     assert seen == [1, 1, 2]
 
 
@@ -56,7 +56,7 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(name, eurosat, tiny, co
     expected = sum(
         weight * heads.answers(one, (seen, labels), seen[:5]) for one, weight in members
     ).detach()
-    ensemble = heads.classifier(members, seen, labels, {})
+    ensemble = heads.classifier(members, (seen, labels), {})
     with torch.no_grad():
         found = ensemble.model_for()(CachedOutput(heads.inputs(name, seen[:5])))
     assert {one.method for one, _ in members} == methods
@@ -119,7 +119,7 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
         one: spread(heads.answers(one, (features, labels), features)) for one, _ in found.chosen
     }
     logits = sum(
-        weight * scales[one] * heads.held_out(one, features, labels, held)
+        weight * scales[one] * heads.held_out(one, (features, labels), held)
         for one, weight in found.chosen
     )
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
@@ -193,7 +193,7 @@ def test_logits_of_fewer_images_count_as_much(tiny):
     )
     held = np.arange(12)[None] // 6
     candidate = Candidate("GDA", {"ALPHA": 10.0, "AUGMENT_EPOCH": 1})
-    found = heads.held_out(candidate, features, labels, held)
+    found = heads.held_out(candidate, (features, labels), held)
     for fold in (0, 1):
         out = held[0] == fold
         answers = heads.answers(candidate, (features[~out], labels[~out]), features)
@@ -342,7 +342,7 @@ def test_the_curve_asks_for_each_image_once_and_learns_from_a_share_of_the_scene
 
 def test_two_classes_are_enough_and_one_is_not():
     images = [Photo(f"{label}.png", label) for label in ("red", "blue")]
-    pixels = {photo.path: photo.path for photo in images}
-    assert Photos.usable(images, pixels, {}).names == ["blue", "red"]
+    rows = {photo.path: SimpleNamespace(pixels_sha256=photo.path) for photo in images}
+    assert Photos.usable(images, rows, {}).names == ["blue", "red"]
     with one_line("fewer than two classes"):
-        Photos.usable(images[:1], pixels, {})
+        Photos.usable(images[:1], rows, {})

@@ -61,7 +61,7 @@ def test_a_kernel_probe_is_kernel_ridge_regression_of_scikit_learn(tiny, monkeyp
     alone = torch.cat([learned(row[None]) for row in seen])
     torch.testing.assert_close(alone, learned(seen), rtol=0, atol=2e-6)
     monkeypatch.setattr(vision, "MOST_ROWS", 7)
-    of_some = heads.fit(Candidate(KERNEL), seen, labels).head
+    of_some = heads.fit(Candidate(KERNEL), (seen, labels)).head
     torch.testing.assert_close(of_some.rows, of_some.centred(seen[[0, 3, 6, 9, 12, 15, 19]]))
 
 
@@ -92,12 +92,12 @@ def test_heads_read_the_features_before_the_projection_of_every_tower(family, tm
             weight * heads.answers(one, (before, labels), before) for one, weight in members
         )
         (tmp_path / "model").mkdir()
-        heads.classifier(members, before, labels, {}).save(tmp_path / "model")
+        heads.classifier(members, (before, labels), {}).save(tmp_path / "model")
         ensemble = PromptedClassifier.from_pretrained(tmp_path / "model", str(folder))
         found = ensemble.logits(images)
         assert ensemble.method == "KernelEnsemble"
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        alone = heads.classifier([(Candidate(VISION), 1.0)], before, labels, {})
+        alone = heads.classifier([(Candidate(VISION), 1.0)], (before, labels), {})
         assert alone.logits(images).argmax(dim=1).tolist() == labels.tolist()
         with torch.no_grad():
             torch.testing.assert_close(

@@ -17,6 +17,7 @@ from fit.options import Option, choose_with_pool
 from fit.pooled import Neighbourhood, unexplained
 from fit.request import FitRequest
 from fit.trials import Examples
+from inference import embed
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.classifier import PromptedClassifier
 from inference.sample import Sample
@@ -100,7 +101,7 @@ def test_candidates_of_the_pool_are_exported(heads, tmp_path):
     for group in (POOLED[:1], POOLED[2:3], POOLED[:2], (CANDIDATES[0], *POOLED)):
         weights = [(one, 1.0 + place) for place, one in enumerate(group)]
         expected = sum(weight * heads.answers(one, (x, y), x) for one, weight in weights)
-        classifier = heads.classifier(weights, x, y, {})
+        classifier = heads.classifier(weights, (x, y), {})
         inputs = heads.inputs(classifier.method, x)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
@@ -166,6 +167,14 @@ def test_a_fit_says_what_it_saw_without_labels(command, folders, tiny, tmp_path)
     assert "no candidate that learns from them could be tried" in none.printed
     (pool / "broken.png").unlink()
     assert "Already done" not in command(fit, *line).printed
+
+
+def test_a_bank_that_does_not_know_near_copies_says_so(command, folders, tiny, tmp_path):
+    photos, pool = folders
+    command(embed, pool, "--to", tmp_path / "bank", "--backbone", tiny)
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION]
+    printed = command(fit, *line, "--pool", tmp_path / "bank", "--to", tmp_path / "model").printed
+    assert "Near-copies are not known: the bank was written without --look" in printed
 
 
 def test_a_classifier_has_the_same_pool(command, folders, tiny, tmp_path):

@@ -122,7 +122,7 @@ def test_an_offset_is_exported(method, tiny, tmp_path):
     before, after = (heads.answers(one, seen, x) for one in (plain, raised))
     added = 3 * spread(before)
     torch.testing.assert_close(after - before, torch.tensor([[0, 0, added, added]] * 12))
-    classifier = heads.classifier([(raised, 1.0)], *seen, {})
+    classifier = heads.classifier([(raised, 1.0)], seen, {})
     classifier.save(tmp_path)
     record = of_json(tmp_path / "config.json")
     assert record["without_images"] == names[2:] and record["offset"] == pytest.approx(added)
@@ -133,7 +133,7 @@ def test_an_offset_is_exported(method, tiny, tmp_path):
     torch.testing.assert_close(behind.predict(x).logits, after, atol=1e-3, rtol=1e-3)
     others = behind.predict(x, ["red", "brown"]).logits
     torch.testing.assert_close(others, after[:, [0, 3]], atol=1e-3, rtol=1e-3)
-    heads.classifier([(plain, 1.0)], *seen, {}).save(tmp_path)
+    heads.classifier([(plain, 1.0)], seen, {}).save(tmp_path)
     assert "offset" not in of_json(tmp_path / "config.json")
 
 

@@ -32,11 +32,10 @@ def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
     if not estimate:
         return notes
     labels = len(record["images"])
-    low = estimate["low"]
-    high = estimate["high"]
     said = [
         f"Estimate after {labels:,} labels: {estimate['accuracy']:.1f}% of new images right "
-        f"(95%: {low:.1f} to {high:.1f}); {record['zero_shot']:.1f}% without labels."
+        f"(95%: {estimate['low']:.1f} to {estimate['high']:.1f}); "
+        f"{record['zero_shot']:.1f}% without labels."
     ]
     drawn = [line for line in lines if line["asked"] == ASKED[1] and not is_open(line)]
     without = sum(not line["label"].strip() for line in drawn)
