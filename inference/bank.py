@@ -159,6 +159,11 @@ class Bank:
         if not names or names != known or len(names) != self.facts.get(COUNT):
             raise UsageError(f"{folder} lacks files", "finish it by the same command", folder)
 
+    @property
+    def knows_looks(self) -> bool:
+        """Whether it says how its images look."""
+        return self.facts.get("look") is True
+
     def check(self, classifier: "PromptedClassifier") -> "BehindTower":
         """What follows the tower of a classifier, which must be that of the bank.
 

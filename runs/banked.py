@@ -52,12 +52,8 @@ class BankedImages:
         before = torch.from_numpy(np.stack([self.before[item.impath] for item in items]))
         return self.tower.inputs(kind, before.to(self.device)).cpu()
 
-    @property
-    def knows_looks(self) -> bool:
-        return bool(self.bank.facts.get("look"))
-
     def seen(self, items: Sequence[Any], role: str, look: bool = True) -> SeenImages:
-        """As `SeenImages.of_files`, if it `knows_looks`."""
+        """As `SeenImages.of_files`, if the bank `knows_looks`."""
         rows = rows_of(self.bank, [item.impath for item in items], "pixels_sha256", "signature")
         known = [rows[item.impath] for item in items]
         sha256 = [row["pixels_sha256"] for row in known]

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from dassl.data.datasets import DATASET_REGISTRY, Datum
@@ -66,18 +66,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
     words = "also print the coverage and the size of the sets of each class"
     add("--by-class", action="store_true", help=words)
-    words = "fit on images of the test, and mark the calibration"
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def add_common_options(parser: Parser) -> None:
+    """Those of commands that read labelled images for learned models."""
+    add = parser.add_argument
+    words = "read images of the test, too, and mark what is made of them"
     add("--accept-test-images", action="store_true", help=words)
     words = (
-        "calibrate a model that does not say which images it has learned from, and mark the "
+        "read images for a model that does not say which it has learned from; this marks a "
         "calibration"
     )
     add("--accept-unknown-images", action="store_true", help=words)
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
-    words = "weight file, if the model was learned on one of another machine"
+    words = "weight file, if a model was learned on one of another machine"
     add("--backbone", default="", help=words)
     add_plugin_option(parser)
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -132,37 +138,74 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     """Fit the calibration of one model, write it, and print what it changes on the images of the
     run's test.
     """
-    dataset = read_dataset(folder) if kind_of(folder) == "run" else None
+    dataset = dataset_of(folder)
     classifier = model_in(folder, dataset, args)
-    known = seen_images(folder, dataset, classifier.method, args.accept_unknown_images)
-    if args.images and is_bank(args.images):
-        Bank(args.images).check(classifier)
-        known = known if has_looks(Bank(args.images), args.accept_unknown_images) else None
-    seen = known or NOTHING
-    items, source = labelled_images(folder, dataset, args.images, classifier.class_names)
-    items, asked = without_learned(items, seen, folder)
-    tested = max(count(seen, "tested", asked), count_shared(items, dataset.test if dataset else []))
-    check_test_images(
-        tested, len(items), str(folder), args.accept_test_images, "--accept-test-images"
-    )
-    held = outputs_of(classifier, items)
+    seen = seen_images(folder, dataset, classifier.method, args.accept_unknown_images)
+    images = new_images(folder, dataset, classifier, seen, args)
+    outputs = outputs_of(classifier, images.items)
     fitted = fit(
-        held,
+        outputs,
         classifier.class_names,
-        items,
-        source,
+        images.items,
+        images.source,
         args.error and args.error / 100,
         kind=args.kind,
-        test_images=tested,
-        chosen_images=count(seen, "chosen", asked),
-        unknown_images=known is None,
+        test_images=images.tested,
+        chosen_images=count(images.seen or NOTHING, "chosen", images.asked),
+        unknown_images=images.seen is None,
     )
     write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
-    if known is not None:
-        (seen.of_role(*set(ROLES).difference(["calibrated"])) + asked).write(folder)
+    if images.seen is not None:
+        earlier = images.seen.of_role(*set(ROLES).difference(["calibrated"]))
+        (earlier + images.asked).write(folder)
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
     if dataset is not None:
-        print_changes(folder, dataset, classifier, fitted, held, args.by_class)
+        print_changes(folder, dataset, classifier, fitted, outputs, args.by_class)
+
+
+class NewImages(NamedTuple):
+    """Labelled images that a model has not learned from.
+
+    Attributes:
+        source: where they are from.
+        asked: what is kept of them.
+        tested: how many of them are test images.
+        seen: what the model has seen; None if that is not known.
+    """
+
+    items: Sequence[Any]
+    source: str
+    asked: SeenImages
+    tested: int
+    seen: SeenImages | None
+
+
+def new_images(
+    folder: Path,
+    dataset: Any,
+    classifier: PromptedClassifier,
+    seen: SeenImages | None,
+    args: argparse.Namespace,
+    use: str = "calibration",
+) -> NewImages:
+    """Labelled images for a use of the model in a folder: of --images, else the validation images
+    of its run.
+
+    Raises:
+        UsageError: there are none, the model has learned from one or may have, or test images are
+            among them; a bank is of another tower.
+    """
+    if args.images and is_bank(args.images):
+        Bank(args.images).check(classifier)
+        seen = seen if has_looks(Bank(args.images), args.accept_unknown_images) else None
+    known = seen or NOTHING
+    items, source = labelled_images(folder, dataset, args.images, classifier.class_names)
+    items, asked = without_learned(items, known, folder, use)
+    tested = count_shared(items, dataset.test if dataset else [])
+    tested = max(tested, count(known, "tested", asked))
+    accepted = args.accept_test_images
+    check_test_images(tested, len(items), str(folder), accepted, "--accept-test-images", use)
+    return NewImages(items, source, asked, tested, seen)
 
 
 def count(seen: SeenImages, role: str, asked: SeenImages) -> int:
@@ -235,8 +278,8 @@ def has_looks(bank: Bank, accepts_unknown: bool) -> bool:
     """Whether a bank says how its images look, so that learned ones are known; UsageError if it
     does not and that is not accepted.
     """
-    if bank.facts.get("look") is True or accepts_unknown:
-        return bank.facts.get("look") is True
+    if bank.knows_looks or accepts_unknown:
+        return bank.knows_looks
     what = f"{bank.folder} does not say how its images look: the model may have learned from them"
     remedy = (
         "embed with --look, or accept it by --accept-unknown-images, which marks the calibration"
@@ -245,7 +288,7 @@ def has_looks(bank: Bank, accepts_unknown: bool) -> bool:
 
 
 def without_learned(
-    items: Sequence[Datum], seen: SeenImages, folder: Path, use: str = "calibration"
+    items: Sequence[Datum], seen: SeenImages, folder: Path, use: str
 ) -> tuple[list[Datum], SeenImages]:
     """The images without near-copies of those that the model has learned from, and their checksums.
     They are for this use.
@@ -275,6 +318,11 @@ def without_learned(
             )
         print(printable(f"Left out: {what}, such as {example}"))
     return list(compress(items, ~near)), asked.part(~near)
+
+
+def dataset_of(folder: Path) -> Any:
+    """`read_dataset` of a run; None for another model."""
+    return read_dataset(folder) if kind_of(folder) == "run" else None
 
 
 def read_dataset(run: Path, classes: str = "") -> Any:

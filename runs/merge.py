@@ -17,7 +17,7 @@ from common.files import new_folder, write_text
 from common.names import printable
 from common.start import Parser, path
 from common.version import source
-from inference.arguments import add_plugin_option, check_exists
+from inference.arguments import check_exists
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.classifier import PromptedClassifier
 from inference.export import about, card
@@ -29,14 +29,12 @@ from trainers import predicting
 from . import merging
 from .calibrate import (
     NOTHING,
-    count,
-    labelled_images,
+    add_common_options,
+    dataset_of,
+    new_images,
     outputs_of,
-    read_dataset,
     seen_images,
-    without_learned,
 )
-from .calibrating import check_test_images, count_shared
 from .how import OF_SUMS, How
 from .merging import State
 
@@ -64,17 +62,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     words = "mean, greedy, wise-ft[:SHARE], task:FACTOR, ties[:SHARE] or dare[:SHARE]"
     add("--how", type=how, default=How("mean"), metavar="HOW", help=words + " (default: mean)")
-    words = "labelled validation images instead of those of the first run: CLASS/*"
+    words = "labelled validation images instead of those of the first run: CLASS/*, or a bank"
     add("--images", type=path, metavar="FOLDER", help=words)
     add("--seed", type=int, default=1, help="of what dare leaves out (default: 1)")
-    words = "choose on images of the test, and mark the model"
-    add("--accept-test-images", action="store_true", help=words)
-    words = "choose for models that do not say which images they have learned from"
-    add("--accept-unknown-images", action="store_true", help=words)
-    add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
-    words = "weight file, if the models were learned on one of another machine"
-    add("--backbone", default="", help=words)
-    add_plugin_option(parser)
+    add_common_options(parser)
     return parser.parse_args(argv)
 
 
@@ -280,7 +271,7 @@ def merge(members: Members, args: argparse.Namespace) -> Merged:
         facts["selected_on_test"] = True
     if how.chooses:
         judge = Judge(members, args, seen)
-        seen = None if seen is None else seen + judge.asked
+        seen = judge.seen
         facts |= judge.facts
         state, settings, found = (greedy if how.name == "greedy" else best_share)(members, judge)
         facts |= found
@@ -347,7 +338,8 @@ class Judge:
     """Accuracies on validation images, which no model has learned from.
 
     Args:
-        seen: what the models have seen; None if that is not known.
+        seen: what the models have seen; None if that is not known. The attribute has the validation
+            images, too.
 
     Raises:
         UsageError: there are none, a model has learned from one, or they are test images.
@@ -356,21 +348,15 @@ class Judge:
     def __init__(self, members: Members, args: argparse.Namespace, seen: SeenImages | None):
         where = next((path for path in members.paths if kind_of(path) == "run"), members.paths[0])
         self.members = members
-        dataset = read_dataset(where) if kind_of(where) == "run" else None
-        names = members.first.class_names
-        items, _ = labelled_images(where, dataset, args.images, names)
-        known = NOTHING if seen is None else seen
-        self.items, asked = without_learned(items, known, where, "choice")
-        tested = count(known, "tested", asked)
-        if dataset:
-            tested = max(tested, count_shared(self.items, dataset.test))
-        accepted = args.accept_test_images
-        check_test_images(
-            tested, len(items), str(where), accepted, "--accept-test-images", "choice"
-        )
-        self.asked = replace(asked, role=np.full_like(asked.role, ROLES.index("chosen")))
+        dataset = dataset_of(where)
+        images = new_images(where, dataset, members.first, seen, args, "choice")
+        self.items = images.items
+        self.seen: SeenImages | None = None
+        if images.seen is not None:
+            chosen = np.full_like(images.asked.role, ROLES.index("chosen"))
+            self.seen = images.seen + replace(images.asked, role=chosen)
         self.facts: dict[str, Any] = {"validation_images": len(self.items)}
-        if tested:
+        if images.tested:
             self.facts["selected_on_test"] = True
 
     def accuracy(self, state: State, settings: dict[str, Any]) -> float:
@@ -383,7 +369,7 @@ def seen_by(members: Members, accepts_unknown: bool) -> SeenImages | None:
     """What the models have seen together; None if one does not say it, which must be accepted."""
     union = NOTHING
     for place in members.paths:
-        dataset = read_dataset(place) if kind_of(place) == "run" else None
+        dataset = dataset_of(place)
         seen = seen_images(place, dataset, members.first.method, accepts_unknown)
         if seen is None:
             return None

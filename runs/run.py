@@ -99,7 +99,7 @@ def note_seen(trainer: Any, folder: OutputFolder) -> None:
     if not is_learner(trainer) or len(dataset.train_x) > MOST_SEEN:
         return
     bank = trainer.method.bank
-    if bank and not bank.knows_looks:
+    if bank and not bank.bank.knows_looks:
         print(f"No {SEEN}: {bank.bank.folder} was written without --look")
         return
     of_files = partial(SeenImages.of_files, max_pixels=trainer.cfg.INPUT.MAX_PIXELS)

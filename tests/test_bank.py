@@ -15,7 +15,9 @@ from fit import command as fit
 from fit.banked import photos_in
 from fit.estimator import Classifier
 from inference import bank, embed, predict
-from runs import calibrate
+from inference.models import load
+from inference.options import LoadOptions
+from runs import calibrate, merge
 
 pyarrow = parquet_library()
 parquet = pyarrow.parquet
@@ -263,3 +265,21 @@ def test_calibrate_reads_a_bank_that_says_how_its_images_look(
         "is in no folder named after a class"
         in command(calibrate, *line, banked(photos, "--look", to="x")).error
     )
+
+
+@pytest.mark.parametrize("look", ["", "--look"])
+def test_a_merge_chooses_on_a_bank_that_says_how_its_images_look(
+    look, banked, command, deep, finished, tmp_path
+):
+    quick = "TRAINER.PROLIP.STEPS", 4, "TRAINER.PROLIP.AUGMENT_EPOCH", 2
+    models = [finished("ProLIP", "base", *quick, "SEED", seed) for seed in (1, 2)]
+    images = tmp_path / "images"
+    for number, name in enumerate(load(models[0], LoadOptions(backbone=str(deep))).class_names):
+        (images / name).mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(images / name / "1.png")
+    folder = banked(models[0], images, *filter(None, [look]))
+    how = "--how", "greedy", "--images", folder, "--backbone", deep
+    done = command(merge, *models, "--to", tmp_path / "merged", *how)
+    assert (tmp_path / "merged").exists() is bool(look), done.errors
+    assert look or "does not say how its images look" in done.error
