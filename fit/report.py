@@ -29,7 +29,7 @@ from .result import Fit
 MOST = 12  # suspects, and pairs of classes, on the page
 MOST_COLUMNS = 100  # of probabilities in labels.csv
 SIDE = 96  # pixels of a small picture
-LEAST = -700.0  # logarithm of a probability
+LEAST = 1e-300  # a probability whose logarithm is taken
 
 
 def probabilities(fit: Fit, calibration: Calibration) -> NDArray[np.float64]:
@@ -39,24 +39,22 @@ def probabilities(fit: Fit, calibration: Calibration) -> NDArray[np.float64]:
 
 
 def suspects(fit: Fit) -> list[dict[str, Any]]:
-    """The held-out images by how many times another class is more probable than their label, those
-    most in doubt first; `doubt` is the logarithm.
+    """The held-out images for which another class is more probable than their label, those with the
+    least probable labels first; `doubt` is minus the logarithm of that probability.
     """
     trials = fit.decision.trials
     if fit.calibration is None or trials is None:
         return []
-    with np.errstate(divide="ignore"):  # a probability may be 0
-        log_p = np.log(probabilities(fit, fit.calibration)).clip(LEAST)
-    rows = np.arange(len(log_p))
-    of_label = log_p[rows, trials.sample.labels]
-    log_p[rows, trials.sample.labels] = -np.inf
-    doubt = log_p.max(axis=1) - of_label
+    p = probabilities(fit, fit.calibration)
+    labels = trials.sample.labels
+    doubt = -np.log(p[np.arange(len(p)), labels].clip(LEAST))
+    answers = p.argmax(axis=1)
     photos = fit.photos
     return [
         asdict(photos.images[trials.held[place]])
-        | {"rather": photos.names[log_p[place].argmax()], "doubt": doubt[place]}
+        | {"rather": photos.names[answers[place]], "doubt": doubt[place]}
         for place in np.argsort(-doubt, kind="stable")
-        if doubt[place] > 0
+        if answers[place] != labels[place]
     ]
 
 
@@ -107,7 +105,7 @@ def labels_csv(fit: Fit) -> str:
         content["probability_of_answer"] = p.max(axis=1)
         # The columns of cleanlab, whose score is low for a label in doubt
         content["is_label_issue"] = content["probability_of_answer"] > of_label
-        content["label_score"] = of_label / content["probability_of_answer"]
+        content["label_score"] = of_label
         content["given_label"] = content["label"]
         content["predicted_label"] = content["answer"]
         if len(photos.names) <= MOST_COLUMNS:
