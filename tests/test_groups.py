@@ -322,7 +322,7 @@ def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(command, p
     assert "of the group 'all'" in command(fit, table, *line).error
     train = photos / "train"
     for by, word in {
-        "scene(": "no regular expression",
+        "scene(": "is not a regular expression",
         "scene.": "0 captures",
         "(a)(b)": "2 captures",
     }.items():
