@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from dassl.data.datasets import DATASET_REGISTRY
 from torch import Tensor
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from clip import has_local_features
@@ -36,6 +35,7 @@ from trainers import MethodTrainer
 from trainers.base import Method
 from trainers.base.data_use import list_facts
 from trainers.base.local import local_logits
+from trainers.base.reading import loader_like
 
 from .neglabel import NegativeWords, read_words
 
@@ -221,11 +221,9 @@ class Detection:
         trainer = self.trainer
         tested = trainer.val_loader if trainer.test_split == "val" else trainer.test_loader
         dataset = type(tested.dataset)(self.cfg, images, transform=tested.dataset.transform)
-        same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn")
-        loader = DataLoader(dataset, **{name: getattr(tested, name) for name in same})
         batches = []
         with trainer.model.reading(*self.reads) if hasattr(self, "reads") else nullcontext():
-            for batch in loader:
+            for batch in loader_like(tested, dataset):
                 images, _ = trainer.parse_batch_test(batch)
                 batches.append(self.scores(trainer.model_inference(images)))
         return batches

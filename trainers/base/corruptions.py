@@ -23,6 +23,7 @@ from common.errors import UsageError
 from common.schema import Accepts
 from common.start import installation
 
+from .reading import loader_like
 from .views import ViewsTransform, from_tensor_on
 
 CORRUPTIONS = (
@@ -93,9 +94,7 @@ def corrupted(cfg: CfgNode, loader: DataLoader) -> DataLoader:
         return loader
     images: Any = copy(loader.dataset)
     images.transform = Corrupted.before(images.transform, cfg)
-    same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn", "pin_memory")
-    options: Any = {name: getattr(loader, name) for name in same}
-    return DataLoader(images, **options)
+    return loader_like(loader, images)
 
 
 @dataclass(frozen=True)

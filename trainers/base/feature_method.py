@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from clip import CLIP
@@ -28,6 +27,7 @@ from .head import Head, HeadCLIP
 from .learned import Checkpoints
 from .method import Method
 from .prompted import normalize
+from .reading import loader_like
 from .settings import MethodSettings
 from .teacher import mean_text_features
 
@@ -285,16 +285,12 @@ class FeatureMethod(Method):
         """The features of images (a list of `Datum`), of augmented views of each or, if that is 0,
         one as in a test. Raises UsageError if a feature is not finite."""
         tests = self.images.tests.dataset
-        options = self.cfg.DATALOADER
         augment = build_transform(self.cfg, is_train=True) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
-        size = max(1, options.TEST.BATCH_SIZE // max(1, views))
-        start = self.images.tests.worker_init_fn
-        loader = DataLoader(
-            images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start
-        )
+        size = max(1, self.cfg.DATALOADER.TEST.BATCH_SIZE // max(1, views))
+        loader = loader_like(self.images.tests, images, batch_size=size)
         cached = features_by(self.cfg, self.model, loader, self.bank)
         features = cached.tensor().to(self.device).float()
         if not features.isfinite().all():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import Dataset, SequentialSampler
 from yacs.config import CfgNode
 
 from clip import ImageOutput
@@ -23,6 +23,7 @@ from common.errors import UsageError
 
 from .compat import read_of
 from .prompted import PromptedCLIP
+from .reading import loader_like
 
 PART = 256  # rows that are copied at a time
 
@@ -204,9 +205,7 @@ class CachedFeatures:
     def encode_some(self, places: list[int]) -> None:
         """Compute the features of these images, in batches of the loader's size."""
         batches = self.batches_with(places)
-        same = ("num_workers", "collate_fn", "worker_init_fn", "generator")
-        options: Any = {name: getattr(self.loader, name) for name in same}
-        loader = DataLoader(self.loader.dataset, batch_sampler=batches, **options)
+        loader = loader_like(self.loader, self.loader.dataset, batch_sampler=batches, batch_size=1)
         for rows, batch in zip(batches, loader, strict=True):
             self.features[rows] = self.encode(batch["img"].to(self.device)).cpu()
 

@@ -25,6 +25,7 @@ from .method import Method
 from .partial import PartialTest
 from .prompted import normalize
 from .prompts import TemplatePrompts
+from .reading import loader_like
 from .settings import MethodSettings
 from .teacher import mean_text_features
 from .views import AREA, ViewsTransform
@@ -139,11 +140,7 @@ class ViewsMethod(Method):
             order = streams.order(self.cfg, [item.label for item in source])
         items = [source[number] for number in order]
         views = type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg))
-        return self.loader_of(views, loader.worker_init_fn)
-
-    def loader_of(self, images: Any, worker_init_fn: Any) -> DataLoader:
-        workers = self.cfg.DATALOADER.NUM_WORKERS
-        return DataLoader(images, batch_size=1, num_workers=workers, worker_init_fn=worker_init_fn)
+        return loader_like(loader, views, batch_size=1)
 
     def logits(self, features: Tensor) -> Tensor:
         """(views, joint) -> (views, classes): scaled cosine similarities, fp32."""
@@ -170,7 +167,7 @@ class ViewsMethod(Method):
         labels = torch.tensor([item.label for item in images.data_source], device=self.device)
         for logits, label in zip(kept, labels.split(1), strict=False):
             yield logits[None].to(self.device), label
-        rest = self.loader_of(Subset(images, range(len(kept), len(images))), loader.worker_init_fn)
+        rest = loader_like(loader, Subset(images, range(len(kept), len(images))))
         for batch, label in zip(rest, labels[len(kept) :].split(1), strict=True):
             logits = self.answer_views(batch["img"][0], state)
             partial.add(logits, state)

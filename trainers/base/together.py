@@ -21,6 +21,7 @@ from .features_of import learned_method, trained_run
 from .method import Method
 from .prompted import normalize
 from .prompts import TemplatePrompts
+from .reading import loader_like
 from .settings import MethodSettings
 from .teacher import mean_text_features
 
@@ -128,13 +129,7 @@ class TogetherMethod(Method):
 
     def loader_of(self, items: list, loader: Any) -> DataLoader:
         images = type(loader.dataset)(self.cfg, items, transform=loader.dataset.transform)
-        options = self.cfg.DATALOADER
-        return DataLoader(
-            images,
-            batch_size=options.TEST.BATCH_SIZE,
-            num_workers=options.NUM_WORKERS,
-            worker_init_fn=loader.worker_init_fn,
-        )
+        return loader_like(loader, images)
 
     def outputs(self, loader: Any, folder: str) -> Iterator[Labelled]:
         listed = loader.dataset.data_source

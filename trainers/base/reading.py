@@ -1,0 +1,15 @@
+"""Images that are read as those of a test."""
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+SAME = ("batch_size", "num_workers", "collate_fn", "worker_init_fn", "pin_memory", "generator")
+
+
+def loader_like(loader: Any, images: Any, **others: Any) -> DataLoader:
+    """A loader of other images in their order, with the options of a loader; `others` replace
+    them.
+    """
+    options: dict[str, Any] = {name: getattr(loader, name) for name in SAME}
+    return DataLoader(images, **options | others)
