@@ -7,6 +7,7 @@ import fcntl
 import filecmp
 import glob
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import get_native_id
+from typing import Any
 
 from .errors import UsageError
 
@@ -131,6 +133,11 @@ def lock_on(folder: Path) -> int | None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all (UTF-8)."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any, **how: Any) -> None:
+    """Write a JSON file completely or not at all; `how` are options of `json.dumps`."""
+    write_text(path, json.dumps(content, indent=1, **how) + "\n")
 
 
 @contextmanager

@@ -5,7 +5,6 @@ is checked for its type and range, and no path in it is followed.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from clip import is_known, weights_sha256
 from common.errors import UsageError
-from common.files import replacing, write_text
+from common.files import replacing, write_json
 from common.records import Facts, read
 from common.text import read_bytes, read_json
 from trainers.base.checkpoints import LARGEST_CONFIG, PROMPTS
@@ -154,7 +153,7 @@ def write_artefact(
     facts["input"] = exported(description.input)
     if not description.offset:
         del facts["offset"], facts["without_images"]
-    write_text(folder / EXPORT_CONFIG_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / EXPORT_CONFIG_FILE, facts, ensure_ascii=False)
     return read_config(folder / EXPORT_CONFIG_FILE)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from common.errors import UsageError
-from common.files import checksum, write_text
+from common.files import checksum, write_json
 from common.records import Count, read
 from common.results import CALIBRATION as FILE
 from common.schema import Accepts, shown
@@ -165,5 +165,4 @@ def write_calibration(folder: Path, calibration: Calibration, model: Path | None
             calibration, date=facts["date"], version=facts["version"], commit=commit
         )
     calibration = replace(calibration, model=file.name, model_sha256=checksum(file))
-    content = json.dumps(calibration.to_json(), indent=1, ensure_ascii=False)
-    write_text(folder / FILE, content + "\n")
+    write_json(folder / FILE, calibration.to_json(), ensure_ascii=False)

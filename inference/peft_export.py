@@ -1,6 +1,5 @@
 """CLIP-LoRA in PEFT's format (`peft`), written for the CLIP of transformers or of open_clip."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from clip import CLIP, image_blocks, is_known, is_vit
 from common.errors import UsageError
-from common.files import write_text
+from common.files import write_json
 from trainers.cliplora import CLIPLoRASettings, LoRALearner
 
 from .classifier import PromptedClassifier
@@ -57,7 +56,7 @@ def write(classifier: PromptedClassifier, folder: Path, library: str) -> None:
         "layers_to_transform": None,
         **config,
     }
-    write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+    write_json(folder / CONFIG, config)
 
 
 def for_transformers(

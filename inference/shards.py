@@ -1,6 +1,5 @@
 """Answers for many images in shards of 10,000, which are skipped when they are finished."""
 
-import json
 import os
 import re
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import UsageError
-from common.files import PARTIAL, checksum, write_text
+from common.files import PARTIAL, checksum, write_json
 from common.lock import LOCK, is_locked, locked
 from common.text import read_json
 
@@ -189,7 +188,7 @@ def check_same(output: Output) -> None:
     names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
     if any(not name.startswith(LOCK) for name in names):
         raise UsageError(f"{folder} is not empty", remedy, folder)
-    write_text(record, json.dumps(output.facts, indent=1) + "\n")
+    write_json(record, output.facts)
     remove_partial(record)
 
 
@@ -197,7 +196,7 @@ def state_count(output: Output, shards: int, part: Share) -> None:
     """Write how many shards there are: those of other shares are perhaps not finished."""
     facts = output.facts | {COUNT: shards}
     with nullcontext() if part == WHOLE else locked(output.folder, wait=True, option="--to"):
-        write_text(output.record, json.dumps(facts, indent=1) + "\n")
+        write_json(output.record, facts)
 
 
 def remove_from(output: Output, number: int, part: Share) -> None:

@@ -1,13 +1,12 @@
 """The choices of a study: those whose trials are finished are written."""
 
-import json
 from collections.abc import Mapping
 from itertools import product
 from statistics import fmean
 from typing import Any
 
 from common.errors import UsageError
-from common.files import check_no_link, write_text
+from common.files import check_no_link, write_json
 from measures.results import RESULTS_FILE, read_results
 
 from .planned import Run, Search
@@ -28,7 +27,7 @@ def decide(study: Study) -> list[Search]:
             continue
         check_no_link(search.file.parent, study.output)
         search.file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(search.file, json.dumps(content, indent=1) + "\n")
+        write_json(search.file, content)
     return waiting
 
 

@@ -1,13 +1,12 @@
 """Prompt learning on a laptop: a study of methods on a synthetic dataset, with the small CLIP."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
 from common.errors import check_name
-from common.files import write_text
+from common.files import write_json
 from common.start import Parser, any_seed, at_least, path
 from configs.methods import methods
 from configs.recipes import recipe
@@ -80,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     if failed:
         sys.exit(f"Failed runs: {len(failed)}, see above; run the same command again to retry")
     summary = Summary(study, collect_results(study))
-    write_text(args.output / "summary.json", json.dumps(summary.records(), indent=1) + "\n")
+    write_json(args.output / "summary.json", summary.records())
     runs = [run for run in study.runs() if (run.classes, run.seed) == ("base", study.seeds[0])]
     answers = {
         f"before: {runs[0].variant.name}": read(runs[0].folder),

@@ -1,6 +1,5 @@
 """The key `merge` of a trainer in a study: the models of its seeds become one."""
 
-import json
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from common.files import check_no_link, checksum, write_text
+from common.files import check_no_link, checksum, write_json
 from common.lock import locked
 from common.text import read_json
 from measures.results import RESULTS_FILE, read_results
@@ -87,7 +86,7 @@ def make(merge: Merge, output: Path) -> None:
         with open(merge.folder / "log.txt", "w") as log, redirect_stdout(log):
             main(merge.arguments)
         content = settings_of(merge) | {"members": checkpoints}
-        write_text(merge.file, json.dumps(content, indent=1) + "\n")
+        write_json(merge.file, content)
 
 
 def sha256_of(run: Run) -> str:

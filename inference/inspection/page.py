@@ -2,7 +2,6 @@
 inspect.html.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common.files import write_text
+from common.files import write_json, write_text
 from common.pages import render, save_picture
 
 from .tower import highlighted, shares_text
@@ -27,7 +26,7 @@ def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
     """Write what `Measures.summary` returns; `images` are those of the roll-out, (images, 3, H, W),
     from 0 to 1.
     """
-    write_text(folder / "inspect.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "inspect.json", content, allow_nan=False)
     pictures = {}  # name -> address, of those that the content allows
     for name, key, draw in (("schedule", "schedule", schedule), ("attention", "layers", attention)):
         if content[key]:
