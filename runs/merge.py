@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from common.errors import UsageError
 from common.files import new_folder, write_text
 from common.names import printable
 from common.start import Parser, path
-from common.version import source
+from common.version import made
 from inference.arguments import check_exists
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.classifier import PromptedClassifier
@@ -264,8 +263,7 @@ def merge(members: Members, args: argparse.Namespace) -> Merged:
     facts: dict[str, Any] = {
         "merge": str(how),
         "models": [printable(each.name) for each in members.paths],
-        **source(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **made(),
     }
     if members.selected_on_test:
         facts["selected_on_test"] = True

@@ -35,7 +35,7 @@ from trainers import MethodTrainer
 from trainers.base import Method
 from trainers.base.data_use import list_facts
 from trainers.base.local import local_logits
-from trainers.base.reading import loader_like
+from trainers.base.reading import loader_of
 
 from .neglabel import NegativeWords, read_words
 
@@ -220,10 +220,9 @@ class Detection:
         """The scores of images, batch by batch, which are read as those of the test."""
         trainer = self.trainer
         tested = trainer.val_loader if trainer.test_split == "val" else trainer.test_loader
-        dataset = type(tested.dataset)(self.cfg, images, transform=tested.dataset.transform)
         batches = []
         with trainer.model.reading(*self.reads) if hasattr(self, "reads") else nullcontext():
-            for batch in loader_like(tested, dataset):
+            for batch in loader_of(images, tested):
                 images, _ = trainer.parse_batch_test(batch)
                 batches.append(self.scores(trainer.model_inference(images)))
         return batches

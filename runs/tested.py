@@ -1,12 +1,12 @@
 """Which images a test has read, and the list of all tests in an output folder."""
 
 import json
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
+from common.version import made
 from trainers.base import data_use
 
 TESTS = "tests.jsonl"  # a line for each test that ended
@@ -34,8 +34,7 @@ def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
     """
     split, items = tested_images(cfg, trainer)
     sha256 = data_use.list_digest(items, cfg.DATASET.ROOT)
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    test = {"date": date, "split": split, "images": len(items), "sha256": sha256}
+    test = {"date": made()["date"], "split": split, "images": len(items), "sha256": sha256}
     file = Path(cfg.OUTPUT_DIR, TESTS)
     # By the end of a process that wrote
     torn = file.is_file() and not file.read_bytes().endswith(b"\n")

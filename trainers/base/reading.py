@@ -13,3 +13,9 @@ def loader_like(loader: Any, images: Any, **others: Any) -> DataLoader:
     """
     options: dict[str, Any] = {name: getattr(loader, name) for name in SAME}
     return DataLoader(images, **options | others)
+
+
+def loader_of(items: list, loader: Any) -> DataLoader:
+    """A loader of other images (a list of `Datum`), which are read as those of a loader."""
+    images = loader.dataset
+    return loader_like(loader, type(images)(images.cfg, items, transform=images.transform))

@@ -21,7 +21,7 @@ from .features_of import learned_method, trained_run
 from .method import Method
 from .prompted import normalize
 from .prompts import TemplatePrompts
-from .reading import loader_like
+from .reading import loader_of
 from .settings import MethodSettings
 from .teacher import mean_text_features
 
@@ -122,14 +122,10 @@ class TogetherMethod(Method):
         """The images of all parts, in turn: an image of several parts is there several times."""
         items = loader.dataset.data_source
         parts = self.parts(loader)
-        listed = self.loader_of([items[place] for part in parts for place in part], loader)
+        listed = loader_of([items[place] for part in parts for place in part], loader)
         images: Any = listed.dataset
         images.part_sizes = [len(part) for part in parts]
         return listed
-
-    def loader_of(self, items: list, loader: Any) -> DataLoader:
-        images = type(loader.dataset)(self.cfg, items, transform=loader.dataset.transform)
-        return loader_like(loader, images)
 
     def outputs(self, loader: Any, folder: str) -> Iterator[Labelled]:
         listed = loader.dataset.data_source
@@ -153,7 +149,7 @@ class TogetherMethod(Method):
 
     def labelled(self, items: list, loader: Any) -> Labelled:
         """The unit features and the labels of images (a list of `Datum`), read as in a test."""
-        images = self.loader_of(items, loader)
+        images = loader_of(items, loader)
         cached = features_by(self.cfg, self.model, images, self.bank)
         features = cached.tensor().to(self.device).float()
         return normalize(features), cached.labels.to(self.device)
@@ -200,7 +196,7 @@ class TogetherMethod(Method):
         if self.base is None:
             return None
         base = self.base
-        images = self.loader_of(items, loader)
+        images = loader_of(items, loader)
         batches = cached_features(self.cfg, base.model, images, self.bank) or images
         logits = [base.model_inference(batch["img"].to(self.device)) for batch in batches]
         return torch.cat(logits).float().softmax(dim=1)
