@@ -40,11 +40,11 @@ from common.files import checksum
 from common.names import plain
 from fit.features import Features
 from fit.heads import Heads
-from fit.images import Photo
 from fit.photos import Photos
 from fit.report import suspects
 from fit.request import FitRequest
 from fit.result import Fit
+from fit.rows import Photo
 from fit.trials import Examples
 from inference.classifier import PromptedClassifier
 

@@ -36,8 +36,8 @@ from fit import groups
 from fit.decision import Decision
 from fit.features import Row
 from fit.heads import Heads
-from fit.images import Photo
 from fit.request import FitRequest
+from fit.rows import Photo
 from fit.trials import Examples
 from inference.classifier import PromptedClassifier
 

@@ -14,7 +14,7 @@ from datasets import copies
 from datasets.image_folder import PARTS
 from inference.bank import Bank, BankFiles
 
-from .images import Photo, photos_in_rows, rows_of
+from .rows import Photo, photos_in_rows, rows_of
 
 if TYPE_CHECKING:
     from .features import Features, Row

@@ -15,9 +15,10 @@ from common.names import as_clip_reads, as_people_see, printable
 from common.start import Parser, any_seed, between, path, percent
 from datasets.base import missing_files
 
-from .images import Photo, as_class_name, check_named, find, unlabelled_in
+from .images import as_class_name, check_named, find, unlabelled_in
 from .record import FORM, checksums, earlier_record, facts
 from .request import COVERAGES, PRIORS, SETS, FitRequest
+from .rows import Photo
 
 MOST_UNLABELLED = 20_000  # images
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name

@@ -13,9 +13,9 @@ from inference.classifier import PromptedClassifier
 from trainers.base.features import CachedOutput
 
 from .decision import decide_among
-from .images import ASKED, Photo
 from .plan import Plan
 from .request import PRIORS, SETS, FitRequest
+from .rows import ASKED, Photo
 from .trials import Backbone, Trials
 
 

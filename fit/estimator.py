@@ -31,12 +31,12 @@ from inference.options import LoadOptions
 
 from .choice import Estimate
 from .command import pool_of, with_checksums
-from .images import Photo
 from .labelled import photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, facts
 from .report import leaderboard
 from .request import COVERAGES, PRIORS, SETS, FitRequest
+from .rows import Photo
 from .story import fit
 from .update import update
 

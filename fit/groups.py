@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from datasets import copies
 
 from .features import Row
-from .images import Photo
+from .rows import Photo
 
 NOT_KNOWN = "Near-copies are not known: the bank was written without --look"
 

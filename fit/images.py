@@ -1,17 +1,13 @@
 """The images of a fit, as they are found in folders or a CSV file."""
 
-import csv
-import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UsageError
 from common.names import check_known_names, plain, printable
-from common.text import read_text
-from datasets.base import missing_files
 from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
@@ -19,30 +15,14 @@ from inference.bank import is_bank
 from inference.sources import images_in
 from inference.tars import is_tar
 
+from .banked import photos_in, unlabelled_in_bank
+from .rows import METADATA, Photo, check_inside, photos_of, rows_of
+
 FOLDER = "folder"  # of --group-by
-METADATA = "metadata.csv", "metadata.jsonl"
-ASKED = "chosen", "random"
-Row = Mapping[str, str | None]  # of a file, by its columns
 LAYOUT = (
     "give a folder with one folder of images for each class, or a CSV file with the columns "
     "path and label"
 )
-
-
-@dataclass(frozen=True)
-class Photo:
-    """An image file and the name of its class."""
-
-    path: str
-    label: str
-    part: str = "train"  # one of PARTS
-    sha256: str = ""  # of the file
-    pixels_sha256: str = ""  # of its decoded pixels, once it was read
-    below: str = ""  # its path below the folder of its class
-    group: str = ""  # the name that the user gives its group
-    scene: int | None = None  # the number of its group, once it was found
-    bank: str = ""  # the folder with its feature, if the image is not read
-    asked: str = ""  # why `tools/label.py` asked for its label: one of ASKED
 
 
 def find(
@@ -99,8 +79,6 @@ def read(place: Path, labels: Path | None = None) -> list[Photo]:
     The class folders are in train/, val/ and test/ if there is a folder train/.
     """
     if is_bank(place):
-        from .banked import photos_in  # which needs this module
-
         return photos_in(place, labels)
     if labels:
         raise UsageError(f"{place} is not a bank", "leave out --labels", place)
@@ -122,8 +100,6 @@ def unlabelled_in(place: Path) -> list[Photo]:
     if not place.exists():
         raise UsageError(f"there is no folder, list or bank {place}", "check its path", place)
     if is_bank(place):
-        from .banked import unlabelled_in_bank  # which needs this module
-
         return unlabelled_in_bank(place)
     return [Photo(file, "") for file in dict.fromkeys(map(str, images_in([place])))]
 
@@ -185,108 +161,6 @@ def read_metadata(folder: Path) -> list[Photo]:
         if not part:
             break
     return photos
-
-
-def check_inside(rows: Sequence[tuple[int, Row]], file: Path) -> None:
-    """Raise UsageError for an image outside the folder of a file, which may be a stranger's."""
-    for line, row in rows:
-        name = Path(row.get("file_name") or "")
-        if name.is_absolute() or ".." in name.parts:
-            what = f"line {line} of {file} leads out of its folder"
-            raise UsageError(what, "give paths inside of it", file)
-
-
-def rows_of(file: Path) -> list[tuple[int, Row]]:
-    """The rows of a CSV file, or of a file with a JSON object on each line, with their lines."""
-    lines = read_text(file).splitlines()
-    if file.suffix == ".jsonl":
-        return [(number, json_row(line, number, file)) for number, line in enumerate(lines, 1)]
-    rows = csv.DictReader(lines, strict=True)
-    try:
-        return [(rows.line_num, row) for row in rows] or [(1, dict.fromkeys(rows.fieldnames or ()))]
-    except csv.Error as error:  # such as a quotation mark that nothing closes
-        what = f"{file} is not a CSV file after line {rows.line_num} ({error})"
-        raise UsageError(
-            what, "fix the next line: perhaps its quotation mark is not closed", file
-        ) from error
-
-
-def json_row(line: str, number: int, file: Path) -> Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise UsageError(f"line {number} of {file} is not a JSON object", "fix that line", file)
-    return {key: str(value) for key, value in row.items() if isinstance(value, str | int)}
-
-
-def photos_of(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> list[Photo]:
-    """The images in the rows of a file.
-
-    Args:
-        part: of the images; by default what the column split says, or in a file of METADATA the
-            first folder of the path.
-
-    Raises:
-        UsageError: columns or values are missing or wrong, or images are missing.
-    """
-    photos = photos_in_rows(rows, file, part)
-    if missing := missing_files(photo.path for photo in photos):
-        what = (
-            f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as "
-            f"{missing[0]}"
-        )
-        raise UsageError(
-            what, "restore or remove them (paths are relative to the folder of the file)", file
-        )
-    return photos
-
-
-def photos_in_rows(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> list[Photo]:
-    """`photos_of`, whether the images are there or not."""
-    columns = rows[0][1] if rows else {}
-    column = "path" if "path" in columns else "file_name"
-    if not {column, "label"} <= set(columns):
-        what = f"{file} has the columns {', '.join(map(printable, columns)) or 'of no table'}"
-        raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
-    if not any(columns.values()):
-        raise UsageError(f"{file} has no image", "give each its path and its label", file)
-    if "asked" in columns:
-        labelled = [(line, row) for line, row in rows if (row.get("label") or "").strip()]
-        if len(labelled) < len(rows):
-            print(
-                printable(
-                    f"Left out: {len(rows) - len(labelled):,} lines of {file} without a label"
-                )
-            )
-        rows = labelled
-    return [photo_of(row, column, part, line, file) for line, row in rows]
-
-
-def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:
-    """The image of a row, whose path is in a column."""
-    path = row.get(column) or ""
-    label = (row.get("label") or "").strip()
-    top, _, below = path.partition("/")
-    if not part and file.name in METADATA and top in PARTS:
-        part = top
-    part = part or row.get("split") or "train"
-    if not path or not label or part not in PARTS:
-        what = (
-            f"line {line} of {file} has no path, no label or another split than {', '.join(PARTS)}"
-        )
-        raise UsageError(what, "fix that line", file)
-    group = (row.get("group") or "").strip()
-    if "group" in row and not group:
-        what = f"line {line} of {file} has no group"
-        raise UsageError(what, "give each line one, or remove the column", file)
-    asked = (row.get("asked") or "").strip()
-    if asked and asked not in ASKED:
-        what = f"line {line} of {file} has {asked[:80]!r} in the column asked"
-        raise UsageError(what, f"write {' or '.join(ASKED)}, or nothing", file)
-    below = below if plain(top) == plain(label) else path
-    return Photo(str(file.parent / path), plain(label), part, below=below, group=group, asked=asked)
 
 
 def named_by_folder(photos: Sequence[Photo], place: Path) -> list[Photo]:

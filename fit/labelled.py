@@ -13,7 +13,8 @@ from common.errors import UsageError
 from common.names import plain
 from inference.images import image_of
 
-from .images import Photo, find
+from .images import find
+from .rows import Photo
 
 
 def class_names(y: ArrayLike, known: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from inference.options import LoadOptions
 from inference.serving.command import OF_API, add_address_options
 
 from .asked import Line, check_done, check_labels, image_of, lines_of, write_lines
-from .images import ASKED, unlabelled_in
+from .images import unlabelled_in
+from .rows import ASKED
 
 if TYPE_CHECKING:
     from inference.classifier import PromptedClassifier

@@ -22,10 +22,10 @@ from trainers.base.head import Head
 from .candidates import CANDIDATES, COMPUTED, VISION, ZERO_SHOT, Candidate, Weighted
 from .decision import decide
 from .heads import Heads, reads_names
-from .images import Photo
 from .photos import Photos
 from .request import FitRequest
 from .result import Fit
+from .rows import Photo
 from .trials import Examples
 
 SOURCE = "the features"

@@ -14,7 +14,8 @@ from inference.seen import SeenImages
 
 from .features import Row
 from .groups import numbers
-from .images import ASKED, Photo, learned_classes
+from .images import learned_classes
+from .rows import ASKED, Photo
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from trainers.base.prompted import normalize
 from . import banked, groups
 from .command import with_checksums
 from .features import Features, Row
-from .images import Photo, unlabelled_in
+from .images import unlabelled_in
+from .rows import Photo
 from .unlabelled import features_of
 
 

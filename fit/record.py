@@ -12,8 +12,8 @@ from common.files import checksum
 from common.lock import LOCK
 from common.text import MAX_JSON, read_bytes, read_json
 
-from .images import Photo
 from .request import FitRequest
+from .rows import Photo
 
 FILE = "fit.json"
 FORM = 2  # of the file; another one is fitted again

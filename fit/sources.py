@@ -20,9 +20,10 @@ from . import banked
 from .candidates import VISION
 from .features import Features, Row
 from .heads import Heads, reads_names
-from .images import Photo, learned_classes
+from .images import learned_classes
 from .plan import Plan
 from .request import FitRequest
+from .rows import Photo
 
 TIMED = 8  # images of a measurement
 ROUNDS = 3  # of which the fastest counts

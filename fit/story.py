@@ -32,12 +32,12 @@ from .cross import add_cross_sets, check_cross
 from .decision import Decision, decide_among
 from .features import Row
 from .heads import Heads, reads_names, transfers
-from .images import Photo
 from .photos import Photos
 from .plan import Plan
 from .record import FILE, FORM, checksums
 from .request import SETS, FitRequest
 from .result import Fit, Tested
+from .rows import Photo
 from .sources import Source, price, read_by_all, sources_of
 from .towers import TRAINED, Towers
 from .trials import Backbone, Examples

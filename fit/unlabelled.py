@@ -12,9 +12,9 @@ from trainers.base.prompted import normalize
 
 from . import banked, groups
 from .features import Row
-from .images import Photo
 from .photos import Photos, without_copies
 from .pooled import unexplained
+from .rows import Photo
 from .sources import Source, read_by_all
 from .trials import Backbone
 

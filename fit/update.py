@@ -16,10 +16,11 @@ from inference.classifier import PromptedClassifier
 from . import banked
 from .candidates import CANDIDATES, COMPUTED, Candidate
 from .features import Features, Row
-from .images import Photo, learned_classes
+from .images import learned_classes
 from .photos import Photos
 from .record import FILE, checksums
 from .request import FitRequest
+from .rows import Photo
 from .sources import heads_of
 from .story import examples_of, photos_of, provenance, save, seen_images
 

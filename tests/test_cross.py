@@ -16,9 +16,9 @@ from fit.cross import add_cross_sets, check_cross
 from fit.decision import decide_among
 from fit.estimator import FITTED_AGAIN, Classifier
 from fit.heads import Heads
-from fit.images import Photo
 from fit.plan import Plan
 from fit.request import FitRequest
+from fit.rows import Photo
 from fit.trials import Backbone, Examples
 from inference import calibration, embed, export, predict
 from inference.bank import Bank

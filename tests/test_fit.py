@@ -20,8 +20,8 @@ from fit import command as fit
 from fit import towers as towers_module
 from fit.features import Features
 from fit.heads import Heads
-from fit.images import Photo
 from fit.photos import Photos
+from fit.rows import Photo
 from fit.towers import TRAINED, Towers
 from inference import predict
 from inference.calibrated import sha256_of_images

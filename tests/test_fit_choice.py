@@ -22,10 +22,10 @@ from fit.candidates import (
 from fit.curve import curve, ungrouped
 from fit.decision import decide
 from fit.heads import Heads, settings_of, spread
-from fit.images import Photo
 from fit.options import Option, nested
 from fit.photos import Photos
 from fit.request import FitRequest
+from fit.rows import Photo
 from fit.trials import Backbone, Examples
 from inference import export, predict
 from inference.classifier import PromptedClassifier

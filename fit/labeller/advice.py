@@ -8,7 +8,7 @@ from typing import Any
 
 from ..asked import Line, is_open
 from ..choice import gain, interval
-from ..images import ASKED
+from ..rows import ASKED
 
 MORE = 50  # labels
 # Notes of a fit
