@@ -134,10 +134,6 @@ class CLIPSVD(SteppedMethod):
             "epoch": 0,
         }
 
-    @property
-    def steps(self) -> int:
-        return super().steps or self.training.max_epoch * self.training.batches
-
     def build_schedule(self, optimizer):
         length = self.steps if self.settings.N_ITERS else self.training.max_epoch
         return CosineAnnealingLR(optimizer, length, LAST_RATE)

@@ -116,10 +116,6 @@ class FineTune(SteppedMethod):
         if self.settings.ENCODER == "vision":
             self.model.prompt_learner.classifier.data.copy_(self.start_rows())
 
-    @property
-    def steps(self):
-        return super().steps or self.training.max_epoch * self.training.batches
-
     def build_optimizer(self):
         learner = self.model.prompt_learner
         rate = self.cfg.OPTIM.LR

@@ -10,9 +10,9 @@ from clip import CLIP, projection
 
 from .feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .head import Head
-from .projection import Projection, UnprojectedCLIP
+from .projection import Projection
 from .prompted import normalize
-from .vision import KernelHead, VisionHead
+from .vision import KernelHead, UnprojectedMethod, VisionHead
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,11 @@ class EnsembleHead(VisionHead):
         return logits + F.linear(normalize(projected), self.of_projected)
 
 
-class Ensemble(FeatureMethod):
-    """The weighted sum of linear heads on features before the projection, and behind it; it is no
-    method that a run trains.
-    """
+class Ensemble(UnprojectedMethod):
+    """The weighted sum of linear heads on features before the projection, and behind it."""
 
     Settings = LinearSettings
-    Model = UnprojectedCLIP
     saved_as = "ensemble"
-    reads_template = reads_sentences = False
-    spec = FeatureSpec(reads_text=False)
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> EnsembleHead:
         return EnsembleHead(len(classnames), clip)

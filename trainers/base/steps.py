@@ -42,8 +42,9 @@ class SteppedMethod(Method):
 
     @property
     def steps(self) -> int:
-        """By default N_ITERS for each image of a class."""
-        return self.settings.N_ITERS * shots_of(self)
+        """N_ITERS for each image of a class; if that is 0, those of MAX_EPOCH epochs."""
+        training = self.training
+        return self.settings.N_ITERS * shots_of(self) or training.max_epoch * training.batches
 
     def start_training(self, epochs: int, batches: int) -> None:
         super().start_training(epochs, batches)

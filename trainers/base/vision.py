@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clip import CLIP, projection
 from common.errors import UsageError
 
-from .feature_method import FeatureSettings, FeatureSpec, FittedMethod, Support
+from .feature_method import FeatureMethod, FeatureSettings, FeatureSpec, FittedMethod, Support
 from .head import Head
 from .projection import Projection, UnprojectedCLIP, last_map, remove_projection
 from .prompted import normalize
@@ -141,14 +141,19 @@ class FrozenTower:
         return self.projection.project(features).detach()
 
 
-class VisionProbe(FittedMethod):
-    """A ridge regression from centred features to one-hot labels. No run trains this method."""
+class UnprojectedMethod(FeatureMethod):
+    """A method on features before the projection, without texts. No run trains it."""
 
-    Settings = VisionProbeSettings
     Model = UnprojectedCLIP
-    saved_as = "vision_probe"
     reads_template = reads_sentences = False
     spec = FeatureSpec(reads_text=False)
+
+
+class VisionProbe(UnprojectedMethod, FittedMethod):
+    """A ridge regression from centred features to one-hot labels."""
+
+    Settings = VisionProbeSettings
+    saved_as = "vision_probe"
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> VisionHead:
         return VisionHead(len(classnames), clip)
@@ -171,16 +176,14 @@ class KernelProbeSettings(FeatureSettings):
     ranges = {"RIDGE": (1e-6, 1e6)}
 
 
-class KernelProbe(FittedMethod):
+class KernelProbe(UnprojectedMethod, FittedMethod):
     """`VisionProbe` with the kernel exp(-distance / median distance) instead of a linear one
     (kernel ridge regression, Saunders et al., 1998; the Matern kernel of 1/2). Of more images than
     MOST_ROWS it learns from so many, evenly spaced.
     """
 
     Settings = KernelProbeSettings
-    Model = UnprojectedCLIP
     saved_as = "kernel_probe"
-    reads_template = reads_sentences = False
     spec = FeatureSpec(reads_text=False, row_tensors=("rows", "of_rows"))
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> KernelHead:
