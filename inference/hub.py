@@ -25,12 +25,18 @@ def download(name: str, revision: str | None = None) -> Path:
     those of `inference.models.load`.
     """
     check_name(name)
+    model = EXPORT_CONFIG_FILE, PROMPTS
     with answers(name):
         return Path(
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=[EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION, f"{FOLDS}/*", SEEN],
+                allow_patterns=[
+                    *model,
+                    *(f"{FOLDS}/*/{file}" for file in model),
+                    CALIBRATION,
+                    SEEN,
+                ],
             )
         )
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from learned import images_of
 from marks import one_line
 from tiny_models import saved, write_tokeniser
@@ -44,8 +45,14 @@ def test_a_model_of_the_hub_predicts_as_its_folder(exported, deep, eurosat, monk
     assert torch.equal(
         PromptedClassifier.from_pretrained(NAME, str(deep), revision="v1").logits(images), expected
     )
-    patterns = ["config.json", "prompts.safetensors", "calibration.json", "seen.npz"]
-    assert asked == [((NAME,), {"revision": "v1", "allow_patterns": patterns})]
+    (((name,), options),) = asked
+    assert (name, options["revision"]) == (NAME, "v1")
+    model = ["config.json", "prompts.safetensors"]
+    files = [*model, *(f"folds/{fold}/{file}" for fold in range(5) for file in model)]
+    files += ["calibration.json", "seen.npz"]
+    others = ["README.md", "model.onnx", "folds/0/x.bin", "folds/x.bin", "other/config.json"]
+    patterns = options["allow_patterns"]
+    assert [*filter_repo_objects([*files, *others], allow_patterns=patterns)] == files
 
 
 @pytest.mark.parametrize("name", ["me/cats", "nowhere", "../me/b", "me/b\n"])
