@@ -5,13 +5,11 @@ The command asks for the labels of a pool in rounds. A line of forecasts.jsonl i
 of one pool, so that the same command resumes.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 sys.path[:0] = [
     str(Path(__file__).resolve().parent.parent),
@@ -19,40 +17,42 @@ sys.path[:0] = [
 ]
 
 import numpy as np
-import torch
 
-from benchmarks.fits import add_record, read_records
-from benchmarks.labelling import COMMAND, HEAD, POOLS, Data, asked, data_of, drawn, fitted
-from fit.candidates import CANDIDATES
+from benchmarks.fits import Data, Record, measure_each, parser_of_sets, read_records
+from benchmarks.labelling import (
+    COMMAND,
+    POOLS,
+    asked,
+    data_of,
+    drawn,
+    first_pool,
+    fitted,
+    guessed_again,
+)
 from fit.decision import Decision
 from fit.labeller.advice import MORE, expected
 from fit.labelling import DRAWN
-from measures.labelling import Pool
-from trainers.base.prompted import normalize
 
 ROUNDS = 6
 
 
-def rounds(data: Data, seed: int) -> list[dict[str, Any]]:
+def rounds(data: Data, seed: int) -> list[Record]:
     """The forecast after each round, None if there is none, and the truth."""
-    heads, train, _ = data
-    zero_shot = heads.answers(CANDIDATES[0], (train.x, torch.tensor([])), train.x).numpy()
-    features = normalize(heads.inputs("ZeroshotCLIP", train.x)).numpy()
-    pool = Pool(features, zero_shot, (), seed)
+    pool = first_pool(data, seed)
     random: list[int] = []
     found = []
     for _ in range(ROUNDS):
-        picks = asked(COMMAND, pool, MORE, train.labels)
+        picks = asked(COMMAND, pool, MORE, data.train.labels)
         random += picks[MORE - MORE // DRAWN :]
-        known = [*pool.labelled, *picks]
-        seen = train.x[known], torch.from_numpy(train.labels[known])
-        pool = Pool(features, heads.answers(HEAD, seen, train.x).numpy(), known, seed)
+        pool = guessed_again(pool.after(picks), data)
+        known = list(pool.labelled)
         decision, truth = fitted(data, known, seed, np.isin(known, random))
-        found.append({"truth": truth, **forecast_of(decision, len(known), len(heads.names))})
+        forecast = forecast_of(decision, len(known), len(data.heads.names))
+        found.append({"truth": truth, **forecast})
     return found
 
 
-def forecast_of(decision: Decision, labels: int, classes: int) -> dict[str, Any]:
+def forecast_of(decision: Decision, labels: int, classes: int) -> Record:
     at = decision.estimates.get("folder")
     if at is None:
         return {"added": None}
@@ -60,7 +60,7 @@ def forecast_of(decision: Decision, labels: int, classes: int) -> dict[str, Any]
     return {"added": added, "width": at.high - at.low, "next_width": width}
 
 
-def table(records: Sequence[dict[str, Any]]) -> None:
+def table(records: Sequence[Record]) -> None:
     """Print the means over pools."""
     for kind, number in product(POOLS, range(ROUNDS - 1)):
         own = [one["rounds"][number : number + 2] for one in records if one["pool"] == kind]
@@ -79,21 +79,19 @@ def table(records: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--output", type=Path, required=True, help="folder of forecasts.jsonl")
-    add("--root", type=Path, default=Path("data"), help="folder of the datasets")
-    add("--pools", type=int, default=10)
-    add("--only", choices=POOLS, nargs="+", default=POOLS)
+    parser = parser_of_sets(__doc__)
+    parser.add_argument("--pools", type=int, default=10)
+    parser.add_argument("--only", choices=POOLS, nargs="+", default=POOLS)
     args = parser.parse_args()
     file = args.output / "forecasts.jsonl"
-    args.output.mkdir(parents=True, exist_ok=True)
-    done = {(one["pool"], one["seed"]) for one in read_records(file)}
-    data = {kind: data_of(args.root, kind) for kind in args.only}
-    for seed, kind in product(range(1, args.pools + 1), args.only):
-        if (kind, seed) not in done:
-            found = rounds(drawn(data[kind], kind, seed), seed)
-            add_record(file, {"pool": kind, "seed": seed, "rounds": found})
+
+    def measured(place: Record) -> Record:
+        kind, seed = place.values()
+        return {"rounds": rounds(drawn(data_of(args.root, kind), kind, seed), seed)}
+
+    pairs = product(range(1, args.pools + 1), args.only)
+    if not args.table:
+        measure_each(file, ({"pool": kind, "seed": seed} for seed, kind in pairs), measured)
     print("pool, labels, pools with a forecast, points added: forecast, truth; width: same")
     table(read_records(file))
 

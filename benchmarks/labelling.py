@@ -6,14 +6,15 @@ on one pool, so that the same command resumes; `--table` prints the tables of do
 from them.
 """
 
-import argparse
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path[:0] = [
     str(Path(__file__).resolve().parent.parent),
@@ -22,25 +23,33 @@ sys.path[:0] = [
 
 import numpy as np
 import torch
-from dassl.config import get_cfg_default
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 from scipy.stats import sem
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
 
-import datasets
-from benchmarks.fits import add_record, decided, of_each_class, percent, read_records
-from benchmarks.near_copies import eurosat, features, logits_of, pictures
+from benchmarks.fits import (
+    Data,
+    Record,
+    contained,
+    dataset,
+    decided,
+    estimate_of,
+    logits_of,
+    measure_each,
+    of_each_class,
+    parser_of_sets,
+    percent,
+    read_records,
+    small_heads,
+)
+from benchmarks.near_copies import eurosat, images_of
 from benchmarks.real.data import SMALL, loaded
-from common.names import plain
 from datasets.small_world import SmallLand
 from fit.candidates import CANDIDATES, Candidate
 from fit.decision import Decision
 from fit.heads import Heads
 from fit.labelling import DRAWN
-from fit.request import FitRequest
-from fit.trials import Examples
 from inference.classifier import PromptedClassifier
 from measures.labelling import METHODS, Pool, choose, uncertain
 from trainers.base.prompted import normalize
@@ -68,43 +77,14 @@ class Landscapes(SmallLand):
     per_class = {"train": OF_POOL, "val": 1, "test": TEST}
 
 
-class Images(NamedTuple):
-    """Features from before the projection (images, width), and labels (images,)."""
-
-    x: Tensor
-    labels: NDArray[np.int64]
-
-
-class Data(NamedTuple):
-    """The images that pools are drawn from, and those of the test."""
-
-    heads: Heads
-    train: Images
-    test: Images
-
-
-def images_of(heads: Heads, items: Sequence[Any], number: int) -> Images:
-    """So many images of each class."""
-    labels = np.array([item.label for item in items])
-    places = of_each_class(labels, number, np.random.default_rng(0))
-    return Images(features(heads, pictures([items[one].impath for one in places])), labels[places])
-
-
+@cache
 def data_of(root: Path, kind: str) -> Data:
     if kind in REAL:
-        found = loaded(kind.removesuffix(RANKED), SMALL, (), root)
-        test = Images(found.test_x, found.test_y)
-        return Data(found.heads, Images(found.x, found.y), test)
-    if kind == POOLS[2]:
-        cfg = get_cfg_default()
-        datasets.extend_cfg(cfg)
-        cfg.DATASET.ROOT = str(root)
-        dataset = Landscapes(cfg)
-    else:
-        dataset = eurosat(root)
-    heads = Heads(PromptedClassifier.zero_shot("small", list(map(plain, dataset.classnames))))
-    train = images_of(heads, dataset.train_x, TRAIN)
-    return Data(heads, train, images_of(heads, dataset.test, TEST))
+        return loaded(kind.removesuffix(RANKED), SMALL, (), root)
+    images = dataset(Landscapes, root) if kind == POOLS[2] else eurosat(root)
+    heads = small_heads(images.classnames)
+    train = images_of(heads, images.train_x, TRAIN)
+    return Data(heads, train, images_of(heads, images.test, TEST))
 
 
 def imbalanced(labels: NDArray[np.int64], largest: int, seed: int) -> NDArray[np.int64]:
@@ -125,7 +105,7 @@ def drawn(data: Data, kind: str, seed: int) -> Data:
     else:
         number = OF_POOL if kind == POOLS[0] else 3 * int(np.bincount(labels).max()) // 4
         places = np.sort(of_each_class(labels, number, np.random.default_rng(seed)))
-    return data._replace(train=Images(data.train.x[places], labels[places]))
+    return data._replace(train=data.train.part(places))
 
 
 def area(labels: Sequence[int], accuracy: Sequence[float]) -> float:
@@ -137,16 +117,7 @@ def area(labels: Sequence[int], accuracy: Sequence[float]) -> float:
 def asked(method: str, pool: Pool, budget: int, labels: NDArray[np.int64]) -> list[int]:
     """The places of the next images."""
     if method == BALANCED:
-        rng = np.random.default_rng([pool.seed, len(pool.labelled)])
-        counts = np.bincount(labels[list(pool.labelled)], minlength=pool.logits.shape[1])
-        left = rng.permutation(np.flatnonzero(pool.free)).tolist()
-        picks = []
-        for _ in range(budget):
-            place = min(left, key=lambda one: counts[labels[one]])
-            counts[labels[place]] += 1
-            left.remove(place)
-            picks.append(place)
-        return picks
+        return balanced(pool, budget, labels)
     if method == "margin":
         return uncertain(pool, budget)
     at_random = choose(*given(pool), budget // DRAWN, pool.seed, "random")
@@ -156,51 +127,84 @@ def asked(method: str, pool: Pool, budget: int, labels: NDArray[np.int64]) -> li
     return choose(*given(beside), budget - len(at_random), pool.seed) + at_random
 
 
+def balanced(pool: Pool, budget: int, labels: NDArray[np.int64]) -> list[int]:
+    """The places of images, of which each class has equally many by their true labels."""
+    rng = np.random.default_rng([pool.seed, len(pool.labelled)])
+    counts = np.bincount(labels[list(pool.labelled)], minlength=pool.logits.shape[1])
+    left = rng.permutation(np.flatnonzero(pool.free)).tolist()
+    picks = []
+    for _ in range(budget):
+        place = min(left, key=lambda one: counts[labels[one]])
+        counts[labels[place]] += 1
+        left.remove(place)
+        picks.append(place)
+    return picks
+
+
 def given(pool: Pool) -> tuple[Any, Any, Sequence[int]]:
     return pool.features, pool.logits, pool.labelled
 
 
-def rounds(data: Data, method: str, seed: int) -> dict[str, Any]:
+def first_pool(data: Data, seed: int) -> Pool:
+    """The training images before one has a label, with the guesses of zero-shot CLIP."""
+    x = data.train.x
+    guesses = data.heads.answers(CANDIDATES[0], (x, torch.tensor([])), x).numpy()
+    features = normalize(data.heads.inputs("ZeroshotCLIP", x)).numpy()
+    return Pool(features, guesses, (), seed)
+
+
+def guessed_again(pool: Pool, data: Data) -> Pool:
+    """The pool with the guesses of a head that has learned its labels."""
+    seen = data.train.part(list(pool.labelled)).examples(()).seen
+    guesses = data.heads.answers(HEAD, seen, data.train.x).numpy()
+    return Pool(pool.features, guesses, pool.labelled, pool.seed)
+
+
+def rounds(data: Data, method: str, seed: int) -> Record:
     """The record of a method on a pool."""
-    heads, train, test = data
-    zero_shot = heads.answers(CANDIDATES[0], (train.x, torch.tensor([])), train.x).numpy()
-    projected = heads.inputs("ZeroshotCLIP", train.x)
-    pool = Pool(normalize(projected).numpy(), zero_shot, (), seed)
-    record: dict[str, Any] = defaultdict(list)
+    pool = first_pool(data, seed)
+    classes = len(data.heads.names)
+    labels = data.train.labels
+    record: Record = defaultdict(list)
     random: list[int] = []
-    points = [point for point in POINTS if point * len(heads.names) <= len(train.labels) / 2]
-    for point in points:
-        budget = int(point * len(heads.names)) - len(pool.labelled)
+    for point in POINTS:
+        if point * classes > len(labels) / 2:
+            break
+        budget = int(point * classes) - len(pool.labelled)
         began = time.process_time()
-        picks = asked(method, pool, budget, train.labels)
+        picks = asked(method, pool, budget, labels)
         record["seconds"].append(time.process_time() - began)
         random += picks[budget - budget // DRAWN :]
-        pool = pool.after(picks)
-        known = list(pool.labelled)
-        y = torch.from_numpy(train.labels[known])
-        seen = train.x[known], y
-        pool = Pool(pool.features, heads.answers(HEAD, seen, train.x).numpy(), known, seed)
-        answers = heads.answers(HEAD, seen, test.x).argmax(dim=1).numpy()
-        record["SSText"].append(percent(answers == test.labels))
-        rows = heads.inputs("ZeroshotCLIP", test.x).numpy()
-        record["logistic"].append(percent(logistic(projected[known], y, rows) == test.labels))
-        record["classes"].append(len(set(y.tolist())))
+        pool = guessed_again(pool.after(picks), data)
+        record["labels"].append(int(point * classes))
+        for name, value in learned(data, list(pool.labelled)).items():
+            record[name].append(value)
     if method == COMMAND:
-        flags = np.isin(known, random)
-        record |= {name: estimated(data, known, seed, mask) for name, mask in masks(flags)}
-    return {"labels": [int(point * len(heads.names)) for point in points], **record}
+        known = list(pool.labelled)
+        mask = np.isin(known, random)
+        record["estimate of random"] = estimated(data, known, seed, mask)
+        record["estimate of all"] = estimated(data, known, seed, None)
+    return dict(record)
 
 
-def logistic(x: Tensor, y: Tensor, rows: NDArray[Any]) -> NDArray[np.int64]:
+def learned(data: Data, known: list[int]) -> dict[str, float]:
+    """The accuracies of learners with these labels, and the number of classes that these have."""
+    seen = data.train.part(known)
+    x, labels = data.test
+    answers = data.heads.answers(HEAD, seen.examples(()).seen, x).argmax(dim=1).numpy()
+    projected = (data.heads.inputs("ZeroshotCLIP", one).numpy() for one in (seen.x, x))
+    return {
+        "SSText": percent(answers == labels),
+        "logistic": percent(logistic(seen.labels, *projected) == labels),
+        "classes": len(set(seen.labels.tolist())),
+    }
+
+
+def logistic(labels: NDArray[np.int64], x: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
     """(rows,): the classes by a logistic regression."""
-    if len(y.unique()) == 1:
-        return np.full(len(rows), int(y[0]))
-    return LogisticRegression(C=0.1, max_iter=500).fit(x.numpy(), y.numpy()).predict(rows)
-
-
-def masks(flags: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.bool_] | None]]:
-    yield "estimate of random", flags
-    yield "estimate of all", None
+    if len(set(labels.tolist())) == 1:
+        return np.full(len(rows), labels[0])
+    return LogisticRegression(C=0.1, max_iter=500).fit(x, labels).predict(rows)
 
 
 def estimated(
@@ -210,32 +214,28 @@ def estimated(
     there are too few in the mask.
     """
     decision, truth = fitted(data, known, seed, mask)
-    at = decision.estimates.get("folder")
-    if at is None:
-        return {}
-    return {"estimate": at.accuracy, "low": at.low, "high": at.high, "truth": truth}
+    found = estimate_of(decision)
+    return found | {"truth": truth} if found else {}
 
 
 def fitted(
     data: Data, known: list[int], seed: int, mask: NDArray[np.bool_] | None
 ) -> tuple[Decision, float]:
     """A fit, and its accuracy for classes as frequent as in the pool."""
-    heads, train, test = data
-    y = torch.from_numpy(train.labels[known])
-    names = [heads.names[label] for label in y.unique().tolist()]
-    of_names = Heads(PromptedClassifier.zero_shot("small", names, clip=heads.clip))
-    numbers = torch.searchsorted(y.unique(), y)
-    examples = Examples(train.x[known], numbers, np.arange(len(known)), names, mask)
+    train = data.train.part(known)
+    classes, numbers = np.unique(train.labels, return_inverse=True)
+    names = [data.heads.names[label] for label in classes]
+    heads = Heads(PromptedClassifier.zero_shot("small", names, clip=data.heads.clip))
+    examples = replace(train._replace(labels=numbers).examples(names), drawn=mask)
     candidates = [one for one in CANDIDATES if one.method in OF_FIT]
-    request = FitRequest(Path("images"), Path("model"), seed=seed)
-    decision, _ = decided(of_names, examples, request, candidates)
-    answers = logits_of(of_names, decision, examples, test.x).argmax(axis=1)
-    correct = y.unique().numpy()[answers] == test.labels
-    weights = np.bincount(train.labels)[test.labels]  # the test has equally many of each class
-    return decision, 100 * float(np.average(correct, weights=weights))
+    decision, _ = decided(heads, examples, seed, candidates)
+    answers = classes[logits_of(heads, decision, examples, data.test.x).argmax(axis=1)]
+    # The test has equally many of each class
+    weights = np.bincount(data.train.labels)[data.test.labels]
+    return decision, 100 * float(np.average(answers == data.test.labels, weights=weights))
 
 
-def tables(records: list[dict[str, Any]]) -> None:
+def tables(records: list[Record]) -> None:
     """Print what the records say."""
     by_cell = {(one["pool"], one["seed"], one["method"]): one for one in records}
     seeds = sorted({seed for _, seed, method in by_cell if method == "random"})
@@ -253,13 +253,18 @@ def tables(records: list[dict[str, Any]]) -> None:
         if method != "random":
             print_bars(by_cell, kinds, method, seeds)
     for kind, name in product(kinds, ("estimate of random", "estimate of all")):
-        own = [one[name] for one in records if one["pool"] == kind and one.get(name)]
-        if not own:
-            continue
-        errors = np.array([one["estimate"] - one["truth"] for one in own])
-        inside = sum(one["low"] <= one["truth"] <= one["high"] for one in own)
-        numbers = f"{errors.mean():+.1f} | {errors.std():.1f} | {inside} of {len(own)}"
-        print(f"| {kind} | {name} | {numbers} |")
+        own = [one for one in records if one["pool"] == kind and one.get(name)]
+        print_errors(f"{kind} | {name}", [one[name] for one in own])
+
+
+def print_errors(name: str, estimates: list[Record]) -> None:
+    """Print how far estimates are from the truth."""
+    if not estimates:
+        return
+    errors = np.array([one["estimate"] - one["truth"] for one in estimates])
+    inside = contained(estimates, "truth")
+    numbers = f"{errors.mean():+.1f} | {errors.std():.1f} | {sum(inside)} of {len(inside)}"
+    print(f"| {name} | {numbers} |")
 
 
 def accuracies_of(
@@ -332,29 +337,25 @@ def difference(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--output", type=Path, required=True, help="folder of labelling.jsonl")
-    text = "folder of the datasets; of real ones, the output folder of benchmarks.real"
-    add("--root", type=Path, default=Path("data"), help=text)
-    add("--pools", type=int, default=10)
-    add("--only", choices=(*POOLS, *REAL), nargs="+", default=POOLS)
-    add("--methods", choices=ALL, nargs="+", default=ALL)
-    add("--table", action="store_true", help="print what the records say, and run nothing")
+    parser = parser_of_sets(__doc__)
+    parser.add_argument("--pools", type=int, default=10)
+    parser.add_argument("--only", choices=(*POOLS, *REAL), nargs="+", default=POOLS)
+    parser.add_argument("--methods", choices=ALL, nargs="+", default=ALL)
     args = parser.parse_args()
     file = args.output / "labelling.jsonl"
-    records = read_records(file)
     if args.table:
-        tables(records)
+        tables(read_records(file))
         return
-    args.output.mkdir(parents=True, exist_ok=True)
-    done = {(record["pool"], record["seed"], record["method"]) for record in records}
-    data = {kind: data_of(args.root, kind) for kind in args.only}
-    for seed, kind, method in product(range(1, args.pools + 1), args.only, args.methods):
-        if (kind, seed, method) not in done:
-            record = rounds(drawn(data[kind], kind, seed), method, seed)
-            add_record(file, {"pool": kind, "seed": seed, "method": method, **record})
-            print(f"{kind} {seed} {method}: {sum(record['seconds']):.1f} s", flush=True)
+
+    def measured(place: Record) -> Record:
+        kind, seed, method = place.values()
+        return rounds(drawn(data_of(args.root, kind), kind, seed), method, seed)
+
+    places = [
+        {"pool": kind, "seed": seed, "method": method}
+        for seed, kind, method in product(range(1, args.pools + 1), args.only, args.methods)
+    ]
+    measure_each(file, places, measured)
 
 
 if __name__ == "__main__":

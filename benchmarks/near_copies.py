@@ -6,11 +6,11 @@ truth is the accuracy on 600 other images. A line of near_copies.jsonl in DIR ha
 the same command resumes; `--table` prints the table of docs/own_classes.md from them.
 """
 
-import argparse
 import io
 import sys
 from collections import defaultdict
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,24 +22,35 @@ sys.path[:0] = [
 
 import numpy as np
 import torch
-from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-import datasets
-from benchmarks.fits import add_record, decided, of_each_class, percent, promised, read_records
-from common.names import plain
+from benchmarks.fits import (
+    Data,
+    Images,
+    Record,
+    contained,
+    dataset,
+    decided,
+    estimate_of,
+    logits_of,
+    measure_each,
+    of_each_class,
+    parser_of_sets,
+    percent,
+    promised,
+    read_records,
+    small_heads,
+)
 from datasets import copies
 from fit import groups
 from fit.decision import Decision
 from fit.features import Row
 from fit.heads import Heads
-from fit.request import FitRequest
 from fit.rows import Photo
 from fit.trials import Examples
-from inference.classifier import PromptedClassifier
 
 # Of each class
 IMAGES = 8
@@ -136,32 +147,20 @@ def examples_of(heads: Heads, found: Drawn, named: bool) -> Examples:
     return Examples(x, found.labels, copies.numbered(scenes), heads.names)
 
 
-def fitted(
-    heads: Heads, examples: Examples, test: tuple[Tensor, Tensor], seed: int
-) -> dict[str, Any]:
-    """The record of one fit, with a test on features and labels."""
-    request = FitRequest(Path("images"), Path("model"), seed=seed)
-    decision, seconds = decided(heads, examples, request)
-    logits = logits_of(heads, decision, examples, test[0])
-    labels = test[1].numpy()
-    record = {"seed": seed, "seconds": seconds, "scenes": len(np.unique(examples.scenes))}
+def fitted(data: Data, examples: Examples, seed: int) -> Record:
+    """The record of one fit, with a test."""
+    decision, seconds = decided(data.heads, examples, seed)
+    logits = logits_of(data.heads, decision, examples, data.test.x)
+    labels = data.test.labels
+    record: Record = {"seconds": seconds, "scenes": len(np.unique(examples.scenes))}
     record["truth"] = percent(logits.argmax(axis=1) == labels)
     record |= {"ungrouped": decision.ungrouped, "chosen": decision.name}
-    at = decision.estimates.get(request.prior)
-    if at is None or decision.certainty is None or decision.trials is None:
+    if decision.certainty is None:
         return record
-    record |= {"estimate": at.accuracy, "low": at.low, "high": at.high}
-    return record | certainty_of(decision, logits, labels)
+    return record | estimate_of(decision) | certainty_of(decision, logits, labels)
 
 
-def logits_of(heads: Heads, decision: Decision, examples: Examples, x: Tensor) -> NDArray[Any]:
-    """(images, classes): the answers of the chosen heads for features (images, width)."""
-    learned = (examples.x, examples.y)
-    weighted = (weight * heads.answers(one, learned, x).numpy() for one, weight in decision.chosen)
-    return np.sum(list(weighted), axis=0)
-
-
-def certainty_of(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+def certainty_of(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> Record:
     """How sets, confidences and promises of a fit hold on a test, in percent."""
     sure: Any = decision.certainty
     trials: Any = decision.trials
@@ -177,7 +176,7 @@ def certainty_of(decision: Decision, logits: NDArray[Any], labels: NDArray[Any])
     }
 
 
-def table(records: list[dict[str, Any]]) -> None:
+def table(records: list[Record]) -> None:
     """Print what the records say."""
     by_cell = defaultdict(list)
     for record in records:
@@ -190,10 +189,10 @@ def table(records: list[dict[str, Any]]) -> None:
     print_summary(records)
 
 
-def print_summary(records: list[dict[str, Any]]) -> None:
+def print_summary(records: list[Record]) -> None:
     """What all fits say together."""
     differences = np.array([one["estimate"] - one["truth"] for one in records])
-    inside = np.mean([one["low"] <= one["truth"] <= one["high"] for one in records])
+    inside = np.mean(contained(records, "truth"))
     print(f"{len(records)} fits: {100 * inside:.1f}% of the intervals contain the truth")
     print(
         f"estimate - truth: mean {differences.mean():+.2f}, standard deviation "
@@ -209,62 +208,60 @@ def print_summary(records: list[dict[str, Any]]) -> None:
         print(f"at most {error}% wrong: {kept}; mean {np.mean(wrong or [0]):.1f}%")
 
 
-def row_of(name: str, cell: list[dict[str, Any]]) -> str:
+def row_of(name: str, cell: list[Record]) -> str:
     """The row of the fits of one kind."""
     scenes, truth, estimate, sets = (
         np.mean([one[key] for one in cell]) for key in ("scenes", "truth", "estimate", "sets")
     )
-    inside = sum(one["low"] <= one["truth"] <= one["high"] for one in cell)
+    inside = contained(cell, "truth")
     without = np.mean([one["ungrouped"] or one["estimate"] for one in cell])
-    numbers = f"{scenes:.0f} | {truth:.1f} | {estimate:.1f} | {inside} of {len(cell)}"
+    numbers = f"{scenes:.0f} | {truth:.1f} | {estimate:.1f} | {sum(inside)} of {len(inside)}"
     return f"| {name} | {numbers} | {without:.1f} | {sets:.1f} |"
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="folder of near_copies.jsonl")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets")
+def main() -> None:
+    parser = parser_of_sets(__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--named", action="store_true", help="the user names the groups")
-    parser.add_argument(
-        "--table", action="store_true", help="print what the fits say, and run nothing"
-    )
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
+    args = parser.parse_args()
     file = args.output / "near_copies.jsonl"
-    records = read_records(file)
     if args.table:
-        table(records)
+        table(read_records(file))
         return
-    args.output.mkdir(parents=True, exist_ok=True)
-    done = {(record["kind"], record["copies"], record["seed"]) for record in records}
-    dataset = eurosat(args.root)
-    heads = Heads(PromptedClassifier.zero_shot("small", list(map(plain, dataset.classnames))))
-    test = test_images(heads, dataset.test)
-    for seed, (kind, number) in product(range(1, args.seeds + 1), CELLS):
-        if (kind, number, seed) not in done:
-            found = drawn(dataset.train_x, kind, number, seed)
-            record = fitted(heads, examples_of(heads, found, args.named), test, seed)
-            add_record(file, {"kind": kind, "copies": number, **record})
-            print(f"{kind} {number} {seed}: {record['seconds']:.0f} s", flush=True)
+
+    def measured(place: Record) -> Record:
+        data = data_of(args.root)
+        items = eurosat(args.root).train_x
+        found = drawn(items, place["kind"], place["copies"], place["seed"])
+        return fitted(data, examples_of(data.heads, found, args.named), place["seed"])
+
+    places = [
+        {"kind": kind, "copies": number, "seed": seed}
+        for seed, (kind, number) in product(range(1, args.seeds + 1), CELLS)
+    ]
+    measure_each(file, places, measured)
 
 
+@cache
 def eurosat(root: Path) -> Any:
-    cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
-    cfg.DATASET.ROOT = str(root)
-    return DATASET_REGISTRY.get("EuroSAT")(cfg)
+    return dataset(DATASET_REGISTRY.get("EuroSAT"), root)
 
 
-def test_images(heads: Heads, items: list[Any]) -> tuple[Tensor, Tensor]:
-    """Features and labels of TEST images of each class."""
+@cache
+def data_of(root: Path) -> Data:
+    """No training images: they are drawn for each fit."""
+    found = eurosat(root)
+    heads = small_heads(found.classnames)
+    test = images_of(heads, found.test, TEST)
+    return Data(heads, test, test)
+
+
+def images_of(heads: Heads, items: list[Any], number: int) -> Images:
+    """So many images of each class."""
     labels = np.array([item.label for item in items])
-    places = of_each_class(labels, TEST, np.random.default_rng(0))
+    places = of_each_class(labels, number, np.random.default_rng(0))
     images = pictures([items[place].impath for place in places])
-    return features(heads, images), torch.from_numpy(labels[places])
+    return Images(features(heads, images), labels[places])
 
 
 if __name__ == "__main__":

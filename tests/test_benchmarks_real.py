@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.real import __main__ as real
 from benchmarks.real import backbones, encoders, images, tuning
-from benchmarks.real.data import images_in
+from benchmarks.real.data import data_of, images_in
 from benchmarks.real.table import table
 from common.files import checksum
 
@@ -116,16 +116,16 @@ def test_fine_tuning_learns_from_the_images_of_the_heads(tones, monkeypatch, cap
     for more in (["--seeds", "1"], ["--seeds", "1", "2"], ["--table"]):
         monkeypatch.setattr(sys, "argv", [*map(str, argv), *more])
         tuning.main()
-    data = real.Data(tones / "sets/tones", "small")
+    data = data_of(tones / "sets/tones", "small")
     for seed, files in enumerate(drawn, 1):
-        features = data.of(tones / "sets/tones/train")[0]
         paths = [
             path.relative_to(tones / "sets/tones/train")
             for path in images_in(tones / "sets/tones/train")
         ]
         places = [place for place, path in enumerate(paths) if path in files]
         assert len(drawn) == 2 and len(places) == 6
-        assert torch.allclose(features[places].sum(dim=0), data.draw(2, seed, 0)[0].sum(dim=0))
+        drawn_x = data.draw(2, seed, 0)[0].x
+        assert torch.allclose(data.train.x[places].sum(dim=0), drawn_x.sum(dim=0))
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith("| tones | small | 2 | 2 | ")
 
@@ -148,9 +148,10 @@ def test_a_run_resumes_and_its_table(tones, monkeypatch, capsys):
     lines = list(table(ended[1]))
     assert lines[0] == "4 fits, 2 cells" and any("| tones | small | 0% |" in one for one in lines)
     assert any(line.startswith("0% swapped: regret mean") for line in lines)
-    data = real.Data(tmp_path / "sets/tones", "small")
-    _, right, nothing = data.draw(4, 1, 0)
-    _, swapped, wrong = data.draw(4, 1, 50)
-    assert not nothing and {*np.flatnonzero(right != swapped)} == wrong and len(wrong) == 6
+    data = data_of(tmp_path / "sets/tones", "small")
+    right, nothing = data.draw(4, 1, 0)
+    swapped, wrong = data.draw(4, 1, 50)
+    changed = {*np.flatnonzero(right.labels != swapped.labels)}
+    assert not nothing and changed == wrong and len(wrong) == 6
     record = real.cell(data, 4, 1, 25, ["VisionProbe"])
     assert record["wrong"] == 3 >= max(record["found"], record["cleanlab"])

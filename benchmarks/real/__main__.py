@@ -8,74 +8,78 @@ has one cell, so that the same command resumes. `--table` prints what the cells 
 """
 
 import argparse
-import io
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.fit import first_suspects, photos_of
-from benchmarks.fits import add_record, percent, promised, read_records
+from benchmarks.fits import (
+    Data,
+    Images,
+    Record,
+    decided,
+    estimate_of,
+    kept_promises,
+    measure_each,
+    percent,
+    read_records,
+    request_of,
+)
 from common.errors import UsageError
 from fit.candidates import CANDIDATES, ZERO_SHOT
-from fit.decision import Decision, decide_among
-from fit.plan import Plan
+from fit.decision import Decision
 from fit.report import probabilities
-from fit.request import FitRequest
 from fit.result import Fit
 from fit.story import methods_of
-from fit.trials import Backbone, Examples
 
 from . import recipes
-from .data import SMALL, Data, loaded
+from .data import SMALL, loaded
 from .options import parser_of_heads
 from .table import table
 
 SHOTS = 1, 2, 4, 8, 16, 40
 SWAPPED = 0, 5, 15  # percent of the labels
 FEWEST_WITH_SWAPS = 16  # images of a class
-ERRORS = 5, 20, 50  # of `--max-error`
 
 
-def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]) -> dict[str, Any]:
+def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]) -> Record:
     """The record of one fit, of all heads or those of some methods, and of its rivals."""
-    heads = data.heads
-    heads.seed = seed
-    x, labels, wrong = data.draw(shots, seed, swapped)
-    y = torch.from_numpy(labels)
-    request = FitRequest(Path("images"), Path("model"), methods=tuple(methods), seed=seed)
-    candidates = methods_of(request, CANDIDATES, heads)
-    examples = Examples(x, y, np.arange(len(y)), heads.names)
-    began = time.process_time()
-    with redirect_stdout(io.StringIO()):
-        # No time is left for the curve, which the table does not show
-        backbone = Backbone("", heads, examples, candidates)
-        _, decision = decide_among([backbone], request, Plan(end=0.0))
-    seconds = time.process_time() - began
-    answers = {one: heads.answers(one, (x, y), data.test_x).numpy() for one in candidates}
-    logits: Any = sum(weight * answers[one] for one, weight in decision.chosen)
-    correct = logits.argmax(axis=1) == data.test_y
-    singles = {
-        one.name: 100 * float(np.mean(values.argmax(axis=1) == data.test_y))
-        for one, values in answers.items()
+    drawn, wrong = data.draw(shots, seed, swapped)
+    request = request_of(seed, methods)
+    candidates = methods_of(request, CANDIDATES, data.heads)
+    examples = drawn.examples(data.heads.names)
+    # No time is left for the curve, which the table does not show
+    decision, seconds = decided(data.heads, examples, seed, candidates, end=0.0)
+    answers = {
+        one: data.heads.answers(one, examples.seen, data.test.x).numpy() for one in candidates
     }
-    record = {"fit": 100 * float(correct.mean()), "singles": singles, "seconds": seconds}
+    singles = {one.name: accuracy(logits, data) for one, logits in answers.items()}
+    logits: Any = sum(weight * answers[one] for one, weight in decision.chosen)
+    record = {"fit": accuracy(logits, data), "singles": singles, "seconds": seconds}
     record["chosen"] = decision.name
     if swapped:
-        result = Fit(request, photos_of(examples), decision)
-        found = {"found": first_suspects(result), "cleanlab": first_of_cleanlab(result)}
-        record |= {name: len(places & wrong) for name, places in found.items()}
-        record["wrong"] = len(wrong)
-    record["recipes"] = rivals(data, x, labels)
-    return record | promises(decision, logits, data.test_y)
+        record |= doubted(Fit(request, photos_of(examples), decision), wrong)
+    record["recipes"] = rivals(data, drawn)
+    return record | promises(decision, logits, data.test.labels)
+
+
+def accuracy(logits: NDArray[Any], data: Data) -> float:
+    """Of logits for the test images, in percent."""
+    return percent(logits.argmax(axis=1) == data.test.labels)
+
+
+def doubted(fit: Fit, wrong: set[int]) -> Record:
+    """How many wrong labels are among the first to check."""
+    return {
+        "found": len(first_suspects(fit) & wrong),
+        "cleanlab": len(first_of_cleanlab(fit) & wrong),
+        "wrong": len(wrong),
+    }
 
 
 def first_of_cleanlab(fit: Fit) -> set[int]:
@@ -92,45 +96,31 @@ def first_of_cleanlab(fit: Fit) -> set[int]:
     return {*trials.held[np.argsort(scores, kind="stable")[:tenth]].tolist()}
 
 
-def rivals(data: Data, x: Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
+def rivals(data: Data, drawn: Images) -> dict[str, float]:
     """The accuracies of the recipes, on features before the projection and behind it."""
-    found = {}
+    found: dict[str, float] = {}
     for where, method in (("before", "VisionProbe"), ("behind", ZERO_SHOT)):
-        inputs, test = (data.heads.inputs(method, part).numpy() for part in (x, data.test_x))
-        accuracies = recipes.accuracies(inputs, labels, test, data.test_y)
-        found |= {f"{name} {where}": accuracy for name, accuracy in accuracies.items()}
+        train, test = (
+            part._replace(x=data.heads.inputs(method, part.x)) for part in (drawn, data.test)
+        )
+        accuracies = recipes.accuracies(train, test)
+        found |= {f"{name} {where}": value for name, value in accuracies.items()}
     return found
 
 
-def promises(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+def promises(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> Record:
     """The estimate, and how sets and thresholds keep what they promise."""
-    if decision.certainty is None or decision.trials is None:
+    if decision.certainty is None:
         return {}
-    estimate = decision.estimates["folder"]
-    wrong = logits.argmax(axis=1) != labels
     inside = decision.certainty.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
-    by_class = [100 * float(inside[labels == label].mean()) for label in np.unique(labels)]
-    errors = {
-        error: [percent(given), percent(wrong[given])]
-        for error, given in promised(decision, logits, ERRORS)
-    }
-    return {
-        "estimate": estimate.accuracy,
-        "low": estimate.low,
-        "high": estimate.high,
-        "sets": 100 * float(inside.mean()),
-        "sets_of_classes": by_class,
-        "max_error": errors,
+    return estimate_of(decision) | {
+        "sets": percent(inside),
+        "sets_of_classes": [percent(inside[labels == label]) for label in np.unique(labels)],
+        "max_error": kept_promises(decision, logits, labels),
     }
 
 
-def parsed() -> argparse.Namespace:
-    parser = parser_of_heads(__doc__, encoders=[SMALL, "lite2"], shots=SHOTS)
-    parser.add_argument("--swapped", nargs="+", type=int, default=SWAPPED)
-    return parser.parse_args()
-
-
-def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def cells(args: argparse.Namespace) -> Iterator[Record]:
     """What names each cell, seed after seed."""
     names = "seed", "set", "encoder", "shots", "swapped"
     for values in product(args.seeds, args.sets, args.encoders, args.shots, args.swapped):
@@ -140,21 +130,21 @@ def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    args = parsed()
+    parser = parser_of_heads(__doc__, encoders=[SMALL, "lite2"], shots=SHOTS)
+    parser.add_argument("--swapped", nargs="+", type=int, default=SWAPPED)
+    args = parser.parse_args()
     file = args.output / "cells.jsonl"
-    done = read_records(file)
     if args.table:
-        print("\n".join(table(done)))
+        print("\n".join(table(read_records(file))))
         return
+
+    def measured(place: Record) -> Record:
+        seed, name, encoder, shots, swapped = place.values()
+        data = loaded(name, encoder, tuple(args.sources), args.output)
+        return cell(data, shots, seed, swapped, args.methods)
+
     torch.set_num_threads(1)
-    for one in cells(args):
-        if any(one.items() <= record.items() for record in done):
-            continue
-        data = loaded(one["set"], one["encoder"], tuple(args.sources), args.output)
-        draw = one["shots"], one["seed"], one["swapped"]
-        record = one | cell(data, *draw, args.methods)
-        add_record(file, record)
-        print(f"{one}: {record['fit']:.1f}, {record['seconds']:.0f} s", flush=True)
+    measure_each(file, cells(args), measured)
 
 
 if __name__ == "__main__":

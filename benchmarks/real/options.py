@@ -4,22 +4,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fits import parser as base
+
 from . import images
 
 
 def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """The options that the programs have in common."""
-    parser = argparse.ArgumentParser(description=description)
-    add = parser.add_argument
-    add("--output", type=Path, required=True, help="for records, encoders and sets")
+    made = base(description)
+    add = made.add_argument
     add("--sources", type=Path, nargs="+", default=[], help="opened packages")
     add("--sets", nargs="+", default=[*images.SETS])
     add("--encoders", nargs="+")
     add("--shots", nargs="+", type=int)
     add("--seeds", nargs="+", type=int, default=range(1, 11))
-    add("--table", action="store_true", help="print what the records say")
-    parser.set_defaults(**defaults)
-    return parser
+    made.set_defaults(**defaults)
+    return made
 
 
 def parser_of_heads(description: str | None, **defaults: Any) -> argparse.ArgumentParser:

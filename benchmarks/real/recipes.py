@@ -4,14 +4,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC
+
+from benchmarks.fits import Images, percent
 
 RECIPES: dict[str, Callable[[], Any]] = {
     "centroid": lambda: make_pipeline(Normalizer(), NearestCentroid()),
@@ -24,14 +24,12 @@ RECIPES: dict[str, Callable[[], Any]] = {
 }
 
 
-def accuracies(
-    x: NDArray[Any], y: NDArray[Any], test_x: NDArray[Any], test_y: NDArray[Any]
-) -> dict[str, float]:
-    """The accuracy of each recipe, in percent, after learning from features (images, width)."""
+def accuracies(train: Images, test: Images) -> dict[str, float]:
+    """The accuracy of each recipe, in percent, after learning."""
     found = {}
     for name, make in RECIPES.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of few images, and of steps
-            answers = make().fit(x, y).predict(test_x)
-        found[name] = 100 * float(np.mean(answers == test_y))
+            answers = make().fit(train.x.numpy(), train.labels).predict(test.x.numpy())
+        found[name] = percent(answers == test.labels)
     return found

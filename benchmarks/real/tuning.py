@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.fits import add_record, of_each_class, read_records
+from benchmarks.fits import Data, Record, measure_each, of_each_class, read_records
 from configs.files import CONFIGS
 from fit.candidates import ZERO_SHOT
 from measures.results import read_results
@@ -24,7 +24,7 @@ from runs.run import train_and_test
 from runs.run_spec import RunSpec
 
 from .__main__ import cell
-from .data import SMALL, Data, images_in, loaded
+from .data import SMALL, images_in, loaded
 from .options import parser
 
 # Of an EfficientNet-Lite; the rates are the best of five pairs on a draw of openclipart or stamps
@@ -35,7 +35,7 @@ SETTINGS = (
 ROWS = "FineTune", "heads", ZERO_SHOT
 
 
-def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> dict[str, Any]:
+def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> Record:
     """Accuracy and seconds of FineTune on a draw of the images in a folder of `images.build`."""
     paths = images_in(folder / "train")
     labels = np.array([path.parent.name for path in paths])
@@ -60,7 +60,7 @@ def link(file: Path, copy: Path) -> None:
     os.link(file, copy)
 
 
-def learned(words: list[Any], folder: Path) -> dict[str, Any]:
+def learned(words: list[Any], folder: Path) -> Record:
     """The results of a run, in its output folder."""
     spec = RunSpec(parse_arguments(list(map(str, words))))
     spec.check()
@@ -70,7 +70,7 @@ def learned(words: list[Any], folder: Path) -> dict[str, Any]:
     return results
 
 
-def record(data: Data, one: dict[str, Any], output: Path) -> dict[str, Any]:
+def record(data: Data, one: Record, output: Path) -> Record:
     """What a draw says of FineTune, of the heads that a fit chooses, and of zero-shot CLIP."""
     shots, seed = one["shots"], one["seed"]
     heads = cell(data, shots, seed, 0, ())
@@ -83,10 +83,10 @@ def record(data: Data, one: dict[str, Any], output: Path) -> dict[str, Any]:
     shutil.rmtree(run, ignore_errors=True)
     found |= tuned(folder, encoder, shots, seed, run)
     shutil.rmtree(run)
-    return one | found
+    return found
 
 
-def table(records: list[dict[str, Any]]) -> Iterator[str]:
+def table(records: list[Record]) -> Iterator[str]:
     """A row for each data set, encoder and number of images."""
     yield f"| data set | encoder | images | draws | {' | '.join(ROWS)} | seconds |"
     yield f"{'| --- ' * (len(ROWS) + 5)}|"
@@ -106,19 +106,20 @@ def shown(values: np.ndarray) -> str:
 def main() -> None:
     args = parser(__doc__, sets=["stamps", "emoji"], encoders=["lite2"], shots=[4, 16]).parse_args()
     file = args.output / "tuning.jsonl"
-    done = read_records(file)
     if args.table:
-        print("\n".join(table(done)))
+        print("\n".join(table(read_records(file))))
         return
+
+    def measured(place: Record) -> Record:
+        data = loaded(place["set"], place["encoder"], tuple(args.sources), args.output)
+        return record(data, place, args.output)
+
+    places = [
+        {"set": name, "encoder": encoder, "shots": shots, "seed": seed}
+        for seed, name, encoder, shots in product(args.seeds, args.sets, args.encoders, args.shots)
+    ]
     torch.set_num_threads(1)
-    for seed, name, encoder, shots in product(args.seeds, args.sets, args.encoders, args.shots):
-        one = {"set": name, "encoder": encoder, "shots": shots, "seed": seed}
-        if any(one.items() <= before.items() for before in done):
-            continue
-        data = loaded(name, encoder, tuple(args.sources), args.output)
-        found = record(data, one, args.output)
-        add_record(file, found)
-        print(found, flush=True)
+    measure_each(file, places, measured)
 
 
 if __name__ == "__main__":
