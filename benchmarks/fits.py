@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from dassl.config import get_cfg_default
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 import datasets
@@ -43,7 +43,8 @@ class Images(NamedTuple):
         y = torch.from_numpy(self.labels)
         return Examples(self.x, y, np.arange(len(y)), names)
 
-    def part(self, places: NDArray[Any] | list[int]) -> "Images":
+    def part(self, places: ArrayLike) -> "Images":
+        places = np.asarray(places, dtype=np.int64)
         return Images(self.x[places], self.labels[places])
 
 

@@ -45,9 +45,8 @@ def rounds(data: Data, seed: int) -> list[Record]:
         picks = asked(COMMAND, pool, MORE, data.train.labels)
         random += picks[MORE - MORE // DRAWN :]
         pool = guessed_again(pool.after(picks), data)
-        known = list(pool.labelled)
-        decision, truth = fitted(data, known, seed, np.isin(known, random))
-        forecast = forecast_of(decision, len(known), len(data.heads.names))
+        decision, truth = fitted(data, pool, np.isin(pool.labelled, random))
+        forecast = forecast_of(decision, len(pool.labelled), len(data.heads.names))
         found.append({"truth": truth, **forecast})
     return found
 

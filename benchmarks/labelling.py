@@ -68,6 +68,7 @@ BALANCED = "balanced by true labels"  # which nobody has
 ALL = (*METHODS, "margin", COMMAND, BALANCED)
 HEAD = Candidate("SSText", {"RULE": "SStext"})
 OF_FIT = "ZeroshotCLIP", "SSText", "GDA", "VisionProbe"
+CANDIDATES_OF_FIT = [one for one in CANDIDATES if one.method in OF_FIT]
 
 
 class Landscapes(SmallLand):
@@ -155,7 +156,7 @@ def first_pool(data: Data, seed: int) -> Pool:
 
 def guessed_again(pool: Pool, data: Data) -> Pool:
     """The pool with the guesses of a head that has learned its labels."""
-    seen = data.train.part(list(pool.labelled)).examples(()).seen
+    seen = data.train.part(pool.labelled).examples(()).seen
     guesses = data.heads.answers(HEAD, seen, data.train.x).numpy()
     return Pool(pool.features, guesses, pool.labelled, pool.seed)
 
@@ -163,31 +164,32 @@ def guessed_again(pool: Pool, data: Data) -> Pool:
 def rounds(data: Data, method: str, seed: int) -> Record:
     """The record of a method on a pool."""
     pool = first_pool(data, seed)
-    classes = len(data.heads.names)
-    labels = data.train.labels
     record: Record = defaultdict(list)
     random: list[int] = []
-    for point in POINTS:
-        if point * classes > len(labels) / 2:
-            break
-        budget = int(point * classes) - len(pool.labelled)
+    for number in numbers_of_labels(data):
+        budget = number - len(pool.labelled)
         began = time.process_time()
-        picks = asked(method, pool, budget, labels)
+        picks = asked(method, pool, budget, data.train.labels)
         record["seconds"].append(time.process_time() - began)
         random += picks[budget - budget // DRAWN :]
         pool = guessed_again(pool.after(picks), data)
-        record["labels"].append(int(point * classes))
-        for name, value in learned(data, list(pool.labelled)).items():
+        record["labels"].append(number)
+        for name, value in learned(data, pool.labelled).items():
             record[name].append(value)
     if method == COMMAND:
-        known = list(pool.labelled)
-        mask = np.isin(known, random)
-        record["estimate of random"] = estimated(data, known, seed, mask)
-        record["estimate of all"] = estimated(data, known, seed, None)
+        record["estimate of random"] = estimated(data, pool, np.isin(pool.labelled, random))
+        record["estimate of all"] = estimated(data, pool, None)
     return dict(record)
 
 
-def learned(data: Data, known: list[int]) -> dict[str, float]:
+def numbers_of_labels(data: Data) -> list[int]:
+    """After each round."""
+    classes = len(data.heads.names)
+    points = [point for point in POINTS if point * classes <= len(data.train.labels) / 2]
+    return [int(point * classes) for point in points]
+
+
+def learned(data: Data, known: Sequence[int]) -> dict[str, float]:
     """The accuracies of learners with these labels, and the number of classes that these have."""
     seen = data.train.part(known)
     x, labels = data.test
@@ -207,28 +209,23 @@ def logistic(labels: NDArray[np.int64], x: NDArray[Any], rows: NDArray[Any]) -> 
     return LogisticRegression(C=0.1, max_iter=500).fit(x, labels).predict(rows)
 
 
-def estimated(
-    data: Data, known: list[int], seed: int, mask: NDArray[np.bool_] | None
-) -> dict[str, float]:
+def estimated(data: Data, pool: Pool, mask: NDArray[np.bool_] | None) -> dict[str, float]:
     """What a fit says of its accuracy, from images in a mask or from all, and the truth; nothing if
     there are too few in the mask.
     """
-    decision, truth = fitted(data, known, seed, mask)
+    decision, truth = fitted(data, pool, mask)
     found = estimate_of(decision)
     return found | {"truth": truth} if found else {}
 
 
-def fitted(
-    data: Data, known: list[int], seed: int, mask: NDArray[np.bool_] | None
-) -> tuple[Decision, float]:
-    """A fit, and its accuracy for classes as frequent as in the pool."""
-    train = data.train.part(known)
-    classes, numbers = np.unique(train.labels, return_inverse=True)
-    names = [data.heads.names[label] for label in classes]
+def fitted(data: Data, pool: Pool, mask: NDArray[np.bool_] | None) -> tuple[Decision, float]:
+    """A fit of the images with labels, and its accuracy for classes as frequent as in the pool."""
+    known = data.train.part(pool.labelled)
+    classes, numbers = np.unique(known.labels, return_inverse=True)
+    names = np.array(data.heads.names)[classes].tolist()
     heads = Heads(PromptedClassifier.zero_shot("small", names, clip=data.heads.clip))
-    examples = replace(train._replace(labels=numbers).examples(names), drawn=mask)
-    candidates = [one for one in CANDIDATES if one.method in OF_FIT]
-    decision, _ = decided(heads, examples, seed, candidates)
+    examples = replace(known._replace(labels=numbers).examples(names), drawn=mask)
+    decision, _ = decided(heads, examples, pool.seed, CANDIDATES_OF_FIT)
     answers = classes[logits_of(heads, decision, examples, data.test.x).argmax(axis=1)]
     # The test has equally many of each class
     weights = np.bincount(data.train.labels)[data.test.labels]
@@ -246,15 +243,20 @@ def tables(records: list[Record]) -> None:
             cells = [difference(by_cell, kind, method, seeds, learner) for kind in kinds]
             print(f"| {method} | {' | '.join(cells)} |")
     for kind, method in product(kinds, ("random", COMMAND, BALANCED)):
-        labels, accuracies = accuracies_of(by_cell, kind, method, seeds, "SSText")
-        means = " | ".join(f"{mean:.1f}" for mean in accuracies.mean(axis=0))
-        print(f"| {kind} | {method} | {labels} | {means} |")
+        print_means(by_cell, kind, method, seeds)
     for method in ALL:
         if method != "random":
             print_bars(by_cell, kinds, method, seeds)
     for kind, name in product(kinds, ("estimate of random", "estimate of all")):
         own = [one for one in records if one["pool"] == kind and one.get(name)]
         print_errors(f"{kind} | {name}", [one[name] for one in own])
+
+
+def print_means(by_cell: dict[Any, Any], kind: str, method: str, seeds: Sequence[int]) -> None:
+    """Print the mean accuracies of a method."""
+    labels, accuracies = accuracies_of(by_cell, kind, method, seeds, "SSText")
+    means = " | ".join(f"{mean:.1f}" for mean in accuracies.mean(axis=0))
+    print(f"| {kind} | {method} | {labels} | {means} |")
 
 
 def print_errors(name: str, estimates: list[Record]) -> None:
@@ -292,11 +294,16 @@ def print_bars(
             continue
         differences = of_method - of_random
         lowest += list(differences.mean(axis=0)[in_errors(differences) < -1])
-        first = differences[:, : POINTS.index(4) + 1].mean(axis=1, keepdims=True)
+        print(f"{method}, {kind}, {learner}: {lead(differences):+.1f} standard errors")
         needed = labels_needed(labels, of_method.mean(axis=0), of_random.mean(axis=0)[-1])
-        print(f"{method}, {kind}, {learner}: {in_errors(first)[0]:+.1f} standard errors")
         print(f"{needed:.0f} labels for the accuracy of {labels[-1]} at random")
     print(f"{method}: below random in {len(lowest)} cells, by {min(lowest, default=0):.1f} at most")
+
+
+def lead(differences: NDArray[Any]) -> float:
+    """The mean of (pools, numbers) up to 4 labels for each class, in its standard errors."""
+    means = differences[:, : POINTS.index(4) + 1].mean(axis=1, keepdims=True)
+    return float(in_errors(means)[0])
 
 
 def in_errors(differences: NDArray[Any]) -> NDArray[Any]:

@@ -5,6 +5,7 @@
 import math
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[:0] = [
@@ -232,6 +233,16 @@ def batch_of(
     return chosen, [caption(subjects[index], rng) for index in chosen]
 
 
+def batches_of(
+    images: int, steps: int, size: int, seed: int
+) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """The pixels and captions of each step."""
+    subjects, pixels = draw_pairs(seed, images)
+    for step in range(steps):
+        chosen, captions = batch_of(step, size, subjects, seed)
+        yield pixels[chosen], captions
+
+
 def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
     """A CLIP that has learned from so many drawn images, in `steps` steps of `batch` images and
     captions.
@@ -239,10 +250,9 @@ def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
     torch.manual_seed(seed)
     model = build_model().train()
     optimiser, scheduler = optimiser_of(model, steps)
-    subjects, pixels = draw_pairs(seed, images)
-    for step in (bar := tqdm(range(steps), "training")):
-        chosen, captions = batch_of(step, batch, subjects, seed)
-        loss = contrastive_loss(model, pixels[chosen], captions)
+    batches = batches_of(images, steps, batch, seed)
+    for pixels, captions in (bar := tqdm(batches, "training", steps)):
+        loss = contrastive_loss(model, pixels, captions)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

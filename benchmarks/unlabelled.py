@@ -8,7 +8,7 @@ which half of the classes have no image. `--table` prints the tables of docs/lab
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -98,28 +98,26 @@ def loaded(name: str, root: Path, sources: tuple[Path, ...]) -> Data:
     return data_of(root, name)
 
 
-def split(
-    data: Data, number: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The places of so many images of each class, and of POOL others."""
+def split(data: Data, number: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Images]:
+    """The places of so many images of each class, and POOL other images."""
     labels = data.train.labels
     places = of_each_class(labels, number, rng)
-    return places, rng.permutation(np.setdiff1d(np.arange(len(labels)), places))[:POOL]
+    others = rng.permutation(np.setdiff1d(np.arange(len(labels)), places))[:POOL]
+    return places, data.train.part(others)
 
 
 def compared(data: Data, shots: int, seed: int) -> Record:
     """The accuracy in percent without the pool and with it, and what the second fit says."""
-    heads = data.heads
     places, others = split(data, shots, np.random.default_rng([seed, shots]))
-    examples = data.train.part(places).examples(heads.names)
-    record: Record = {"pool": len(others)}
-    heads.__dict__.pop("unlabelled", None)  # of an earlier draw
-    for name, pool in (("without", None), ("with", data.train.x[others])):
-        heads.pool = pool
-        candidates = HEADS if pool is None else [*HEADS, *POOLED]
-        decision, record[f"seconds {name}"] = decided(heads, examples, seed, candidates)
+    examples = data.train.part(places).examples(data.heads.names)
+    record: Record = {"pool": len(others.labels)}
+    data.heads.__dict__.pop("unlabelled", None)  # of an earlier draw
+    for name, pool in (("without", None), ("with", others.x)):
+        data.heads.pool = pool
+        more = [] if pool is None else POOLED
+        decision, record[f"seconds {name}"] = decided(data.heads, examples, seed, [*HEADS, *more])
         record[name] = percent(tested(decision, examples, data))
-    record["learned"] = any(candidate.pool for candidate, _ in decision.chosen)
+    record["learned"] = any(one.pool for one, _ in decision.chosen)
     return record | estimate_of(decision)
 
 
@@ -128,16 +126,20 @@ def clustered(data: Data, new: int, seed: int) -> Record:
     which are mostly of such classes, and the number of the classes of these.
     """
     rng = np.random.default_rng([seed, new])
-    places, others = split(data, LABELLED, rng)
+    places, pool = split(data, LABELLED, rng)
     unknown = rng.permutation(data.train.labels.max() + 1)[:new]
-    places = places[~np.isin(data.train.labels[places], unknown)]
-    known = Neighbourhood(data.train.x[others])
-    labelled = known.whitened(data.train.x[places]).numpy()
-    clusters = unexplained(labelled, known.images.numpy(), len(data.heads.names) - new, 1)
-    found = [data.train.labels[others[one]] for one in clusters]
+    known = data.train.part(places[~np.isin(data.train.labels[places], unknown)])
+    found = [pool.labels[one] for one in clusters_of(known, pool, len(data.heads.names) - new)]
     of_unknown = [one for one in found if np.isin(one, unknown).mean() >= 0.5]
     of_classes = {int(np.bincount(one).argmax()) for one in of_unknown}
     return {"clusters": len(found), "right": len(of_unknown), "classes": len(of_classes)}
+
+
+def clusters_of(labelled: Images, pool: Images, classes: int) -> Iterator[list[int]]:
+    """The places of the images of the pool that are like none of so many classes, by clusters."""
+    graph = Neighbourhood(pool.x)
+    whitened = graph.whitened(labelled.x).numpy()
+    return unexplained(whitened, graph.images.numpy(), classes, 1)
 
 
 def half(data: Data, shots: int, seed: int) -> Record:
@@ -215,7 +217,8 @@ def row_of(cell: list[Record]) -> str:
     return f"{without:.1f}, {mean_gain(cell):+.1f} ({learned} of {len(cell)})"
 
 
-PARTS: dict[str, tuple[str, tuple[int, ...], Callable[[Data, int, int], Record]]] = {
+Measure = Callable[[Data, int, int], Record]
+PARTS: dict[str, tuple[str, tuple[int, ...], Measure]] = {
     "unlabelled": ("shots", SHOTS, compared),
     "clusters": ("new", (0, NEW), clustered),
     "classes": ("shots", OF_HALF, half),
@@ -235,7 +238,7 @@ def main() -> None:
         table_of_halves(read_records(args.output / "classes.jsonl"))
         return
 
-    def measured(measure: Callable[[Data, int, int], Record], place: Record) -> Record:
+    def measured(measure: Measure, place: Record) -> Record:
         name, *numbers = place.values()
         return measure(loaded(name, args.root, tuple(args.sources)), *numbers)
 

@@ -31,11 +31,12 @@ from benchmarks.fits import (
     request_of,
 )
 from common.errors import UsageError
-from fit.candidates import CANDIDATES, ZERO_SHOT
+from fit.candidates import CANDIDATES, ZERO_SHOT, Candidate
 from fit.decision import Decision
 from fit.report import probabilities
 from fit.result import Fit
 from fit.story import methods_of
+from fit.trials import Examples
 
 from . import recipes
 from .data import SMALL, loaded
@@ -50,22 +51,28 @@ FEWEST_WITH_SWAPS = 16  # images of a class
 def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]) -> Record:
     """The record of one fit, of all heads or those of some methods, and of its rivals."""
     drawn, wrong = data.draw(shots, seed, swapped)
-    request = request_of(seed, methods)
-    candidates = methods_of(request, CANDIDATES, data.heads)
+    candidates = methods_of(request_of(seed, methods), CANDIDATES, data.heads)
     examples = drawn.examples(data.heads.names)
     # No time is left for the curve, which the table does not show
     decision, seconds = decided(data.heads, examples, seed, candidates, end=0.0)
+    record: Record = {"seconds": seconds, "chosen": decision.name}
+    if swapped:
+        record |= doubted(Fit(request_of(seed), photos_of(examples), decision), wrong)
+    record["recipes"] = rivals(data, drawn)
+    return record | answers_of(data, examples, decision, candidates)
+
+
+def answers_of(
+    data: Data, examples: Examples, decision: Decision, candidates: Sequence[Candidate]
+) -> Record:
+    """What the fit and each candidate answer for the test images, and what the fit promised."""
     answers = {
         one: data.heads.answers(one, examples.seen, data.test.x).numpy() for one in candidates
     }
     singles = {one.name: accuracy(logits, data) for one, logits in answers.items()}
-    logits: Any = sum(weight * answers[one] for one, weight in decision.chosen)
-    record = {"fit": accuracy(logits, data), "singles": singles, "seconds": seconds}
-    record["chosen"] = decision.name
-    if swapped:
-        record |= doubted(Fit(request, photos_of(examples), decision), wrong)
-    record["recipes"] = rivals(data, drawn)
-    return record | promises(decision, logits, data.test.labels)
+    chosen: Any = sum(weight * answers[one] for one, weight in decision.chosen)
+    record: Record = {"fit": accuracy(chosen, data), "singles": singles}
+    return record | promises(decision, chosen, data.test.labels)
 
 
 def accuracy(logits: NDArray[Any], data: Data) -> float:

@@ -27,7 +27,7 @@ from benchmarks.fits import (
     tested,
 )
 from fit.candidates import CANDIDATES
-from fit.decision import decide_among
+from fit.decision import Decision, decide_among
 from fit.plan import Plan
 from fit.story import methods_of
 from fit.trials import Backbone
@@ -40,21 +40,26 @@ APART = 3.0  # points between the best encoder and the second, from which a choi
 
 def cell(data: dict[str, Data], shots: int, seed: int, methods: list[str]) -> Record:
     """The choice among encoders, and the accuracy on test images of a fit with each."""
-    request = request_of(seed, methods)
     backbones = [backbone_of(name, one, shots, seed, methods) for name, one in data.items()]
-    no_curve = Plan(end=0.0)
+    place, chosen = decided(backbones, seed)
     accuracies = {}
+    for one in backbones:
+        decision = chosen
+        if one is not backbones[place]:
+            _, decision = decided([replace(one, name="")], seed)
+        accuracies[one.name] = percent(tested(decision, one.examples, data[one.name]))
+    return {
+        "chosen": backbones[place].name,
+        "accuracies": accuracies,
+        "scores": {row["backbone"]: row["score"] for row in chosen.backbones},
+        **estimate_of(chosen),
+    }
+
+
+def decided(backbones: list[Backbone], seed: int) -> tuple[int, Decision]:
+    """`decide_among` without a learning curve."""
     with redirect_stdout(io.StringIO()):
-        place, chosen = decide_among(backbones, request, no_curve)
-        for backbone in backbones:
-            decision = chosen
-            if backbone is not backbones[place]:
-                _, decision = decide_among([replace(backbone, name="")], request, no_curve)
-            correct = tested(decision, backbone.examples, data[backbone.name])
-            accuracies[backbone.name] = percent(correct)
-    record = {"chosen": backbones[place].name, "accuracies": accuracies}
-    record["scores"] = {row["backbone"]: row["score"] for row in chosen.backbones}
-    return record | estimate_of(chosen)
+        return decide_among(backbones, request_of(seed), Plan(end=0.0))
 
 
 def backbone_of(name: str, data: Data, shots: int, seed: int, methods: list[str]) -> Backbone:

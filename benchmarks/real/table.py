@@ -1,13 +1,14 @@
 """What the cells of `benchmarks.real` say."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
+from scipy.stats import sem
 
+from benchmarks.fits import ERRORS, Record, contained
 from fit.candidates import ZERO_SHOT
 
-Cells = list[dict[str, Any]]
+Cells = list[Record]
 PLACE = "set", "encoder", "shots", "swapped"
 
 
@@ -40,27 +41,13 @@ def accuracies(groups: dict[tuple, Cells]) -> Iterator[str]:
 def entry(cells: Cells) -> str:
     """The mean accuracy, and its distance to the best recipe."""
     rivals = by_name(cells, "recipes")
-    fit = mean(cells, lambda one: one["fit"])
+    fit = fit_of(cells)
     return f"{fit:.1f} ({fit - max(rivals.values()):+.1f})"
 
 
 def regrets(groups: dict[tuple, Cells]) -> Iterator[str]:
     """How far a fit is from what would have been best, in hindsight on the test images."""
-    regret: dict[tuple, float] = {}
-    below: dict[tuple, str] = {}
-    below_names: dict[tuple, float] = {}
-    for place, cells in groups.items():
-        rivals = by_name(cells, "recipes")
-        singles = by_name(cells, "singles")
-        fit = mean(cells, lambda one: one["fit"])
-        regret[place] = max([*rivals.values(), *singles.values()]) - fit
-        best = max(rivals, key=rivals.__getitem__)
-        apart = np.array([one["recipes"][best] - one["fit"] for one in cells])
-        error = float(apart.std(ddof=1) / len(apart) ** 0.5) if len(apart) > 1 else 0.0
-        if apart.mean() > 1:
-            below[place] = f"{apart.mean():.1f} +- {error:.1f} ({best})"
-        if singles[ZERO_SHOT] - fit > 1:
-            below_names[place] = round(singles[ZERO_SHOT] - fit, 1)
+    regret = {place: regret_of(cells) for place, cells in groups.items()}
     for swapped in sorted({place[3] for place in groups}):
         here = [value for place, value in regret.items() if place[3] == swapped]
         yield f"{swapped}% swapped: regret mean {np.mean(here):.2f}, most {max(here):.1f}"
@@ -68,29 +55,40 @@ def regrets(groups: dict[tuple, Cells]) -> Iterator[str]:
         here = [value for place, value in regret.items() if place[2:] == (number, 0)]
         if here:
             yield f"{number} images, none swapped: regret mean {np.mean(here):.2f}"
+    below = [f"  {place}: {text}" for place, cells in groups.items() if (text := behind(cells))]
     yield f"more than 1 below the best recipe: {len(below)} of {len(groups)}"
-    yield from (f"  {place}: {value}" for place, value in below.items())
+    yield from below
+    losses = {place: loss(cells) for place, cells in groups.items()}
+    below_names = {place: round(value, 1) for place, value in losses.items() if value > 1}
     yield f"more than 1 below zero-shot: {below_names}"
+
+
+def regret_of(cells: Cells) -> float:
+    """How much better the best recipe or single candidate would have been."""
+    rivals = [*by_name(cells, "recipes").values(), *by_name(cells, "singles").values()]
+    return max(rivals) - fit_of(cells)
+
+
+def loss(cells: Cells) -> float:
+    """How much better zero-shot CLIP would have been."""
+    return by_name(cells, "singles")[ZERO_SHOT] - fit_of(cells)
+
+
+def behind(cells: Cells) -> str:
+    """How far a fit is behind the best recipe, for people; empty if by at most a point."""
+    rivals = by_name(cells, "recipes")
+    best = max(rivals, key=rivals.__getitem__)
+    lost = np.array([one["recipes"][best] - one["fit"] for one in cells])
+    error = float(sem(lost)) if len(lost) > 1 else 0.0
+    return f"{lost.mean():.1f} +- {error:.1f} ({best})" if lost.mean() > 1 else ""
 
 
 def certainty(told: Cells) -> Iterator[str]:
     """How estimates, sets and promised errors keep what they say."""
     for swapped in sorted({one["swapped"] for one in told}):
-        here = [one for one in told if one["swapped"] == swapped]
-        inside = mean(here, lambda one: 100.0 * (one["low"] <= one["fit"] <= one["high"]))
-        bias = mean(here, lambda one: one["estimate"] - one["fit"])
-        sets = mean(here, lambda one: one["sets"])
-        yield (
-            f"{swapped}% swapped: {inside:.1f}% of {len(here)} intervals contain the accuracy; "
-            f"estimate - accuracy {bias:+.1f}; sets for 90%: {sets:.1f}"
-        )
-        found, cleanlab, wrong = (
-            sum(one.get(key, 0) for one in here) for key in ("found", "cleanlab", "wrong")
-        )
-        places = f"{found} of {wrong} swapped labels are among the first 10% to check"
-        yield f"  {places}, by cleanlab's order {cleanlab}"
+        yield from of_estimates(swapped, [one for one in told if one["swapped"] == swapped])
     honest = [one for one in told if not one["swapped"]]
-    for error in ("5", "20", "50"):
+    for error in map(str, ERRORS):
         kept = [one["max_error"][error] for one in honest if error in one["max_error"]]
         over = sum(wrong > float(error) for _, wrong in kept)
         yield f"--max-error {error}: accepted in {len(kept)} of {len(honest)}, more in {over}"
@@ -99,10 +97,30 @@ def certainty(told: Cells) -> Iterator[str]:
         yield f"processor seconds with {number} images: {seconds:.1f}"
 
 
+def of_estimates(swapped: int, cells: Cells) -> Iterator[str]:
+    """How estimates and sets hold, and how many swapped labels are found."""
+    inside = 100 * np.mean(contained(cells, "fit"))
+    bias = mean(cells, lambda one: one["estimate"] - one["fit"])
+    sets = mean(cells, lambda one: one["sets"])
+    yield (
+        f"{swapped}% swapped: {inside:.1f}% of {len(cells)} intervals contain the accuracy; "
+        f"estimate - accuracy {bias:+.1f}; sets for 90%: {sets:.1f}"
+    )
+    found, cleanlab, wrong = (
+        sum(one.get(key, 0) for one in cells) for key in ("found", "cleanlab", "wrong")
+    )
+    places = f"{found} of {wrong} swapped labels are among the first 10% to check"
+    yield f"  {places}, by cleanlab's order {cleanlab}"
+
+
 def by_name(cells: Cells, key: str) -> dict[str, float]:
     """The mean accuracy of each of the recipes, or of the singles that all cells have."""
     names = set.intersection(*(set(one[key]) for one in cells))
     return {name: mean(cells, lambda one, name=name: one[key][name]) for name in sorted(names)}
+
+
+def fit_of(cells: Cells) -> float:
+    return mean(cells, lambda one: one["fit"])
 
 
 def mean(cells: Cells, value: Callable[..., float]) -> float:
