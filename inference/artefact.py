@@ -105,6 +105,14 @@ class Description:
         return name
 
 
+def tensors_in(content: bytes, file: Path) -> dict[str, Tensor]:
+    """The tensors in the content of a safetensors file; UsageError if it is damaged."""
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{file} is damaged ({error})", "copy or export it again", file) from error
+
+
 def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     """The description of an artefact, and its learned tensors in the form of a checkpoint.
 
@@ -114,10 +122,7 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     description = read_config(folder / EXPORT_CONFIG_FILE)
     file = folder / PROMPTS
     content = read_bytes(file, LARGEST_PROMPTS)
-    try:
-        tensors = load(content)
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{file} is damaged ({error})", "copy or export it again", file) from error
+    tensors = tensors_in(content, file)
     if description.prompts_sha256 != hashlib.sha256(content).hexdigest():
         what = f"{file} is not the file that {EXPORT_CONFIG_FILE} describes (its SHA-256 differs)"
         raise UsageError(what, "export it again", file)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from clip import CLIP, image_blocks, is_known, load_backbone, text_blocks
@@ -24,7 +22,7 @@ from common.text import read_bytes, read_json
 from trainers.base.build import require_vit
 from trainers.cliplora import POSITIONS, CLIPLoRASettings, LoRALearner, layers_of
 
-from .artefact import LARGEST_PROMPTS, Description
+from .artefact import LARGEST_PROMPTS, Description, tensors_in
 from .description import zero_shot_description
 from .options import LoadOptions
 
@@ -153,12 +151,7 @@ def maps_of(file: Path, config: AdapterConfig) -> Maps:
     """The low-rank maps in adapter_model.safetensors; without ranks that add nothing, if there are
     others.
     """
-    try:
-        tensors = load(read_bytes(file, LARGEST_PROMPTS))
-    except UsageError:
-        raise
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{file} is damaged ({error})", "copy it again", file) from error
+    tensors = tensors_in(read_bytes(file, LARGEST_PROMPTS), file)
     maps: Maps = {}
     for key in tensors:
         match = KEY.fullmatch(key)
