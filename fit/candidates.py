@@ -117,7 +117,7 @@ POOLED = (  # linear heads, which learn from images without labels, too
 )
 
 
-def members(
+def ensemble(
     candidates: Sequence[Candidate], evidence: float, pooled: bool = False
 ) -> dict[int, float]:
     """The candidates that an ensemble may have, by their places, with their weights if nothing was
@@ -128,7 +128,7 @@ def members(
     Args:
         candidates: the first is zero-shot CLIP.
         evidence: of the training images for it (`choice.evidence`).
-        pooled: whether candidates that learn from images without labels are members.
+        pooled: whether candidates that learn from images without labels are among them.
     """
     summed = {
         place: one.method

@@ -158,14 +158,14 @@ def losses(logits: Floats, labels: NDArray[Any]) -> Floats:
     ].mean(axis=0)
 
 
-def right(logits: Floats, labels: NDArray[Any]) -> Floats:
+def correct(logits: Floats, labels: NDArray[Any]) -> Floats:
     """(images,): the share of the repeats in which an image is classified correctly."""
     return (logits.argmax(axis=-1) == labels).mean(axis=0)
 
 
 def accuracy_of(logits: Floats, sample: Sample) -> dict[str, float]:
     """The accuracy of logits (repeats, images, classes), with its interval, in percent."""
-    accuracy = 100 * sample.mean(right(logits, sample.labels))
+    accuracy = 100 * sample.mean(correct(logits, sample.labels))
     low, high = interval(accuracy, sample.size)
     return {"accuracy": accuracy, "low": low, "high": high}
 
@@ -231,9 +231,9 @@ def evidence(logits: Floats, sample: Sample) -> float:
 
 
 def stack(
-    logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None
+    logits: Floats, sample: Sample, ensemble: Mapping[int, float], start: Floats | None = None
 ) -> Floats:
-    """(candidates,): weights of the members, none below 0, whose sum of logits has the least
+    """(candidates,): weights of an ensemble, none below 0, whose sum of logits has the least
     cross-entropy (stacking).
 
     A penalty holds them near the default ones times their best common factor: the sum of the
@@ -241,12 +241,12 @@ def stack(
     choose little, and many choose freely.
 
     Args:
-        members: the default weight of each candidate that an ensemble may have, by its place.
+        ensemble: the default weight of each candidate that an ensemble may have, by its place.
         start: weights to begin with; those of the default if None.
     """
-    places = list(members)
+    places = list(ensemble)
     weights = np.zeros(len(logits))
-    weights[places] = list(members.values())
+    weights[places] = list(ensemble.values())
     prior = weights[places] * inverse_temperatures(combine(weights, logits)[None], sample)
     cross_entropy = CrossEntropy.of(logits[places], sample)
     cross_entropy = replace(cross_entropy, weights=cross_entropy.weights / logits.shape[1])
@@ -273,11 +273,11 @@ def combine(weights: Floats, logits: Floats) -> Floats:
 def choose(
     logits: Floats,
     sample: Sample,
-    members: Mapping[int, float],
+    ensemble: Mapping[int, float],
     start: Floats | None = None,
     without: NDArray[np.bool_] | None = None,
 ) -> Floats:
-    """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
+    """(candidates,): the weight of each candidate, of a single one or of the ensemble.
 
     The cross-entropy decides, of single candidates after a temperature: of few images it says more
     than the accuracy. The best single candidate must be better than the ensemble by more than one
@@ -290,13 +290,13 @@ def choose(
     singles = np.diag(inverse_temperatures(logits, sample))
     scores = [losses(combine(weights, logits), sample.labels) for weights in singles]
     best = lowest(scores, sample, without)
-    chosen = stack(logits, sample, members, start)
+    chosen = stack(logits, sample, ensemble, start)
     score = losses(combine(chosen, logits), sample.labels)
     # Names that mislead may have no weight
     if sample.in_errors(score - scores[best]) > 1 or not chosen.any():
         chosen = singles[best]
         score = scores[best]
-    lead = right(logits[0], sample.labels) - right(combine(chosen, logits), sample.labels)
+    lead = correct(logits[0], sample.labels) - correct(combine(chosen, logits), sample.labels)
     if sample.in_errors(scores[0] - score) > 0 and sample.in_errors(lead) <= 1:
         return chosen
     return singles[0]
@@ -379,7 +379,7 @@ def estimate(
         zero_shot: the accuracy of zero-shot CLIP, in percent.
         of_class: the mean number of groups of a class (`groups_of_class`), of all images.
     """
-    cross_validated = 100 * sample.mean(right(logits, sample.labels))
+    cross_validated = 100 * sample.mean(correct(logits, sample.labels))
     share = (folds - 1) / folds
     more = gain(cross_validated, zero_shot, of_class * share, -np.log2(share))
     accuracy = float(np.clip(cross_validated + more, 0, 100))

@@ -13,10 +13,10 @@ from inference.calibration import Sets, Temperature, Threshold
 from inference.sample import Sample
 
 from . import choice
-from .candidates import Candidate, Weighted, members
+from .candidates import Candidate, Weighted, ensemble
 from .choice import Estimate
 from .curve import curve, curve_seconds, ungrouped
-from .heads import Heads, spread
+from .heads import Heads, logit_std
 from .options import Selection, select
 from .plan import Plan
 from .request import PRIORS, FitRequest
@@ -139,7 +139,7 @@ def decide_among(
     folds, repeats = folds_of(examples, request.seed)
     if not repeats:
         return 0, untried(backbones[0])
-    trials = tried(backbones, folds, plan, request.prior)
+    trials = trials_of(backbones, folds, plan, request.prior)
     selection = select([one.option for one in trials], trials[0].sample, trials[0].of_folds)
     place = selection.place
     chosen = chosen_by(selection, backbones[place], trials[place], repeats)
@@ -218,7 +218,7 @@ def of_some(drawn: NDArray[np.bool_]) -> str:
     )
 
 
-def tried(
+def trials_of(
     backbones: Sequence[Backbone], folds: NDArray[np.int64], plan: Plan, prior: str
 ) -> list[Trials]:
     """The trials of the candidates of each backbone."""
@@ -240,7 +240,7 @@ def scales_of(trials: Trials, weights: NDArray[Any], backbone: Backbone) -> dict
         if weight:
             plain = replace(candidate, offset=0.0)
             logits = backbone.heads.answers(plain, examples.seen, answered)
-            scales[candidate] = trials.spreads[candidate] * spread(logits)
+            scales[candidate] = trials.logit_stds[candidate] * logit_std(logits)
     return scales
 
 
@@ -269,10 +269,10 @@ def untried(backbone: Backbone) -> Decision:
     examples = backbone.examples
     candidates = [one for one in backbone.candidates if not one.pool]
     by_names = heads.answers(candidates[0], examples.seen, examples.x)
-    scale = spread(by_names)
+    scale = logit_std(by_names)
     shares = default_shares(candidates, by_names.cpu().double().numpy() / scale, examples)
     scales = {
-        one: spread(heads.answers(one, examples.seen, examples.x))
+        one: logit_std(heads.answers(one, examples.seen, examples.x))
         * heads.freshness(one, examples.seen)
         for one in shares
     }
@@ -292,8 +292,8 @@ def default_shares(
         by_names: (images, classes), logits of zero-shot CLIP, the first candidate.
     """
     evidence = choice.evidence(by_names, Sample.of(examples.labels, examples.scenes))
-    ensemble = members(candidates, evidence)
-    shares = {candidates[place]: share for place, share in ensemble.items() if share}
+    weights = ensemble(candidates, evidence)
+    shares = {candidates[place]: weight for place, weight in weights.items() if weight}
     if [*shares] == [candidates[0]] and not examples.lacks_images:
         return {candidates[-1]: 1.0}
     return shares
@@ -318,7 +318,7 @@ def estimated(chosen: Chosen) -> Decision:
     trials = chosen.trials
     of_class = chosen.of_class
     logits = chosen.logits
-    correct_by_names = choice.right(trials.stacked[0], trials.sample.labels)
+    correct_by_names = choice.correct(trials.stacked[0], trials.sample.labels)
     folds = trials.number_of_folds
     estimates = {}
     for prior in PRIORS:
@@ -362,7 +362,7 @@ def weights_of_heads(chosen: Chosen) -> NDArray[Any]:
     trials = chosen.trials
     weights = chosen.weights[: trials.heads]
     if not chosen.scales:
-        weights = choice.stack(trials.stacked[: trials.heads], trials.sample, trials.members())
+        weights = choice.stack(trials.stacked[: trials.heads], trials.sample, trials.ensemble())
     if not weights.any():  # only a trained method is better than names that mislead
         weights = np.eye(trials.heads)[0]
     return weights

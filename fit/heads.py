@@ -136,7 +136,7 @@ class Heads:
         if candidate.offset:
             without_images = torch.bincount(labels, minlength=len(self.names)) == 0
             method.model.offset = (
-                candidate.offset * spread(answered(method, inputs)) * without_images
+                candidate.offset * logit_std(answered(method, inputs)) * without_images
             )
         return method
 
@@ -198,7 +198,7 @@ class Heads:
             out = torch.arange(len(labels), device=labels.device) % PARTS == part
             if out.any() and not out.all():
                 answers = self.answers(candidate, (features[~out], labels[~out]), features)
-                ratios.append(spread(answers[out]) / spread(answers[~out]))
+                ratios.append(logit_std(answers[out]) / logit_std(answers[~out]))
         return sum(ratios) / len(ratios)
 
     def held_out(
@@ -250,7 +250,7 @@ class Heads:
             left_out = torch.from_numpy(folds[repeat] == fold)
             answers = self.answers(candidate, (x[~left_out], y[~left_out]), x[asked])
             out = left_out[asked]
-            found[repeat, out] = (answers[out] / spread(answers[~out])).cpu()
+            found[repeat, out] = (answers[out] / logit_std(answers[~out])).cpu()
             self.clock.next()
         return found
 
@@ -360,7 +360,7 @@ def answered(method: FeatureMethod, inputs: Tensor) -> Tensor:
     return torch.cat([method.model_inference(CachedOutput(part)) for part in parts]).detach()
 
 
-def spread(logits: Tensor) -> float:
+def logit_std(logits: Tensor) -> float:
     """The mean over images of the standard deviation of logits (..., images, classes); 1 if they
     are all equal.
     """

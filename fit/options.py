@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from inference.sample import Sample
 
-from .choice import Floats, choose, combine, losses, right, stack
+from .choice import Floats, choose, combine, correct, losses, stack
 
 # By how much the cross-entropy of a backbone may be larger, for an accuracy larger by 1; chosen on
 # other data sets than those of docs/own_classes.md
 OF_ACCURACY = 3.0
 POOL_MARGIN = 1.0  # standard errors; chosen on other data sets than those of docs/labelling.md
-Members = Callable[[NDArray[np.bool_]], Mapping[int, float]]
+Ensemble = Callable[[NDArray[np.bool_]], Mapping[int, float]]
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Option:
 
     Attributes:
         logits: (candidates, repeats, images, classes).
-        members: from the images that choose (images,) to the members of an ensemble and their
+        ensemble: from the images that choose (images,) to those of an ensemble and their
             default weights.
         pooled: (candidates,), whether a candidate learns from images without labels; None if none
             does.
-        with_pool: the same as `members`, with those candidates.
+        with_pool: the same as `ensemble`, with those candidates.
     """
 
     logits: Floats
-    members: Members
+    ensemble: Ensemble
     pooled: NDArray[np.bool_] | None = None
-    with_pool: Members | None = None
+    with_pool: Ensemble | None = None
 
 
 def choose_with_pool(
@@ -45,13 +45,13 @@ def choose_with_pool(
     images without labels must make the choice better by more than POOL_MARGIN standard errors.
     """
     logits = option.logits[:, :, inside]
-    chosen = choose(logits, sample, option.members(inside), start, option.pooled)
+    chosen = choose(logits, sample, option.ensemble(inside), start, option.pooled)
     if option.with_pool is None:
         return chosen
     other = choose(logits, sample, option.with_pool(inside))
     by_chosen, by_other = (combine(weights, logits) for weights in (chosen, other))
     lead = losses(by_chosen, sample.labels) - losses(by_other, sample.labels)
-    worse = right(by_chosen, sample.labels) - right(by_other, sample.labels)
+    worse = correct(by_chosen, sample.labels) - correct(by_other, sample.labels)
     if sample.in_errors(lead) > POOL_MARGIN and sample.mean(worse) <= 0:
         return other
     return chosen
@@ -74,7 +74,7 @@ def choose_each(
         chosen = choose_with_pool(option, part, inside, start)
         weights.append(chosen)
         answers = combine(chosen, option.logits[:, :, inside])
-        accuracy = part.mean(right(answers, part.labels))
+        accuracy = part.mean(correct(answers, part.labels))
         scores.append(part.mean(losses(answers, part.labels)) - OF_ACCURACY * accuracy)
     return scores, weights
 
@@ -90,7 +90,7 @@ def nested(
         folds: (repeats, images).
     """
     out = np.zeros(len(sample.labels), dtype=bool)  # of the folds
-    starts = [stack(one.logits, sample, one.members(~out)) for one in options]
+    starts = [stack(one.logits, sample, one.ensemble(~out)) for one in options]
     backbones = np.zeros(folds.shape, dtype=np.int64)
     found = np.stack([one.logits[0] for one in options])
     for repeat, out in each_fold(folds):

@@ -122,7 +122,7 @@ def by_class(fit: Fit) -> list[tuple[str, int, float]]:
     if trials is None:
         return []
     sample = trials.sample
-    correct = choice.right(fit.decision.logits, sample.labels)
+    correct = choice.correct(fit.decision.logits, sample.labels)
     number = len(fit.photos.names)
     of_class = np.bincount(sample.labels, sample.weights, number)
     with np.errstate(invalid="ignore"):

@@ -17,9 +17,9 @@ from common.errors import UsageError
 from inference.sample import Sample
 
 from . import choice, unseen
-from .candidates import GUESSING, Candidate, members
+from .candidates import GUESSING, Candidate, ensemble
 from .clock import TooLong
-from .heads import Heads, spread
+from .heads import Heads, logit_std
 from .options import Option
 from .plan import Plan
 
@@ -103,8 +103,8 @@ class Trials:
         rows: of each candidate its name, accuracy and seconds, or its fault.
         logits: of each candidate that works, (repeats, held, classes); heads come first, and have
             the spread 1.
-        spreads: of the heads' logits before that; if a head had learned from these images, it would
-            have been 1, too.
+        logit_stds: of the heads' logits before that; if a head had learned from these images, it
+            would have been 1, too.
     """
 
     folds: NDArray[np.int64]
@@ -113,7 +113,7 @@ class Trials:
     notes: list[str]
     rows: Sequence[dict[str, Any]] = ()
     logits: dict[Candidate, NDArray[Any]] = field(default_factory=dict)
-    spreads: dict[Candidate, float] = field(default_factory=dict)
+    logit_stds: dict[Candidate, float] = field(default_factory=dict)
 
     @cached_property
     def stacked(self) -> NDArray[Any]:
@@ -126,12 +126,12 @@ class Trials:
     @property
     def heads(self) -> int:
         """The number of heads that work."""
-        return len(self.spreads)
+        return len(self.logit_stds)
 
     @property
     def of_heads(self) -> list[Candidate]:
         """The heads that work."""
-        return list(self.spreads)
+        return list(self.logit_stds)
 
     @property
     def number_of_folds(self) -> int:
@@ -142,9 +142,9 @@ class Trials:
         """What they say, for a choice among backbones."""
         pooled = np.array([bool(candidate.pool) for candidate in self.logits])
         if not pooled.any():
-            return Option(self.stacked, self.members)
-        with_pool = partial(self.members, pooled=True)
-        return Option(self.stacked, self.members, pooled, with_pool)
+            return Option(self.stacked, self.ensemble)
+        with_pool = partial(self.ensemble, pooled=True)
+        return Option(self.stacked, self.ensemble, pooled, with_pool)
 
     @property
     def some(self) -> NDArray[np.int64] | None:
@@ -201,7 +201,7 @@ class Trials:
         correct = logits.argmax(axis=-1) == self.sample.labels
         return f"{100 * correct[np.array(part)].mean():.0f}%"
 
-    def members(
+    def ensemble(
         self, inside: NDArray[np.bool_] | None = None, pooled: bool = False
     ) -> dict[int, float]:
         """The candidates that an ensemble may have, with their default weights, by images `inside`
@@ -210,7 +210,7 @@ class Trials:
         inside = np.ones(len(self.held), dtype=bool) if inside is None else inside
         zero_shot = self.stacked[0, 0][inside]
         evidence = choice.evidence(zero_shot, self.sample.part(inside))
-        return members(list(self.logits), evidence, pooled)
+        return ensemble(list(self.logits), evidence, pooled)
 
 
 def folds_of(examples: Examples, seed: int) -> tuple[NDArray[np.int64], int]:
@@ -262,13 +262,13 @@ def try_candidates(
     """
     trials = no_trials(backbone.examples, folds, prior, number)
     print(f"{'candidate':<44} accuracy  seconds")
-    trials = tried(backbone, tasks(backbone, trials, plan), trials, plan)
-    spreads = {one: spread(torch.from_numpy(values)) for one, values in trials.logits.items()}
-    logits = {one: values / spreads[one] for one, values in trials.logits.items()}
-    trials = replace(trials, logits=logits, spreads=spreads)
+    trials = with_candidates(backbone, tasks(backbone, trials, plan), trials, plan)
+    logit_stds = {one: logit_std(torch.from_numpy(values)) for one, values in trials.logits.items()}
+    logits = {one: values / logit_stds[one] for one, values in trials.logits.items()}
+    trials = replace(trials, logits=logits, logit_stds=logit_stds)
     if backbone.examples.lacks_images:
         trials = with_offsets(trials, backbone.examples, backbone.heads.fixed)
-    return tried(backbone, backbone.trained(folds[0]), trials, plan)
+    return with_candidates(backbone, backbone.trained(folds[0]), trials, plan)
 
 
 def with_offsets(trials: Trials, examples: Examples, fixed: Container[str]) -> Trials:
@@ -280,15 +280,15 @@ def with_offsets(trials: Trials, examples: Examples, fixed: Container[str]) -> T
     classes = len(examples.names)
     lacking = unseen.without_images(trials.folds, examples.labels, trials.held, classes)
     logits = {}
-    spreads = {}
+    logit_stds = {}
     for before, values in trials.logits.items():
         added = 0.0
         if before.method not in fixed:
             added = unseen.offset(values, lacking, trials.sample)
-        candidate = replace(before, offset=added * trials.spreads[before])
+        candidate = replace(before, offset=added * trials.logit_stds[before])
         logits[candidate] = values + (added * lacking).astype(values.dtype)
-        spreads[candidate] = trials.spreads[before]
-    return replace(trials, logits=logits, spreads=spreads)
+        logit_stds[candidate] = trials.logit_stds[before]
+    return replace(trials, logits=logits, logit_stds=logit_stds)
 
 
 def to_choose_on(
@@ -317,7 +317,9 @@ def tasks(backbone: Backbone, trials: Trials, plan: Plan) -> Iterator[Task]:
         yield candidate, plan.too_long.get(plan.key(candidate.name)) or compute
 
 
-def tried(backbone: Backbone, tasks: Iterable[Task], trials: Trials, plan: Plan) -> Trials:
+def with_candidates(
+    backbone: Backbone, tasks: Iterable[Task], trials: Trials, plan: Plan
+) -> Trials:
     """The trials with a row for each of these candidates, and the logits of those that work."""
     rows = [*trials.rows]
     logits = {**trials.logits}

@@ -45,12 +45,12 @@ def test_the_choice_among_backbones_is_right_and_does_not_flatter(random_seed):
 
     knows = option(rng.normal(size=(2, len(held), 60, 4)) + 3 * np.eye(4)[labels])
     found, backbones = nested([guesses(), knows, guesses()], sample, held)
-    assert (backbones == 1).all() and choice.right(found[1], labels).mean() > 0.8
+    assert (backbones == 1).all() and choice.correct(found[1], labels).mean() > 0.8
     outside = []
     for _ in range(10):
         found, backbones = nested([guesses() for _ in range(6)], sample, held)
         taken = np.take_along_axis(found, backbones[None, :, :, None], axis=0)[0]
-        outside.append(choice.right(taken, labels).mean())
+        outside.append(choice.correct(taken, labels).mean())
     assert np.mean(outside) == pytest.approx(0.25, abs=0.06)
 
 

@@ -17,11 +17,11 @@ from fit.candidates import (
     VISION_WEIGHT,
     WITHOUT_TEXTS,
     Candidate,
-    members,
+    ensemble,
 )
 from fit.curve import curve, ungrouped
 from fit.decision import decide
-from fit.heads import Heads, settings_of, spread
+from fit.heads import Heads, logit_std, settings_of
 from fit.options import Option, nested
 from fit.photos import Photos
 from fit.request import FitRequest
@@ -116,7 +116,7 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
     found = decide(heads, examples, candidates, FitRequest(Path("photos"), Path("model")))
     held = choice.folds(labels.numpy(), np.arange(len(labels)), 1)
     scales = {
-        one: spread(heads.answers(one, (features, labels), features)) for one, _ in found.chosen
+        one: logit_std(heads.answers(one, (features, labels), features)) for one, _ in found.chosen
     }
     logits = sum(
         weight * scales[one] * heads.held_out(one, (features, labels), held)
@@ -138,11 +138,11 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
         held = choice.folds(labels, np.arange(60), seed)
         logits = rng.normal(size=(20, 1, 60, 4)).repeat(len(held), axis=1)
         logits[0] = 0
-        scores = [choice.right(one, labels).mean() for one in logits[1:]]
+        scores = [choice.correct(one, labels).mean() for one in logits[1:]]
         best.append(max(scores))
         option = Option(logits, lambda inside: dict.fromkeys(range(20), 0.05))
         chosen, _ = nested([option], Sample.of(labels), held)
-        outside.append(choice.right(chosen[0], labels).mean())
+        outside.append(choice.correct(chosen[0], labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
     # zero-shot guesses, the other knows
     certain = np.eye(4)[labels][None, None] * [
@@ -228,7 +228,7 @@ def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
 
 
 def test_names_weigh_as_much_as_images_agree_with_them():
-    found = [members(CANDIDATES, evidence) for evidence in (0.0, 2.0)]
+    found = [ensemble(CANDIDATES, evidence) for evidence in (0.0, 2.0)]
     without, agreeing = (
         {CANDIDATES[place]: weight for place, weight in weights.items()} for weights in found
     )
@@ -240,9 +240,9 @@ def test_names_weigh_as_much_as_images_agree_with_them():
     assert sum(without.values()) == pytest.approx(VISION_WEIGHT)
     assert of_method["ZeroshotCLIP"] == 2
     assert of_method["CLAP"] + of_method["ZSLP"] + of_method["TaskRes"] == pytest.approx(4)
-    assert members([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble
+    assert ensemble([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble
     others = [one for one in CANDIDATES if one.method in ("ZeroshotCLIP", "CLAP", "GDA")]
-    assert sum(members(others, 0.0).values()) == pytest.approx(VISION_WEIGHT)
+    assert sum(ensemble(others, 0.0).values()) == pytest.approx(VISION_WEIGHT)
 
 
 @pytest.mark.parametrize("images", [10, 40])

@@ -9,7 +9,7 @@ import torch
 from marks import of_json, one_line
 
 from fit import command as fit
-from fit.candidates import CANDIDATES, POOLED, VISION, ZERO_SHOT, Candidate, members
+from fit.candidates import CANDIDATES, POOLED, VISION, ZERO_SHOT, Candidate, ensemble
 from fit.decision import decide
 from fit.estimator import FITTED_AGAIN, Classifier
 from fit.heads import Heads
@@ -86,9 +86,9 @@ def test_a_candidate_of_the_pool_must_be_clearly_better(better):
     ]
     option = Option(
         logits[:, None],
-        lambda inside: members(candidates, 1.0),
+        lambda inside: ensemble(candidates, 1.0),
         pooled,
-        lambda inside: members(candidates, 1.0, True),
+        lambda inside: ensemble(candidates, 1.0, True),
     )
     everything = np.ones(60, dtype=bool)
     weights = choose_with_pool(option, Sample.of(labels), everything)

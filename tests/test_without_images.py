@@ -13,7 +13,7 @@ from fit import command as fit
 from fit.candidates import CANDIDATES, Candidate
 from fit.decision import decide
 from fit.estimator import Classifier
-from fit.heads import Heads, spread, transfers
+from fit.heads import Heads, logit_std, transfers
 from fit.request import FitRequest
 from fit.trials import Examples
 from inference.behind_tower import BehindTower
@@ -120,7 +120,7 @@ def test_an_offset_is_exported(method, tiny, tmp_path):
     plain = next(one for one in CANDIDATES if one.method == method)
     raised = replace(plain, offset=3.0)
     before, after = (heads.answers(one, seen, x) for one in (plain, raised))
-    added = 3 * spread(before)
+    added = 3 * logit_std(before)
     torch.testing.assert_close(after - before, torch.tensor([[0, 0, added, added]] * 12))
     classifier = heads.classifier([(raised, 1.0)], seen, {})
     classifier.save(tmp_path)
