@@ -33,7 +33,8 @@ def untrained(classifier: PromptedClassifier) -> State:
     if not (of_weights or isinstance(model, ProjectedCLIP)):
         what = f"{classifier.method} does not start from CLIP's weights"
         raise UsageError(what, "use --how mean or greedy")
-    start = cloned(method.saved_module().state_dict())
+    state = method.saved_module().state_dict()
+    start = {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
     for name in method.of_learned_classes:
         if not start[name].any():
             what = f"{classifier.method} has a {name} that does not start from CLIP's weights"
@@ -43,10 +44,6 @@ def untrained(classifier: PromptedClassifier) -> State:
 
 def is_scale(key: str, tensor: Tensor) -> bool:
     return tensor.dim() == 0 and key.endswith("scale")
-
-
-def cloned(state: Mapping[str, Tensor]) -> State:
-    return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
 
 
 def weighted(states: Iterable[tuple[float, State]], start: State | None = None) -> State:
@@ -89,14 +86,7 @@ def ties(states: Callable[[], Iterator[State]], start: State, density: float) ->
         states: gives the states of all models, once in each of two passes.
         density: the share of the entries of a model that stay.
     """
-    totals = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
-    scales = []
-    for state in states():
-        scales.append({key: state[key] for key in state.keys() - start.keys()})
-        for key, change in trimmed(state, start, density):
-            totals[key] += change
-    signs = {key: total.sign().to(torch.int8) for key, total in totals.items()}
-    del totals  # of the size of a model
+    signs, joined = elected(states, start, density)
     sums = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
     counts = {key: torch.zeros_like(tensor, dtype=torch.int16) for key, tensor in start.items()}
     for state in states():
@@ -104,11 +94,27 @@ def ties(states: Callable[[], Iterator[State]], start: State, density: float) ->
             agrees = change * signs[key] > 0
             sums[key] += change * agrees
             counts[key] += agrees
-    joined = weighted((1 / len(scales), each) for each in scales)
     for key, tensor in start.items():
-        floating = tensor.is_floating_point()
-        joined[key] = tensor + sums[key] / counts[key].clamp(min=1) if floating else tensor
+        joined[key] = tensor
+        if tensor.is_floating_point():
+            joined[key] = tensor + sums[key] / counts[key].clamp(min=1)
     return joined
+
+
+def elected(
+    states: Callable[[], Iterator[State]], start: State, density: float
+) -> tuple[State, State]:
+    """The sign of the sum of all models' changes, for each entry; and the mean of what the start
+    lacks.
+    """
+    totals = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
+    scales = []
+    for state in states():
+        scales.append({key: state[key] for key in state.keys() - start.keys()})
+        for key, change in trimmed(state, start, density):
+            totals[key] += change
+    signs = {key: total.sign().to(torch.int8) for key, total in totals.items()}
+    return signs, weighted((1 / len(scales), each) for each in scales)
 
 
 def trimmed(state: State, start: State, density: float) -> Iterator[tuple[str, Tensor]]:

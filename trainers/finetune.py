@@ -14,10 +14,9 @@ from common.errors import UsageError
 
 from .base import PromptedCLIP
 from .base.copies import CopyLearner
-from .base.prompted import normalize
 from .base.settings import MethodSettings
 from .base.steps import SteppedMethod, cosines
-from .base.teacher import mean_text_features
+from .base.teacher import unit_texts
 
 
 @dataclass(frozen=True)
@@ -106,15 +105,10 @@ class FineTune(SteppedMethod):
     def build_prompts(self, clip, classnames):
         return FineTuneLearner(self.template(), classnames, clip, self.settings)
 
-    @torch.no_grad()
-    def start_rows(self) -> Tensor:
-        """(C, joint): the unit text features of the frozen CLIP."""
-        sentences = self.class_sentences(self.template())
-        return normalize(mean_text_features(self.model.frozen, sentences, unit=True))
-
     def finish_model(self):
         if self.settings.ENCODER == "vision":
-            self.model.prompt_learner.classifier.data.copy_(self.start_rows())
+            learner = self.model.prompt_learner
+            learner.classifier.data.copy_(unit_texts(self, self.template()))
 
     def build_optimizer(self):
         learner = self.model.prompt_learner
@@ -145,7 +139,7 @@ class FineTune(SteppedMethod):
         learner = self.model.prompt_learner
         starts = {name: self.model.frozen.get_parameter(name).float() for name in learner.copies}
         if self.settings.ENCODER == "vision":
-            starts["classifier"] = self.start_rows()
+            starts["classifier"] = unit_texts(self, self.template())
         for name, start in starts.items():
             tensor = learner.get_parameter(name)
             tensor.copy_(torch.lerp(start, tensor, float(self.settings.WISE_FT)))

@@ -121,6 +121,14 @@ def mean_text_features(clip: CLIP, texts: Sequence[Sequence[str]], unit: bool = 
     return features
 
 
+def unit_texts(method: Method, *templates: str) -> Tensor:
+    """(classes, joint), fp32, of unit length: the mean of the unit features of a class's sentences
+    (`Method.class_sentences`).
+    """
+    sentences = method.class_sentences(*templates)
+    return normalize(mean_text_features(method.model.frozen, sentences, unit=True))
+
+
 def encode_each_once(clip: CLIP, texts: Sequence[str], device: torch.device) -> Tensor:
     """`encode_texts` for texts of which some are equal."""
     different = sorted(set(texts))  # texts that begin alike come together

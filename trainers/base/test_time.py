@@ -23,11 +23,10 @@ from .compat import require_stream
 from .data_use import choice
 from .method import Method
 from .partial import PartialTest
-from .prompted import normalize
 from .prompts import TemplatePrompts
 from .reading import loader_like
 from .settings import MethodSettings
-from .teacher import mean_text_features
+from .teacher import unit_texts
 from .views import AREA, ViewsTransform
 
 State = dict[str, Tensor]
@@ -149,9 +148,7 @@ class ViewsMethod(Method):
     @cached_property
     def texts(self) -> Tensor:
         """(classes, joint), fp32, of unit length: the mean of the sentences' unit features."""
-        return normalize(
-            mean_text_features(self.model.frozen, self.class_sentences(*self.templates), unit=True)
-        )
+        return unit_texts(self, *self.templates)
 
     def answer_views(self, views: Tensor, state: State) -> Tensor:
         """`answer` for an image, from its views (views, 3, H, W)."""

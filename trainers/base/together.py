@@ -23,7 +23,7 @@ from .prompted import normalize
 from .prompts import TemplatePrompts
 from .reading import loader_of
 from .settings import MethodSettings
-from .teacher import mean_text_features
+from .teacher import unit_texts
 
 SCALE = 100.0  # of the cosines in the published code, whatever CLIP's own scale is
 Labelled = tuple[Tensor, Tensor]  # unit features (images, joint) and labels (images,)
@@ -95,8 +95,7 @@ class TogetherMethod(Method):
     @cached_property
     def texts(self) -> Tensor:
         """(classes, joint), fp32, of unit length: the mean of a class's sentences."""
-        sentences = self.class_sentences(self.template())
-        return normalize(mean_text_features(self.model.frozen, sentences, unit=True))
+        return unit_texts(self, self.template())
 
     @classmethod
     def check_run(cls, cfg: CfgNode) -> None:
