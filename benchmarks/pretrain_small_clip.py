@@ -8,10 +8,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path[:0] = [
-    str(Path(__file__).resolve().parent.parent),
-    str(Path(__file__).resolve().parent.parent / "toolbox"),
-]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "toolbox")]
 
 import numpy as np
 import torch

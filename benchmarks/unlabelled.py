@@ -13,10 +13,8 @@ from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
-sys.path[:0] = [
-    str(Path(__file__).resolve().parent.parent),
-    str(Path(__file__).resolve().parent.parent / "toolbox"),
-]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "toolbox")]
 
 import numpy as np
 from numpy.typing import NDArray

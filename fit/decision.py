@@ -70,6 +70,11 @@ class Decision:
     notes: Sequence[str] = ()
 
     @property
+    def rows(self) -> Sequence[dict[str, Any]]:
+        """What the trials say of each candidate."""
+        return self.trials.rows if self.trials else ()
+
+    @property
     def name(self) -> str:
         return " + ".join(candidate.name for candidate, _ in self.chosen)
 
@@ -236,7 +241,7 @@ def scales_of(trials: Trials, weights: NDArray[Any], backbone: Backbone) -> dict
     examples = backbone.examples
     answered = examples.x if trials.some is None else examples.x[trials.some]
     scales = {}
-    for candidate, weight in zip(trials.of_heads, weights, strict=False):
+    for candidate, weight in zip(trials.logit_stds, weights, strict=False):
         if weight:
             plain = replace(candidate, offset=0.0)
             logits = backbone.heads.answers(plain, examples.seen, answered)

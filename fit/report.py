@@ -166,25 +166,25 @@ def page(fit: Fit) -> str:
     """The page, as HTML."""
     decision = fit.decision
     request = fit.request
-    rows = decision.trials.rows if decision.trials else []
     doubling = None
     if fit.estimate and decision.zero_shot is not None:
         doubling = choice.gain(fit.estimate.accuracy, decision.zero_shot, decision.of_class)
-    measured = (row for row in rows if "accuracy" in row)
+    measured = [row for row in decision.rows if "accuracy" in row]
+    measured.sort(key=lambda row: -row["accuracy"])
     doubtful = suspects(fit)
     backbone = f" --backbone {shlex.quote(request.backbone)}"
     if is_known(request.backbone):
         backbone = ""
     words = {"to": shlex.quote(str(request.to)), "backbone": backbone, "doubling": doubling}
+    words["suspected"] = len(doubtful)
     tables = {
         "groups": fit.photos.largest_groups(MOST // 2),
-        "rows": sorted(measured, key=lambda row: -row["accuracy"]),
-        "faults": [row for row in rows if "fault" in row],
+        "rows": measured,
+        "faults": [row for row in decision.rows if "fault" in row],
         "classes": by_class(fit),
         "suspects": doubtful[:MOST],
         "confused": confused(fit)[: MOST // 2],
     }
-    words["suspected"] = len(doubtful)
     template = Path(__file__).with_name("report.html")
     return render(template, **words, **tables, fit=fit, thumbnail=thumbnail)
 

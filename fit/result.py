@@ -196,7 +196,7 @@ class Fit:
         }
         facts |= {
             "notes": self.notes,
-            "candidates": decision.trials.rows if decision.trials else [],
+            "candidates": [*decision.rows],
             "chosen": chosen,
             "grouped": self.grouped,
             "estimate": estimates.get(self.request.prior),

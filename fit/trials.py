@@ -129,11 +129,6 @@ class Trials:
         return len(self.logit_stds)
 
     @property
-    def of_heads(self) -> list[Candidate]:
-        """The heads that work."""
-        return list(self.logit_stds)
-
-    @property
     def number_of_folds(self) -> int:
         return int(self.folds.max()) + 1
 
