@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UsageError
-from inference.calibration import Sets, Temperature, Threshold
+from inference.calibration import Temperature, Threshold
 from inference.sample import Sample
+from inference.sets import Sets
 
 from . import choice
 from .candidates import Candidate, Weighted, ensemble

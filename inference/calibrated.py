@@ -17,7 +17,8 @@ from common.text import read_json
 from common.version import made
 
 from .artefact import EXPORT_CONFIG_FILE
-from .calibration import Sets, Temperature, Threshold
+from .calibration import Temperature, Threshold
+from .sets import Sets
 
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
 CONTENT = "content_sha256"  # key of calibration.json: of all its other keys

@@ -22,11 +22,12 @@ from common.start import Parser, path, percent
 from inference.arguments import add_plugin_option, check_exists
 from inference.bank import Bank, is_bank
 from inference.calibrated import Calibration, write_calibration
-from inference.calibration import KINDS, checked
+from inference.calibration import checked
 from inference.classifier import PromptedClassifier
 from inference.models import file_of, kind_of, load, run_configuration
 from inference.options import LoadOptions
 from inference.seen import ROLES, SeenImages
+from inference.sets import KINDS
 from measures.predictions import LARGEST, PREDICTIONS_FILE, read
 from trainers import methods, predicting
 

@@ -13,19 +13,12 @@ from common.files import checksum
 from common.results import CALIBRATION
 from datasets import title
 from inference.calibrated import Calibration, sha256_of_images, write_calibration
-from inference.calibration import (
-    KINDS,
-    Sets,
-    Temperature,
-    Threshold,
-    checked,
-    comparable,
-    log_softmax,
-)
+from inference.calibration import Temperature, Threshold, checked, log_softmax
 from inference.distances import Distances
 from inference.models import calibration_of, file_of, load
 from inference.options import LoadOptions
 from inference.sample import Floats
+from inference.sets import KINDS, Sets, comparable
 from inference.transport import conf_ot
 from measures.metrics import ece
 from trainers import MethodTrainer

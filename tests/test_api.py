@@ -22,8 +22,9 @@ from visitors import BOUNDARY, FORM, comments, png, served
 
 from common.start import ROOT
 from inference.calibrated import Calibration
-from inference.calibration import Sets, Temperature, Threshold
+from inference.calibration import Temperature, Threshold
 from inference.models import load
+from inference.sets import Sets
 
 fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
 from inference.serving import api, reading, service  # noqa: E402

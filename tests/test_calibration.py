@@ -16,8 +16,9 @@ from scipy.stats import binomtest
 
 from inference import calibration, transport
 from inference.calibrated import Calibration
-from inference.calibration import Sets, Temperature, Threshold
+from inference.calibration import Temperature, Threshold
 from inference.distances import Distances
+from inference.sets import KINDS, Cluster, Sets, comparable, scores
 from measures import metrics
 
 
@@ -103,7 +104,7 @@ def measured(sets, labels, alpha):
     }
 
 
-@pytest.mark.parametrize("kind", calibration.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_sets_equal_published(conformal, kind):
     case = conformal
     n = conformal["n_cal"]
@@ -114,11 +115,11 @@ def test_sets_equal_published(conformal, kind):
         (len(z) - n, case["c"]), dtype=np.float32
     )
     raps = case["lambda"], case["k_reg"]
-    found = calibration.scores(p[:n], kind, 1 - drawn_u[:, None], raps)
+    found = scores(p[:n], kind, 1 - drawn_u[:, None], raps)
     of_labels = found[np.arange(n), labels[:n]]
     expected = case[kind]
     assert of_labels[:8] == pytest.approx(expected["calibration_scores_first8"], abs=1e-5)
-    of_test = calibration.scores(p[n:], kind, test_u, raps)
+    of_test = scores(p[n:], kind, test_u, raps)
     assert of_test[0] == pytest.approx(expected["scores_of_first_test_image"], abs=1e-5)
     exact = expected["exact"]
     quantile = Sets.of_scores(found, labels[:n], kind).quantile(1 - case["alpha"])
@@ -152,7 +153,7 @@ def test_conf_ot_equals_published(conf_ot, marginal):
     assert 100 * (codes.argmax(axis=1) == labels)[n:].mean() == pytest.approx(
         expected["accuracy_test"]
     )
-    fitted = Sets.of_scores(calibration.comparable(log_codes[:n], "lac"), labels[:n], "lac")
+    fitted = Sets.of_scores(comparable(log_codes[:n], "lac"), labels[:n], "lac")
     quantile = 1 - math.exp(-fitted.quantile(1 - case["alpha"]))  # of 1 - p
     assert quantile == pytest.approx(expected["lac_exact"]["q"], abs=1e-5)
     got = measured(fitted.of(log_codes[n:], 1 - case["alpha"]), labels[n:], case["alpha"])
@@ -172,7 +173,7 @@ def population():
 
 # Wrong labels have a probability below 1e-16, or none
 @pytest.mark.parametrize("scale", [1, 20, 1000])
-@pytest.mark.parametrize("kind", calibration.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_sets_cover_what_is_asked_over_random_splits(population, kind, scale):
     z = scale * population[0]
     labels = population[1]
@@ -326,7 +327,7 @@ def test_a_fit_is_read_as_it_was_written(population):
     cluster = {"classes": [1, 9], "label_scores": [0.5, 2.0]}
     sets = content["sets"] | {"clusters": [cluster]}
     found = Calibration.from_json(content | {"sets": sets}).sets.clusters
-    assert found == [calibration.Cluster((1, 9), (0.5, 2.0))]
+    assert found == [Cluster((1, 9), (0.5, 2.0))]
     wrong = {"classes": [10]}, {"classes": [-1]}, {"label_scores": [2, 1]}, {"label_scores": ["1"]}
     changes += [{"sets": sets | {"clusters": [cluster | one]}} for one in wrong]
     for change in changes:

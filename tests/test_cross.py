@@ -20,13 +20,14 @@ from fit.plan import Plan
 from fit.request import FitRequest
 from fit.rows import Photo
 from fit.trials import Backbone, Examples
-from inference import calibration, embed, export, predict
+from inference import embed, export, predict
 from inference.bank import Bank
 from inference.calibrated import Calibration, calibration_in
-from inference.calibration import Sets, log_softmax
+from inference.calibration import log_softmax
 from inference.classifier import PromptedClassifier
 from inference.models import load
 from inference.options import LoadOptions
+from inference.sets import KINDS, Cluster, Sets
 from trainers.base.features import CachedOutput
 
 WIDTH = 64  # of the tiny CLIP's features before the projection
@@ -84,7 +85,7 @@ def test_p_values_are_those_on_paper(clusters, random_seed):
     rng = np.random.default_rng(random_seed)
     x, y = drawn(40, rng)
     folds = dealt(y, 3, rng)
-    clusters = [calibration.Cluster(classes, (0.0,)) for classes in clusters]
+    clusters = [Cluster(classes, (0.0,)) for classes in clusters]
     sets, models = crossed(x, y, folds, Sets("lac", (0.0,), clusters))
     rows = np.concatenate([drawn(8, rng)[0], x[:4]])  # of known images scores are equal
     logits = np.stack([model(rows) for model in models])
@@ -95,7 +96,7 @@ def test_p_values_are_those_on_paper(clusters, random_seed):
 
 def test_one_fold_is_split_conformal(random_seed):
     rng = np.random.default_rng(random_seed)
-    for kind in calibration.KINDS:
+    for kind in KINDS:
         z = rng.normal(size=(60, 5))
         y = rng.integers(0, 5, 60)
         split = Sets.fit(z[:30], y[:30], kind)
@@ -141,7 +142,7 @@ def test_new_images_are_covered(by_class):
     for _ in range(150):
         x, y = drawn(80, rng)
         folds = dealt(y, 5, rng)
-        clusters = [calibration.Cluster((label,), (0.0,)) for label in range(4)] * by_class
+        clusters = [Cluster((label,), (0.0,)) for label in range(4)] * by_class
         sets, models = crossed(x, y, folds, Sets("lac", (0.0,), clusters))
         rows, labels = drawn(200, rng)
         logits = np.stack([model(rows) for model in models])

@@ -15,8 +15,9 @@ from datasets import copies
 from datasets.preparing.own_images import check_folder
 from fit import choice
 from fit import command as fit
-from inference.calibration import Sets, Temperature, Threshold
+from inference.calibration import Temperature, Threshold
 from inference.sample import Sample
+from inference.sets import Sets
 
 CLASSES = "red field", "green wood", "blue lake"
 

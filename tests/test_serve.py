@@ -30,10 +30,11 @@ from visitors import (
 )
 
 from inference.calibrated import Calibration
-from inference.calibration import Sets, Temperature, Threshold
+from inference.calibration import Temperature, Threshold
 from inference.models import Model, load, open_models
 from inference.options import LoadOptions
 from inference.serving import command as serve_command
+from inference.sets import Sets
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
 from inference.serving import limits, reading  # noqa: E402
