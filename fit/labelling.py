@@ -118,7 +118,7 @@ def write_thumbnails(
     Args:
         first: the number of lines before these.
     """
-    from .labeller.pictures import jpeg_of
+    from .pictures import jpeg_of
 
     with new_folder(folder) as stage:
         for number, row in enumerate(rows, first + 1):

@@ -2,7 +2,6 @@
 about it.
 """
 
-import io
 import shlex
 from base64 import b64encode
 from collections import Counter, defaultdict
@@ -12,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from dassl.utils import read_image
 from numpy.typing import NDArray
-from PIL import ImageOps
 
 from clip import is_known
 from common.errors import UsageError
@@ -24,6 +21,7 @@ from inference.calibrated import Calibration
 from inference.calibration import softmax
 
 from . import choice
+from .pictures import jpeg_of
 from .result import Fit
 
 MOST = 12  # suspects, and pairs of classes, on the page
@@ -154,12 +152,10 @@ def confused(fit: Fit) -> list[tuple[tuple[str, str], list[str]]]:
 def thumbnail(path: str) -> str:
     """A small picture of an image, as an address for the page; empty if the image is gone."""
     try:
-        picture = ImageOps.contain(read_image(path), (SIDE, SIDE))
+        content = jpeg_of(path, SIDE)
     except (UsageError, OSError):
         return ""
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{b64encode(content).decode()}"
 
 
 def page(fit: Fit) -> str:

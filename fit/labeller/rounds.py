@@ -15,9 +15,9 @@ from common.errors import UsageError, check_name
 from common.text import read_json
 
 from ..asked import REASON, REASONS, Line, image_of, is_open, lines_of, write_lines
+from ..pictures import jpeg_of
 from ..record import FILE
 from .advice import advice
-from .pictures import jpeg_of
 
 AHEAD = 3  # images of a visitor at a time: the browser loads the next ones
 SIDE = 1400  # pixels of an image on the page, at most

@@ -1,4 +1,4 @@
-"""Small pictures of images, for people who label them."""
+"""Small pictures of images, for people."""
 
 import io
 
