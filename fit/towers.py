@@ -23,8 +23,8 @@ from common.cache import DiskCache
 from common.errors import UsageError
 from configs.files import config_folder
 from configs.recipes import recipe
-from inference.classifier import BATCH
 from inference.description import configuration
+from inference.images import BATCH
 from trainers.base.build import assemble_model
 from trainers.base.compat import build_transform
 from trainers.base.features import get_tensor, put_tensor

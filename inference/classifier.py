@@ -1,6 +1,4 @@
-"""Images -> class probabilities by learned prompts, without a dataset: the forward pass of a run's
-test.
-"""
+"""Images -> class probabilities by learned prompts: the forward pass of a run's test."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +10,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 from dassl.utils import read_image
 from PIL import Image
@@ -34,16 +31,12 @@ from .artefact import INPUT, Description, write_artefact
 from .calibrated import Calibration, sha256_of, write_calibration
 from .description import check_description, predicting_configuration, zero_shot_description
 from .distances import Distances, distances_of
-from .images import FEWEST, image_of, in_threads
+from .images import BATCH, Pixels, image_of, in_batches
 from .options import DEFAULTS, LoadOptions
-from .predictions import Predictions
+from .predictions import Predictions, joined
 
-BATCH = 100  # images at a time, as in the published tests
 ON_GPU = Lock()  # of threads that would compute there at the same time
 OTHER_LISTS = 4  # lists of other class names whose text features are kept
-
-# An image file, its content, or an image in memory: of Pillow, or (H, W, 3) of bytes in RGB
-Pixels = str | PathLike | bytes | Image.Image | np.ndarray
 
 
 class PromptedClassifier:
@@ -205,16 +198,17 @@ class PromptedClassifier:
         name = self.cfg.MODEL.BACKBONE.NAME
         # Without the folder of a file
         public = name if is_published(name) else re.sub(r"[^:]*/", "", name)
-        facts = self.description.training | (
-            {} if self._own.model.classes_learned else {"classes_learned": False}
+        facts = dict(self.description.training)
+        if not self._own.model.classes_learned:
+            facts["classes_learned"] = False
+        description = replace(
+            self.description,
+            backbone=public,
+            backbone_sha256=weights_sha256(name),
+            tokeniser=tokenizer_of(self.clip).name,
+            input=self.input,
+            training=facts,
         )
-        facts_of_weights: dict[str, Any] = {
-            "backbone": public,
-            "backbone_sha256": weights_sha256(name),
-            "tokeniser": tokenizer_of(self.clip).name,
-            "input": self.input,
-        }
-        description = replace(self.description, **facts_of_weights, training=facts)
         written = write_artefact(folder, description, self._own.saved_module().state_dict())
         if self.calibration:
             folds = self.save_folds(folder / FOLDS)
@@ -324,8 +318,8 @@ class PromptedClassifier:
             UsageError: an image cannot be read, or a test-time method answers from several views.
         """
         self.require_one_view("a feature")
-        parts = list(self._each(images, self._own.model.image_features))
-        return torch.cat(parts) if parts else torch.empty(0, self.width)
+        parts = self._each(images, self._own.model.image_features)
+        return torch.cat([*parts] or [torch.empty(0, self.width)])
 
     def logits(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
@@ -335,8 +329,7 @@ class PromptedClassifier:
         Args:
             images: files, contents of files, PIL images or arrays (H, W, 3) of bytes in RGB, or one
                 of them; or a tensor (images, [views,] 3, H, W).
-            class_names: other names to choose from; by default those that the prompts were learned
-                on.
+            class_names: other names to choose from; by default those of the model.
 
         Raises:
             UsageError: an image cannot be read, a class name is empty, given twice or too long, or
@@ -346,40 +339,23 @@ class PromptedClassifier:
         return self._joined(method, self._each(images, method.model_inference))
 
     def _joined(self, method: Method, parts: Iterable[Tensor]) -> Tensor:
-        logits = torch.cat([*parts] or [torch.empty(0, len(method.class_names))])
-        if not logits.isfinite().all():
-            remedy = "use the checkpoint of another epoch, or train again"
-            raise UsageError(f"{self.source} gives logits that are not finite", remedy, self.source)
-        return logits
+        return joined([*parts] or [torch.empty(0, len(method.class_names))], self.source)
 
     def _each(
-        self,
-        images: Pixels | Tensor | Sequence[Pixels],
-        function: Callable[[Tensor], Tensor],
+        self, images: Pixels | Tensor | Sequence[Pixels], function: Callable[[Tensor], Tensor]
     ) -> Iterable[Tensor]:
         """What a function computes of the pixels of one batch of images after another."""
-        turn = ON_GPU if self.device.type == "cuda" else nullcontext()
+        on_gpu = self.device.type == "cuda"
+        turn = ON_GPU if on_gpu else nullcontext()
 
         def compute(pixels: Tensor) -> Tensor:
             with turn, torch.no_grad():  # also in the threads
                 return function(pixels.to(self.device)).cpu()
 
-        if isinstance(images, Tensor):
-            pixels = images[None] if images.dim() == 3 else images
-            return map(compute, pixels.split(BATCH))
-        if isinstance(images, np.ndarray) and images.ndim in (1, 4):  # of paths, or of images
-            images = list(images)
-        several = [images] if isinstance(images, Pixels) else list(images)
-        most = max(1, BATCH // self.views)
-        if len(several) <= min(FEWEST, most):
-            return [compute(self.pixels(several))] if several else []
-        on_gpu = self.device.type == "cuda"
-        return in_threads(lambda part: compute(self.pixels(part)), several, most, on_gpu)
+        return in_batches(images, compute, self.pixels, max(1, BATCH // self.views), on_gpu)
 
     def check_logits(self, class_names: Sequence[str] | None = None) -> None:
-        """Compute the text features of these names, and the logits of one black image; errors are
-        those of `logits`.
-        """
+        """Check that these names have finite logits; errors are those of `logits`."""
         self.logits(self.black(), class_names)
 
     def black(self) -> Tensor:

@@ -2,7 +2,7 @@
 backbone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from common.errors import UsageError, check_name
 from common.names import check_known_names, check_template
 from configs.methods import IN_A_FILE
 from datasets import sentences, title
+from trainers.base import TEMPLATE
 from trainers.base.data_use import inherited, on_test_images
+from trainers.base.method import Method
 
 from .artefact import INPUT, NO_NAMES, Description
 from .options import LoadOptions
@@ -144,3 +146,15 @@ def image_settings(cfg: CfgNode) -> dict[str, Any]:
     image = {key: cfg.INPUT[key] for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT}
     image["TRANSFORMS"] = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
     return image
+
+
+def doubts(description: Description, method: type[Method], backbone: str) -> Iterator[str]:
+    """What the files of a model do not say, or say of another version."""
+    if not description.backbone_sha256:
+        what = "does not say on which weights its prompts were learned"
+        yield f"{what}: check that they are those of {backbone}"
+    if description.training.get("plugin_sha256", "") != method.plugin_sha256:
+        yield f"was learned by another version of {description.method}: its file has changed"
+    if method.reads_template and not (description.template or description.dataset_template):
+        reads = f"{description.method} reads the class names in {TEMPLATE!r}"
+        yield f"does not say its dataset: {reads}"

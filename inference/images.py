@@ -1,7 +1,7 @@
 """Image files: found, and worked on by threads."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from common.errors import UsageError
-from datasets.base import spread
 from datasets.folders import IMG_EXTENSIONS, files_below, is_image, kinds
 
 from .addresses import Address
 
-__all__ = ["find_images", "image_of", "in_threads", "one_thread", "spread"]
+BATCH = 100  # images at a time, as in the published tests
 FEWEST = 8  # items of one batch: each has some cost of its own
+# An image file, its content, or an image in memory: of Pillow, or (H, W, 3) of bytes in RGB
+Pixels = str | PathLike | bytes | Image.Image | np.ndarray
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -106,3 +108,28 @@ def in_threads(
             yield from pool.map(work, batches)
     finally:
         torch.set_num_threads(threads)  # also of threads that start later
+
+
+def in_batches(
+    images: Pixels | Tensor | Sequence[Pixels],
+    compute: Callable[[Tensor], Tensor],
+    read: Callable[[Sequence[Pixels]], Tensor],
+    most: int,
+    on_gpu: bool,
+) -> Iterable[Tensor]:
+    """What `compute` returns for the pixels of one batch of images after another.
+
+    Args:
+        images: as for `PromptedClassifier.logits`; a tensor has pixels.
+        read: gives the pixels of images.
+        most: images at a time, which all threads read together.
+    """
+    if isinstance(images, Tensor):
+        pixels = images[None] if images.dim() == 3 else images
+        return map(compute, pixels.split(BATCH))
+    if isinstance(images, np.ndarray) and images.ndim in (1, 4):  # of paths, or of images
+        images = list(images)
+    several = [images] if isinstance(images, Pixels) else list(images)
+    if len(several) <= min(FEWEST, most):
+        return [compute(read(several))] if several else []
+    return in_threads(lambda part: compute(read(part)), several, most, on_gpu)

@@ -1,6 +1,6 @@
 """Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
@@ -35,7 +35,7 @@ from .artefact import (
 from .behind_tower import BehindTower
 from .calibrated import Calibration, calibration_in, sha256_of
 from .classifier import PromptedClassifier
-from .description import configuration, describe
+from .description import configuration, describe, doubts
 from .options import DEFAULTS, LoadOptions
 
 REFIT = "fit it again by tools/calibrate.py"
@@ -186,18 +186,6 @@ def models_of_folds(
     if not {*calibration.sets.folds} <= {*range(len(models))}:
         raise UsageError(f"{path} lacks models that the sets need", REFIT, path)
     return models
-
-
-def doubts(description: Description, method: type[Method], backbone: str) -> Iterator[str]:
-    """What the files of a model do not say, or say of another version."""
-    if not description.backbone_sha256:
-        what = "does not say on which weights its prompts were learned"
-        yield f"{what}: check that they are those of {backbone}"
-    if description.training.get("plugin_sha256", "") != method.plugin_sha256:
-        yield f"was learned by another version of {description.method}: its file has changed"
-    if method.reads_template and not (description.template or description.dataset_template):
-        reads = f"{description.method} reads the class names in {TEMPLATE!r}"
-        yield f"does not say its dataset: {reads}"
 
 
 def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> Calibration | None:

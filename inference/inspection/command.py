@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     with required_packages():
         import torch
 
+        from datasets.base import spread
+
         from .. import images, models
         from . import page
         from .measures import Measures
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         good = add_images(files, measures)
         if files and not good:
             raise UsageError(f"none of the {len(files)} images could be read", "see above")
-        some = images.spread(good, ROLLED_OUT)
+        some = spread(good, ROLLED_OUT)
         pixels = classifier.pixels(some)
         page.write(measures.summary(args.topk, some, pixels), classifier.colours(pixels), folder)
     print(f"Written: inspect.html, inspect.json and pictures to {args.output}")

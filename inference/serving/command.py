@@ -85,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         with required_packages():
+            from datasets.base import spread
+
             from .. import images, models
         with required_packages(OF_API if args.api else REQUIREMENTS):
             from .server import address_of, serve
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
             server = api_server(opened[0].classifier, names, args)
             greeting = f"POST images to http://{where}/predict (OpenAPI: /openapi.json)."
         else:
-            server = page_server(opened, names, images.spread(files, MOST_EXAMPLES), args)
+            server = page_server(opened, names, spread(files, MOST_EXAMPLES), args)
             if args.host in ("0.0.0.0", "::"):
                 where = f"localhost:{args.port}"
             greeting = f"Open http://{where}/ in a browser."

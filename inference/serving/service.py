@@ -27,7 +27,8 @@ from common.errors import UsageError
 from common.version import __version__
 
 from ..batches import read_batch
-from ..classifier import BATCH, PromptedClassifier
+from ..classifier import PromptedClassifier
+from ..images import BATCH
 from .reading import PIXELS, Readers
 
 READERS = 3  # processes that read images; one address has at most two of them
