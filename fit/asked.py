@@ -29,8 +29,8 @@ def lines_of(file: Path) -> list[Line]:
         return []
     rows = [row for _, row in rows_of(file)]
     if not rows or not {"path", "label", "asked"} <= set(rows[0]):
-        what = f"{file} has no columns path, label and asked"
-        raise UsageError(what, "choose another file for --to", file)
+        fault = f"{file} has no columns path, label and asked"
+        raise UsageError(fault, "choose another file for --to", file)
     return [{key: row[key] or "" for key in row if key} for row in rows if row["path"]]
 
 
@@ -48,9 +48,9 @@ def check_done(lines: Sequence[Line], file: Path) -> None:
     """Raise UsageError for an image that waits for its label."""
     missing = [line["path"] for line in lines if is_open(line)]
     if missing:
-        what = f"{len(missing):,} lines of {file} have no label, such as that of {missing[0]}"
+        fault = f"{len(missing):,} lines of {file} have no label, such as that of {missing[0]}"
         remedy = f"fill them in, or the column {REASON} ({' or '.join(REASONS)})"
-        raise UsageError(what, f"{remedy}, or delete these lines", file)
+        raise UsageError(fault, f"{remedy}, or delete these lines", file)
 
 
 def check_labels(lines: Sequence[Line], names: Sequence[str], file: Path) -> None:

@@ -40,8 +40,8 @@ class Clock:
         left = self.deadline - now
         needed = spent / (self.ended + share) * self.trainings
         if spent > SETTLED and needed - spent > left:
-            what = (
+            fault = (
                 f"it takes about {needed / 60:.1f} minutes, and {max(0, left + spent) / 60:.1f} "
                 "are left"
             )
-            raise TooLong(what, "raise --minutes")
+            raise TooLong(fault, "raise --minutes")

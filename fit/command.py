@@ -169,8 +169,8 @@ def check_new(names: Sequence[str], classes: Sequence[str]) -> None:
     letters = {as_people_see(name).replace(" ", ""): name for name in classes}
     for name in names:
         if other := letters.get(as_people_see(name).replace(" ", "")):
-            what = f"--classes has {name!r}, and there are images of {other!r}"
-            raise UsageError(what, f"write {other!r}, or another name")
+            fault = f"--classes has {name!r}, and there are images of {other!r}"
+            raise UsageError(fault, f"write {other!r}, or another name")
 
 
 def note_joined_names(classes: Sequence[str]) -> None:

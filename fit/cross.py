@@ -25,9 +25,9 @@ def check_cross(request: FitRequest, found: Sequence[Photo]) -> None:
     """
     are_chosen = request.prior != PRIORS[0] or any(photo.asked == ASKED[0] for photo in found)
     if request.sets == SETS[1] and (request.minutes or request.others or are_chosen):
-        what = "--sets cross is for heads on one backbone, and images as they come"
+        fault = "--sets cross is for heads on one backbone, and images as they come"
         remedy = "give --minutes 0 and one --backbone; no --prior equal, no images that were chosen"
-        raise UsageError(what, remedy)
+        raise UsageError(fault, remedy)
 
 
 def add_cross_sets(

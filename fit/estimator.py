@@ -201,8 +201,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(f"y has {len(classes)} class: a classifier needs two")
         if self.pool or self.sets == "cross":
-            what = "a pool is of images, as sets='cross' are, and backbone is None"
-            raise UsageError(what, "leave it out")
+            fault = "a pool is of images, as sets='cross' are, and backbone is None"
+            raise UsageError(fault, "leave it out")
         request = self._request(Path("features"))
         model = update_matrix(request, self._model, X, labels) if again else None
         update = COMPUTED_AGAIN
@@ -378,8 +378,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             names = json.loads(files[FILE])["names"]
             model._take(files, {name: name for name in names})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            what = f"{FILE} of {folder} is damaged ({one_line(error)})"
-            raise UsageError(what, "restore it, or fit again") from error
+            fault = f"{FILE} of {folder} is damaged ({one_line(error)})"
+            raise UsageError(fault, "restore it, or fit again") from error
         return model
 
     def __sklearn_tags__(self) -> Any:

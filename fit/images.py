@@ -51,12 +51,12 @@ def find(
     photos = [replace(photo, label=as_class_name(photo.label)) for photo in photos]
     learned = learned_classes(photos)
     if len(learned) < 2:
-        what = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"
-        raise UsageError(what, f"a classifier needs two: {LAYOUT}", place)
+        fault = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"
+        raise UsageError(fault, f"a classifier needs two: {LAYOUT}", place)
     check_known_names(sorted({*learned, *classes}), place)
     if unknown := {photo.label for photo in photos}.difference(learned, classes):
-        what = f"the test images have the class {min(unknown)!r}, which the training images lack"
-        raise UsageError(what, "rename or remove it", test or place)
+        fault = f"the test images have the class {min(unknown)!r}, which the training images lack"
+        raise UsageError(fault, "rename or remove it", test or place)
     if group_by:
         photos = named(photos, group_by, place)
     return sorted(photos, key=lambda photo: (PARTS.index(photo.part), photo.label, photo.path))
@@ -126,8 +126,8 @@ def read_folders(place: Path) -> list[Photo]:
     for part, path in inside:
         photos += photos_below(path, classes[path.name][1], part, not_read)
     if not_read:
-        what = f"files that are not images: {kinds(not_read)}, such as {min(not_read)}"
-        print(printable(f"Left out: {what}"))
+        files = f"files that are not images: {kinds(not_read)}, such as {min(not_read)}"
+        print(printable(f"Left out: {files}"))
     return photos
 
 
@@ -167,9 +167,9 @@ def named_by_folder(photos: Sequence[Photo], place: Path) -> list[Photo]:
     """The photos with the folder below that of the class as their group."""
     below = [photo.below.rpartition("/")[0] for photo in photos]
     if not any(below):
-        what = f"no image of {place} is in a folder below that of its class"
+        fault = f"no image of {place} is in a folder below that of its class"
         remedy = f"leave out --group-by {FOLDER}, or give a regular expression"
-        raise UsageError(what, remedy, place)
+        raise UsageError(fault, remedy, place)
     return [
         replace(photo, group=f"{photo.label}/{folder}" if folder else "")
         for photo, folder in zip(photos, below, strict=True)
@@ -197,15 +197,15 @@ def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
             f"--group-by {by!r} is not a regular expression ({error})", "correct it"
         ) from error
     if pattern.groups != 1:
-        what = f"--group-by {by!r} has {pattern.groups} captures"
+        fault = f"--group-by {by!r} has {pattern.groups} captures"
         raise UsageError(
-            what, "put the part of the path that names the group into one pair of parentheses"
+            fault, "put the part of the path that names the group into one pair of parentheses"
         )
     matches = [(photo, pattern.search(photo.path)) for photo in photos]
     for photo, match in matches:
         if not match or not match[1]:
-            what = f"--group-by {by!r} finds no group in {printable(photo.path)}"
-            raise UsageError(what, "change the expression so that it matches each path")
+            fault = f"--group-by {by!r} finds no group in {printable(photo.path)}"
+            raise UsageError(fault, "change the expression so that it matches each path")
     return [replace(photo, group=match[1]) for photo, match in matches if match]
 
 
@@ -213,5 +213,5 @@ def check_named(photos: Sequence[Photo], place: Path) -> None:
     """Raise UsageError if the user names a single group, from which nothing could be held out."""
     groups = {photo.group for photo in photos if photo.part != "test"}
     if len(groups) == 1 and groups != {""}:
-        what = f"all training images of {place} are of the group {printable(min(groups))!r}"
-        raise UsageError(what, "name two groups or more, or leave out the groups", place)
+        fault = f"all training images of {place} are of the group {printable(min(groups))!r}"
+        raise UsageError(fault, "name two groups or more, or leave out the groups", place)

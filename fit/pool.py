@@ -126,10 +126,10 @@ class UnlabelledPool:
         seen[list(labelled)] = False
         if seen.any():
             example = self.photos[int(seen.argmax())].path
-            what = (
+            fault = (
                 f"the model has learned from {seen.sum():,} images of the pool, such as {example}"
             )
-            raise UsageError(what, "take them out, or give the CSV file with their labels as --to")
+            raise UsageError(fault, "take them out, or give the CSV file with their labels as --to")
 
     def one_of_each_scene(self, labelled: Sequence[int]) -> list[int]:
         """The places of the labelled images, in their order, and of the first image of each scene
@@ -144,8 +144,8 @@ class UnlabelledPool:
 def check_budget(budget: int, free: int) -> None:
     """Raise UsageError if fewer scenes are free than labels are asked for."""
     if budget > free:
-        what = f"--ask is {budget:,}, and {free:,} scenes of the pool have no label"
-        raise UsageError(what, "ask for fewer")
+        fault = f"--ask is {budget:,}, and {free:,} scenes of the pool have no label"
+        raise UsageError(fault, "ask for fewer")
 
 
 def absolute(photo: Photo) -> str:

@@ -29,8 +29,8 @@ def earlier_record(folder: Path) -> dict[str, Any]:
     if isinstance(record, dict) and "form" in record:
         return record
     if folder.exists() and not (folder.is_dir() and {LOCK}.issuperset(os.listdir(folder))):
-        what = f"{folder} is not an empty folder"
-        raise UsageError(what, "choose another one, or delete it", folder)
+        fault = f"{folder} is not an empty folder"
+        raise UsageError(fault, "choose another one, or delete it", folder)
     return {}
 
 

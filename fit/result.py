@@ -55,12 +55,12 @@ class Tested:
             return ["All test images show scenes of training images: they test nothing"]
         if not self.known:
             return []
-        what = (
+        left_out = (
             f"Left out of the test: {self.known:,} images that show scenes of training images, "
             f"such as {self.example}"
         )
         with_known = f"{self.accuracy_with_known:.1f}% of the test images are right"
-        return [f"{what}; with them, {with_known}"]
+        return [f"{left_out}; with them, {with_known}"]
 
     def to_json(self) -> dict[str, Any]:
         content = {"images": self.images, "accuracy": self.accuracy, "known": self.known}
@@ -115,8 +115,8 @@ class Fit:
         trials = self.decision.trials
         tried = trials is not None and any(candidate.pool for candidate in trials.logits)
         better = "was clearly better" if tried else "could be tried"
-        what = f"no candidate that learns from them {better}"
-        return [*self.unlabelled.notes, f"{images} are not used: {what}"]
+        reason = f"no candidate that learns from them {better}"
+        return [*self.unlabelled.notes, f"{images} are not used: {reason}"]
 
     @property
     def clusters(self) -> Sequence[Sequence[str]]:

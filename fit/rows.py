@@ -38,8 +38,8 @@ def check_inside(rows: Sequence[tuple[int, Row]], file: Path) -> None:
     for line, row in rows:
         name = Path(row.get("file_name") or "")
         if name.is_absolute() or ".." in name.parts:
-            what = f"line {line} of {file} leads out of its folder"
-            raise UsageError(what, "give paths inside of it", file)
+            fault = f"line {line} of {file} leads out of its folder"
+            raise UsageError(fault, "give paths inside of it", file)
 
 
 def rows_of(file: Path) -> list[tuple[int, Row]]:
@@ -51,9 +51,9 @@ def rows_of(file: Path) -> list[tuple[int, Row]]:
     try:
         return [(rows.line_num, row) for row in rows] or [(1, dict.fromkeys(rows.fieldnames or ()))]
     except csv.Error as error:  # such as a quotation mark that nothing closes
-        what = f"{file} is not a CSV file after line {rows.line_num} ({error})"
+        fault = f"{file} is not a CSV file after line {rows.line_num} ({error})"
         raise UsageError(
-            what, "fix the next line: perhaps its quotation mark is not closed", file
+            fault, "fix the next line: perhaps its quotation mark is not closed", file
         ) from error
 
 
@@ -79,12 +79,12 @@ def photos_of(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> li
     """
     photos = photos_in_rows(rows, file, part)
     if missing := missing_files(photo.path for photo in photos):
-        what = (
+        fault = (
             f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as "
             f"{missing[0]}"
         )
         raise UsageError(
-            what, "restore or remove them (paths are relative to the folder of the file)", file
+            fault, "restore or remove them (paths are relative to the folder of the file)", file
         )
     return photos
 
@@ -94,8 +94,8 @@ def photos_in_rows(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") 
     columns = rows[0][1] if rows else {}
     column = "path" if "path" in columns else "file_name"
     if not {column, "label"} <= set(columns):
-        what = f"{file} has the columns {', '.join(map(printable, columns)) or 'of no table'}"
-        raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
+        fault = f"{file} has the columns {', '.join(map(printable, columns)) or 'of no table'}"
+        raise UsageError(fault, "give it the columns path and label (and split, if you like)", file)
     if not any(columns.values()):
         raise UsageError(f"{file} has no image", "give each its path and its label", file)
     if "asked" in columns:
@@ -119,17 +119,17 @@ def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:
         part = top
     part = part or row.get("split") or "train"
     if not path or not label or part not in PARTS:
-        what = (
+        fault = (
             f"line {line} of {file} has no path, no label or another split than {', '.join(PARTS)}"
         )
-        raise UsageError(what, "fix that line", file)
+        raise UsageError(fault, "fix that line", file)
     group = (row.get("group") or "").strip()
     if "group" in row and not group:
-        what = f"line {line} of {file} has no group"
-        raise UsageError(what, "give each line one, or remove the column", file)
+        fault = f"line {line} of {file} has no group"
+        raise UsageError(fault, "give each line one, or remove the column", file)
     asked = (row.get("asked") or "").strip()
     if asked and asked not in ASKED:
-        what = f"line {line} of {file} has {asked[:80]!r} in the column asked"
-        raise UsageError(what, f"write {' or '.join(ASKED)}, or nothing", file)
+        fault = f"line {line} of {file} has {asked[:80]!r} in the column asked"
+        raise UsageError(fault, f"write {' or '.join(ASKED)}, or nothing", file)
     below = below if plain(top) == plain(label) else path
     return Photo(str(file.parent / path), plain(label), part, below=below, group=group, asked=asked)

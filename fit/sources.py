@@ -116,8 +116,8 @@ def check_texts(request: FitRequest, sources: Sequence[Source], lacks_images: bo
     asked += ["--sentences"] if request.sentences else []
     asked += ["a class without images"] if lacks_images else []
     if asked:
-        what = f"{asked[0]} needs texts, and {request.backbone} has no text tower"
-        raise UsageError(what, "leave it out, or choose a CLIP as --backbone")
+        fault = f"{asked[0]} needs texts, and {request.backbone} has no text tower"
+        raise UsageError(fault, "leave it out, or choose a CLIP as --backbone")
 
 
 def check_different(backbones: Sequence[str]) -> None:
@@ -126,8 +126,8 @@ def check_different(backbones: Sequence[str]) -> None:
     for name in backbones if len(backbones) > 1 else ():
         sha256 = weights_sha256(name)
         if sha256 in known:
-            what = f"{known[sha256]} and {name} have the same weights"
-            raise UsageError(what, "name each backbone once")
+            fault = f"{known[sha256]} and {name} have the same weights"
+            raise UsageError(fault, "name each backbone once")
         known[sha256] = name
 
 

@@ -183,10 +183,10 @@ def left_out(request: FitRequest, photos: Photos, several: bool) -> Iterator[str
     """Which candidates were not tried, for the user."""
     images = len(photos.training)
     if images * len(photos.names) > MOST_TRAINED and not request.methods:
-        what = (
+        not_tried = (
             f"Heads that train were not tried on {images:,} images of {len(photos.names):,} classes"
         )
-        yield f"{what}: name some by --methods to try them"
+        yield f"{not_tried}: name some by --methods to try them"
     if without := photos.without_images:
         some = ", ".join(without)
         yield f"Heads that can do without images of a class were tried: there is none of {some}"

@@ -228,8 +228,8 @@ def notes_of(
     labels = examples.labels
     notes = []
     if len(held) < can_be_held.sum():
-        what = "images choose and estimate, as more would need too much memory"
-        notes.append(f"{len(held):,} {what}")
+        reason = "images choose and estimate, as more would need too much memory"
+        notes.append(f"{len(held):,} {reason}")
     alone = set(labels.tolist()).difference(labels[can_be_held].tolist())
     if alone:
         names = ", ".join(examples.names[place] for place in sorted(alone))

@@ -98,8 +98,8 @@ def check_found(before: Sequence[Photo], damaged: Mapping[str, str]) -> None:
     """Raise UsageError if an image of the earlier fit is gone."""
     lost = [photo.path for photo in before if photo.path in damaged]
     if lost:
-        what = f"{len(lost)} images of the earlier fit are gone, such as {lost[0]}"
-        raise UsageError(what, "restore them, or call fit with all images")
+        fault = f"{len(lost)} images of the earlier fit are gone, such as {lost[0]}"
+        raise UsageError(fault, "restore them, or call fit with all images")
 
 
 def chosen_of(record: dict[str, Any]) -> list[tuple[Candidate, float]]:

@@ -122,8 +122,8 @@ class Rounds:
             now = Mark(line["label"], line.get(REASON, ""))
             if now not in (before, after):
                 says = now.label or now.reason or "nothing"
-                what = f"somebody else has changed this image, which is now: {says}"
-                raise UsageError(what, "that stays, and yours is not written")
+                fault = f"somebody else has changed this image, which is now: {says}"
+                raise UsageError(fault, "that stays, and yours is not written")
             if now != after:
                 line |= {"label": after.label, REASON: after.reason}
                 write_lines(self.plan.file, list(lines.values()))
