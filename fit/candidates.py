@@ -2,7 +2,7 @@
 settings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +146,20 @@ def ensemble(
     for place in learned:
         weights[place] += VISION_WEIGHT / len(learned)
     return weights
+
+
+def used(
+    candidates: Iterable[Candidate], weights: Iterable[float], scales: Mapping[Candidate, float]
+) -> Weighted:
+    """The candidates whose weight is not 0, with weights for their own logits; a single one is
+    exported as it is.
+    """
+    chosen = [
+        (candidate, weight / scales.get(candidate, 1.0))
+        for candidate, weight in zip(candidates, weights, strict=False)
+        if weight
+    ]
+    return chosen if len(chosen) > 1 else [(chosen[0][0], 1.0)]
 
 
 def method_of_sum(candidates: Sequence[Candidate]) -> str:

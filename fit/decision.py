@@ -1,7 +1,7 @@
 """The choice among the candidates, its estimate and its certainty."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from inference.sample import Sample
 from inference.sets import Sets
 
 from . import choice
-from .candidates import Candidate, Weighted, ensemble
+from .candidates import Candidate, Weighted, ensemble, used
 from .choice import Estimate
 from .curve import curve, curve_seconds, ungrouped
 from .heads import Heads, logit_std
@@ -303,20 +303,6 @@ def default_shares(
     if [*shares] == [candidates[0]] and not examples.lacks_images:
         return {candidates[-1]: 1.0}
     return shares
-
-
-def used(
-    candidates: Iterable[Candidate], weights: NDArray[Any], scales: Mapping[Candidate, float]
-) -> Weighted:
-    """The candidates whose weight is not 0, with weights for their own logits; a single one is
-    exported as it is.
-    """
-    chosen = [
-        (candidate, weight / scales.get(candidate, 1.0))
-        for candidate, weight in zip(candidates, weights, strict=False)
-        if weight
-    ]
-    return chosen if len(chosen) > 1 else [(chosen[0][0], 1.0)]
 
 
 def estimated(chosen: Chosen) -> Decision:
