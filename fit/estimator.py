@@ -21,7 +21,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from clip import CLIP, weights_sha256
 from common.errors import UsageError, one_line
-from common.results import FOLDS
 from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.bank import Bank, is_bank
@@ -33,7 +32,7 @@ from .choice import Estimate
 from .command import pool_of, with_checksums
 from .labelled import photos_of
 from .matrix import fit_matrix, update_matrix
-from .record import FILE, FORM, facts
+from .record import FILE, FORM, contents_of, facts
 from .report import leaderboard
 from .request import COVERAGES, PRIORS, SETS, FitRequest
 from .rows import Photo
@@ -266,9 +265,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _take(
         self, files: dict[str, bytes], labels: dict[str, Any], clip: CLIP | None = None
     ) -> None:
-        """Take the files of a fit: they are the model, also for pickle and `save`; the backbone
-        may be loaded already.
-        """
+        """Take the files of a fit, which are the model; the backbone may be loaded already."""
         self._files = files
         self._labels = labels
         self.backbone_ = self._backbone_of(files)
@@ -377,6 +374,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         try:
             names = json.loads(files[FILE])["names"]
             model._take(files, {name: name for name in names})
+        except UsageError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             fault = f"{FILE} of {folder} is damaged ({one_line(error)})"
             raise UsageError(fault, "restore it, or fit again") from error
@@ -399,9 +398,3 @@ class Classifier(ClassifierMixin, BaseEstimator):
         super().__setstate__(state)
         if "_files" in state:
             self._take(state["_files"], state["_labels"])
-
-
-def contents_of(folder: Path) -> dict[str, bytes]:
-    """The files of the folder of a fit by their paths in it."""
-    files = [*folder.iterdir(), *folder.glob(f"{FOLDS}/*/*")]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}

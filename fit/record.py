@@ -10,6 +10,7 @@ from typing import Any
 from common.errors import UsageError
 from common.files import checksum
 from common.lock import LOCK
+from common.results import FOLDS
 from common.text import MAX_JSON, read_bytes, read_json
 
 from .request import FitRequest
@@ -32,6 +33,12 @@ def earlier_record(folder: Path) -> dict[str, Any]:
         fault = f"{folder} is not an empty folder"
         raise UsageError(fault, "choose another one, or delete it", folder)
     return {}
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """The files of the folder of a fit by their paths in it."""
+    files = [*folder.iterdir(), *folder.glob(f"{FOLDS}/*/*")]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}
 
 
 def digest(content: list[Any]) -> str:

@@ -107,9 +107,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The folder of one model, or those of the runs below it that can be calibrated. Raises
-    UsageError for none.
-    """
+    """The folder of one model, or of the runs below it; UsageError if none can be calibrated."""
     check_exists(folder)
     if kind_of(folder) in ("exported", "run"):
         return [folder]

@@ -204,3 +204,6 @@ def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
         shutil.rmtree(broken)
     with one_line("has no fit.json: give the folder of a fit"):
         Classifier.load(tmp_path / "nowhere")
+    model.save(tmp_path / "saved")
+    with one_line("give the same weights by --backbone (in Python: backbone)"):
+        Classifier.load(tmp_path / "saved", backbone="small")
