@@ -9,6 +9,7 @@ from typing import Any
 from clip import CLIP
 from common.errors import UsageError
 from common.files import write_text
+from common.results import FOLDS
 from common.text import read_json
 from inference.calibrated import calibration_in
 from inference.classifier import PromptedClassifier
@@ -43,8 +44,8 @@ def update(
         clip: the backbone, if it is loaded already.
 
     Returns:
-        The images that the heads have learned; None if one of the heads is trained: then nothing
-        is written.
+        The images that the heads have learned; None if one of the heads is trained, or if there are
+        models of folds, which would have to learn, too: then nothing is written.
 
     Raises:
         UsageError: as for `fit`; or an image of the fit is gone.
@@ -55,7 +56,7 @@ def update(
     check_found(before, read[1])
     record = read_json(request.to / FILE)
     chosen = chosen_of(record)
-    if not chosen:
+    if not chosen or (request.to / FOLDS).exists():
         return None
     photos = photos_of(request, found, *read)
     if photos.names != heads.names:

@@ -315,5 +315,9 @@ def test_one_model_after_another(photos, paths, tiny, command, tmp_path):
     model.fit(paths, [path.split("/")[-2] for path in paths])
     model.partial_fit(paths[:1], [paths[0].split("/")[-2]])
     assert model.update_ == FITTED_AGAIN
+    model.save(tmp_path / "saved")
+    restored = Classifier.load(tmp_path / "saved", backbone=str(tiny), minutes=0, methods=("GDA",))
+    restored.partial_fit(paths[1:2], [paths[1].split("/")[-2]])
+    assert restored.update_ == FITTED_AGAIN
     with one_line("as sets='cross' are"):
         Classifier(backbone=None, sets="cross").fit(np.eye(4), [0, 0, 1, 1])
