@@ -18,7 +18,7 @@ from common.version import made
 
 from .artefact import EXPORT_CONFIG_FILE
 from .calibration import Temperature, Threshold
-from .sets import Sets
+from .sets import MOST_FOLDS, Sets
 
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
 CONTENT = "content_sha256"  # key of calibration.json: of all its other keys
@@ -71,6 +71,8 @@ class Calibration:
         unknown = not numbers <= {*range(len(self.class_names))}
         if max(counts) > self.images or not self.class_names or unknown:
             raise ValueError("a number of images or classes is out of range")
+        if len(self.folds_sha256) > MOST_FOLDS:
+            raise ValueError(f"it has models of more than {MOST_FOLDS} folds")
 
     def __str__(self) -> str:
         text = f"{self.images:,} {self.source}"

@@ -12,6 +12,7 @@ from common.errors import UsageError, one_line
 from common.results import CALIBRATION, FOLDS, SEEN
 
 from .artefact import EXPORT_CONFIG_FILE, PROMPTS
+from .sets import MOST_FOLDS
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 LOGIN = "log in by `hf auth login`, or set HF_TOKEN to a token that may read and write there"
@@ -33,7 +34,7 @@ def download(name: str, revision: str | None = None) -> Path:
                 revision=revision,
                 allow_patterns=[
                     *model,
-                    *(f"{FOLDS}/*/{file}" for file in model),
+                    *(f"{FOLDS}/{fold}/{file}" for fold in range(MOST_FOLDS) for file in model),
                     CALIBRATION,
                     SEEN,
                 ],

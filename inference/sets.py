@@ -16,6 +16,7 @@ from .sample import Floats, Sample
 
 KINDS = ("lac", "aps", "raps")
 FEWEST_OF_CLASS = 20  # calibration images of a class with sets of its own
+MOST_FOLDS = 10  # whose models are read
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
 TRIFLE = 1e-12  # no difference between scores
 

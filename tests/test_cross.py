@@ -286,6 +286,14 @@ def test_damaged_folds_are_one_line(damage, words, fitted, paths, tiny, command,
     assert words in command(predict, *asked, "--sets", "0.8").error
 
 
+def test_a_calibration_cannot_ask_for_thousands_of_models(fitted):
+    content = json.loads((fitted / "calibration.json").read_text())
+    del content["content_sha256"]
+    Calibration.from_json(content)
+    with pytest.raises(ValueError, match="more than 10 folds"):
+        Calibration.from_json(content | {"folds_sha256": ["0" * 64] * 11})
+
+
 @pytest.mark.parametrize(
     "options", [["--minutes", "1"], ["--prior", "equal"], ["--backbone", "small", "RN50"]]
 )

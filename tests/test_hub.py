@@ -51,6 +51,7 @@ def test_a_model_of_the_hub_predicts_as_its_folder(exported, deep, eurosat, monk
     files = [*model, *(f"folds/{fold}/{file}" for fold in range(5) for file in model)]
     files += ["calibration.json", "seen.npz"]
     others = ["README.md", "model.onnx", "folds/0/x.bin", "folds/x.bin", "other/config.json"]
+    others += ["folds/10/config.json", "folds/a/b/config.json"]
     patterns = options["allow_patterns"]
     assert [*filter_repo_objects([*files, *others], allow_patterns=patterns)] == files
 
