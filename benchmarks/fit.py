@@ -108,7 +108,7 @@ def photos_of(examples: Examples) -> Photos:
 
 
 def answers_of(data: Data, examples: Examples, fit: Fit) -> Record:
-    """What the fit and each method answer for the test images, and what the fit promised."""
+    """The answers of the fit and of each method for the test images, and the fit's promises."""
     labels = data.test.labels
     answers = {one: data.heads.answers(one, examples.seen, data.test.x).numpy() for one in HEADS}
     logits: Any = sum(weight * answers[one] for one, weight in fit.decision.chosen)

@@ -1,4 +1,4 @@
-"""What the benchmarks of fits share: data, images of each class, fits, promises and records."""
+"""Shared by the benchmarks of fits: data, images of each class, fits, promises and records."""
 
 import argparse
 import io

@@ -148,7 +148,7 @@ def compare(args: Namespace, kind: dict, ways: list[dict]) -> Iterator[dict]:
 
 
 def of_method(trainer: str, checkout: Path) -> dict:
-    """What the worker needs to know of a method."""
+    """The facts of a method that the worker needs."""
     method = methods()[trainer]
     protocol = recipe(trainer, "few_shot")
     file = config_folder(trainer).relative_to(ROOT) / f"{protocol.cfg}.yaml"

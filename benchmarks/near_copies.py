@@ -127,8 +127,8 @@ def drawn(items: list[Any], kind: str, number: int, seed: int) -> Drawn:
 
 
 def examples_of(heads: Heads, found: Drawn, named: bool) -> Examples:
-    """What a fit learns from. If groups are `named`, as by a folder or a CSV file, no near-copies
-    are looked for.
+    """The images that a fit learns from. If groups are `named`, as by a folder or a CSV file, it
+    looks for no near-copies.
     """
     x = features(heads, found.images)
     photos = []
@@ -188,7 +188,7 @@ def table(records: list[Record]) -> None:
 
 
 def print_summary(records: list[Record]) -> None:
-    """What all fits say together."""
+    """The summary of all fits."""
     differences = np.array([one["estimate"] - one["truth"] for one in records])
     inside = np.mean(contained(records, "truth"))
     print(f"{len(records)} fits: {100 * inside:.1f}% of the intervals contain the truth")

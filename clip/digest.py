@@ -28,7 +28,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class Key:
-    """What a result on disk depends on, under whose checksum it is kept.
+    """The facts that a result on disk depends on; their checksum is its name.
 
     Args:
         what: the result.

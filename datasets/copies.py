@@ -95,7 +95,7 @@ def taken(image: Image.Image) -> Taken:
 
 
 class Look(NamedTuple):
-    """What is known of an image by its pixels and its EXIF data."""
+    """Facts of an image, from its pixels and its EXIF data."""
 
     pixels_sha256: str
     signature: NDArray[np.int8]
@@ -139,7 +139,7 @@ def colours(image: Image.Image) -> Floats:
     """(192,): the mean colours of the 8 x 8 parts of an image, the same however it is turned or
     mirrored.
 
-    They take the place of features where there is no model.
+    They replace features if there is no model.
     """
     parts = np.asarray(
         image.resize((8, 8), Image.Resampling.BOX, reducing_gap=3.0), dtype=np.float32
@@ -220,7 +220,7 @@ class NearCopies:
         threshold: the similarity from which on two images are near-copies; found on images of
             different classes.
         near: (images, NEIGHBOURS), places of the images of the same class with the most similar
-            features, the best first; -1 where there are no more.
+            features, the best first; -1 for none.
     """
 
     pairs: Pairs

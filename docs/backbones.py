@@ -266,7 +266,7 @@ def step(name: str, settings: dict, model: CLIP, images: torch.Tensor) -> float 
 def attempt(arch: str, largest: int, narrow: bool) -> dict[str, Any]:
     try:
         return measure(arch, largest, narrow)
-    except Exception as error:  # the other architectures go on
+    except Exception as error:  # the loop continues with other architectures
         return {"arch": arch, "error": f"{type(error).__name__}: {one_line(error)}"}
 
 

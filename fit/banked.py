@@ -123,7 +123,7 @@ def notes_of(damaged: Mapping[str, str]) -> list[str]:
 
 
 def row_of(known: Mapping[str, Any]) -> "Row":
-    """What a bank knows of an image."""
+    """The facts of an image in a bank."""
     import torch
 
     from .features import Row

@@ -11,7 +11,7 @@ ZERO_SHOT = "ZeroshotCLIP"
 GUESSING = "guessing"  # its name on a backbone without texts
 SENTENCES = "CuPL"
 VISION = "VisionProbe"  # without texts, on features before the projection
-KERNEL = "KernelProbe"  # likewise, by their similarities to the training images
+KERNEL = "KernelProbe"  # the same, by similarities to the training images
 WITHOUT_TEXTS = VISION, KERNEL
 MIXTURE = "TransCLIP"
 # The methods of a sum: of heads on projected features, some on those before the projection, and

@@ -61,7 +61,7 @@ def curve_seconds(trials: Trials, chosen: Weighted) -> float:
 
 
 def ungrouped(backbone: Backbone, chosen: Weighted, zero_shot: float, request: FitRequest) -> float:
-    """What the estimate would be if images of one scene could be in several folds."""
+    """The estimate if images of one scene could be in several folds."""
     labels = backbone.examples.labels
     folds = choice.folds(labels, np.arange(len(labels)), request.seed)[0]
     logits = np.zeros((1, len(labels), len(backbone.examples.names)))

@@ -28,7 +28,7 @@ LEAST_DRAWN = 10  # scenes that were drawn at random, of an estimate
 
 @dataclass(frozen=True)
 class Certainty:
-    """What is fitted on the logits of held-out images; it knows no class names."""
+    """Fitted on the logits of held-out images; it knows no class names."""
 
     temperature: Temperature
     sets: Sets
@@ -72,7 +72,7 @@ class Decision:
 
     @property
     def rows(self) -> Sequence[dict[str, Any]]:
-        """What the trials say of each candidate."""
+        """The results of each candidate."""
         return self.trials.rows if self.trials else ()
 
     @property
@@ -216,7 +216,7 @@ def without_draws(number: int) -> str:
 
 
 def of_some(drawn: NDArray[np.bool_]) -> str:
-    """What the estimate is of."""
+    """The images that the estimate is about."""
     return (
         f"The estimate, the calibration and the sets are of the {drawn.sum():,} images that were "
         f"drawn at random: the other {(~drawn).sum():,} were chosen to be labelled, and new images "

@@ -32,7 +32,7 @@ AGREEMENT = 0.999  # the cosine of a feature in bf16 and in fp32, at least
 
 
 class Row(NamedTuple):
-    """What is kept of an image."""
+    """An image's facts in the bank."""
 
     pixels_sha256: str  # of its decoded pixels
     signature: NDArray[np.int8]  # `copies.signature`

@@ -147,7 +147,7 @@ class Heads:
         return Neighbourhood(self.pool)
 
     def with_pool(self, candidate: Candidate, seen: Seen) -> tuple[Candidate, Seen]:
-        """What a candidate learns from, with images of the pool and the labels that these get."""
+        """Examples of a candidate, with images of the pool and the labels that these get."""
         assert self.pool is not None
         features, labels = seen
         found = self.unlabelled.labels(features, labels, len(self.names))

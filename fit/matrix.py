@@ -60,7 +60,7 @@ class MatrixModel:
 
     @torch.no_grad()
     def predict(self, x: NDArray[np.float32]) -> Predictions:
-        """What it says of features (rows, width)."""
+        """Predictions for features (rows, width)."""
         features = torch.from_numpy(x).to(next(iter(self.head.state_dict().values())).device)
         nothing = features[:0]  # it reads no names
         logits = self.head.classify(features, nothing, nothing)

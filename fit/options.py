@@ -21,7 +21,7 @@ Ensemble = Callable[[NDArray[np.bool_]], Mapping[int, float]]
 
 @dataclass(frozen=True)
 class Option:
-    """What the candidates of a backbone say.
+    """The results of the candidates of a backbone.
 
     Attributes:
         logits: (candidates, repeats, images, classes).

@@ -25,7 +25,7 @@ class Photos:
     Attributes:
         images: each image that can be used, once; those for training first.
         names: of the classes, sorted.
-        damaged: what is wrong with images that are left out, by path.
+        damaged: the faults of images that are left out, by path.
         notes: for the user.
         grouped: how many training images are of one scene, for people; empty if each image is a
             scene of its own.
@@ -128,7 +128,7 @@ class Photos:
         return [places[photo.label] for photo in photos]
 
     def seen(self, part: Sequence[Photo], rows: Mapping[str, Row], role: str) -> SeenImages:
-        """What a model has seen of these photos, in this role."""
+        """The ledger of these photos, in this role."""
         sha256 = [photo.pixels_sha256 for photo in part]
         signatures = [rows[photo.path].signature for photo in part]
         scenes = numbers(part).tolist()

@@ -17,7 +17,7 @@ from trainers.base.together import SCALE, Task
 from trainers.transclip import SMOOTH, Mixture, TransCLIPSettings
 
 NEAREST = 5  # images that an image is joined to
-ALPHA = 0.7  # how much of a label goes on to the neighbours
+ALPHA = 0.7  # the share of a label that its neighbours get
 SHRINK = 0.3  # of the mean variance, which is added to that of each direction
 OF_SUPPORT = 0.2  # the weight of labelled images in the mixture
 CLUSTERS = 2  # of each class

@@ -48,7 +48,7 @@ def digest(content: list[Any]) -> str:
 def facts(
     request: FitRequest, photos: Sequence[Photo], pool: Sequence[Photo] = ()
 ) -> dict[str, Any]:
-    """What the result of a fit depends on, for fit.json: the same facts give the same result."""
+    """The facts that a fit depends on, for fit.json: the same facts give the same result."""
     from clip import weights_sha256  # imports torch, which takes seconds
 
     later: dict[str, Any] = {}  # options that earlier versions lack

@@ -1,4 +1,4 @@
-"""What a fit is asked for."""
+"""The request of a fit."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -50,7 +50,7 @@ class Tested:
 
     @property
     def notes(self) -> list[str]:
-        """What is left out, for the user."""
+        """The parts that are left out, for the user."""
         if self.accuracy is None:
             return ["All test images show scenes of training images: they test nothing"]
         if not self.known:
@@ -166,7 +166,7 @@ class Fit:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """What the model promises; None if no image could be held out."""
+        """The promises of the model; None if no image could be held out."""
         trials = self.decision.trials
         certainty = self.decision.certainty
         if trials is None or certainty is None:

@@ -36,7 +36,7 @@ class Source:
     Attributes:
         request: the fit with this backbone alone.
         rows: of the images that can be read, by path.
-        damaged: what is wrong with the others, by path.
+        damaged: the faults of the other images, by path.
         pool: (images, width), features of images without labels; None if there are none.
     """
 
@@ -49,7 +49,7 @@ class Source:
 
     @property
     def read(self) -> tuple[Mapping[str, Row], Mapping[str, str]]:
-        """What is known of the images, and what is wrong with the others."""
+        """The facts of the images, and the faults of the other ones."""
         return self.rows, self.damaged
 
     def of_classes(self, names: Sequence[str]) -> Heads:
@@ -145,7 +145,7 @@ def milliseconds(encoder: Features) -> float:
 
 
 def price(name: str, ms: float) -> dict[str, Any]:
-    """What a backbone costs, for people: its weight file and its time."""
+    """The price of a backbone, for people: its weight file and its time."""
     megabytes = weight_file(name).stat().st_size / 1e6
     return {"megabytes": megabytes, "ms": ms, "images_per_second": 1000 / ms}
 

@@ -290,7 +290,7 @@ def write_model(result: Fit, classifier: PromptedClassifier, learner: Learner) -
 
 
 def seen_images(photos: Photos, rows: Mapping[str, Row], role: str) -> SeenImages:
-    """What the model has seen, its training images in this role."""
+    """The ledger of the model, with its training images in this role."""
     seen = photos.seen(photos.training, rows, role)
     seen += photos.seen(photos.tested, rows, "tested")
     return seen

@@ -31,7 +31,7 @@ Task = tuple[Candidate, Callable[[], Tensor] | str]
 
 @dataclass(frozen=True)
 class Examples:
-    """What the candidates learn from.
+    """The images that candidates learn from.
 
     Attributes:
         x: (images, width), their features.
@@ -65,7 +65,7 @@ class Examples:
 
     @property
     def unit(self) -> str:
-        """What is held out, for people."""
+        """The unit that is held out, for people."""
         return "image" if len(np.unique(self.scenes)) == len(self.scenes) else "scene"
 
 
@@ -93,7 +93,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Trials:
-    """What the candidates answered for the images that were held out.
+    """The candidates' answers for the images that were held out.
 
     Attributes:
         folds: (repeats, images), by `choice.folds`.
@@ -134,7 +134,7 @@ class Trials:
 
     @property
     def option(self) -> Option:
-        """What they say, for a choice among backbones."""
+        """Their results, for a choice among backbones."""
         pooled = np.array([bool(candidate.pool) for candidate in self.logits])
         if not pooled.any():
             return Option(self.stacked, self.ensemble)

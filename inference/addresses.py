@@ -96,7 +96,7 @@ def is_address(text: str) -> bool:
 
 
 def place_of(name: str, folder: Path) -> "Path | Address":
-    """What a list in a folder names."""
+    """The image that a list in a folder names."""
     return Address(name) if is_address(name) else folder / name
 
 

@@ -197,7 +197,7 @@ class Bank:
             )
 
     def predictions(self, classifier: "PromptedClassifier") -> "Predictions":
-        """What a classifier says of all images of the bank; UsageError if one has no feature."""
+        """Predictions for all images of the bank; UsageError if one has no feature."""
         import torch
 
         behind = self.check(classifier)
@@ -210,8 +210,8 @@ class Bank:
 
 
 def facts_of_tower(image: dict[str, Any], backbone: str) -> dict[str, Any]:
-    """What the features of a frozen image tower depend on; `image` are the keys of INPUT that the
-    transform of a test reads.
+    """The facts that features of a frozen image tower depend on; `image` has the keys of INPUT that
+    the transform of a test reads.
     """
     from clip import weights_sha256
 

@@ -26,7 +26,7 @@ CONTENT = "content_sha256"  # key of calibration.json: of all its other keys
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted, and on which images.
+    """Fitted values, and the images on which they were fitted.
 
     Attributes:
         class_names: in the order of the logits.

@@ -255,7 +255,7 @@ class PromptedClassifier:
     def predict(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
     ) -> Predictions:
-        """What the model says of images; arguments and errors are those of `logits`."""
+        """Predictions for images; arguments and errors are those of `logits`."""
         if not self.folds or self._method_for(class_names) is not self._own:
             return self.predictions(self.logits(images, class_names), class_names)
         logits = self._joined(self._own, self._each(images, self.logits_with_folds))

@@ -55,7 +55,7 @@ def check_description(description: Description, source: str) -> None:
 
 
 def predicting_configuration(description: Description, options: LoadOptions) -> CfgNode:
-    """What the predictions of a model depend on; values of training are defaults.
+    """The settings that predictions of a model depend on; values of training are defaults.
 
     Raises:
         UsageError: the prompts do not fit the settings, or the weights are others.
@@ -149,7 +149,7 @@ def image_settings(cfg: CfgNode) -> dict[str, Any]:
 
 
 def doubts(description: Description, method: type[Method], backbone: str) -> Iterator[str]:
-    """What the files of a model do not say, or say of another version."""
+    """Facts that the files of a model lack, or that are of another version."""
     if not description.backbone_sha256:
         what = "does not say on which weights its prompts were learned"
         yield f"{what}: check that they are those of {backbone}"

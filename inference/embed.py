@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def output_of(words: Sequence[str]) -> "Features":
-    """What a command with these words writes."""
+    """The output of a command with these words."""
     return output_of_args(parse([*words]))
 
 

@@ -133,7 +133,7 @@ def answer_in_shards(args: argparse.Namespace, words: Sequence[str] | None) -> N
 
 
 def output_of(words: Sequence[str]) -> "Answers":
-    """What a command with these words writes to a folder."""
+    """The output of a command with these words, in a folder."""
     return output_of_args(parse([*words]))
 
 
@@ -268,7 +268,7 @@ def checked_names(
 
 
 def layout_of(args: argparse.Namespace, class_lists: Sequence[Sequence[str]]) -> Layout:
-    """What the rows of models with these classes have."""
+    """The columns of the rows of models with these classes."""
     most = max(map(len, class_lists))
     joint = bool(args.together)
     return Layout(min(args.topk, most), args.unknown, args.sets is not None, together=joint)

@@ -1,4 +1,4 @@
-"""What a model says of images."""
+"""Predictions: the answers of a model for images."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Pairs = list[tuple[str, float]]  # (class, probability), the most probable first
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says of images, with the names of the classes.
+    """The answers of a model for images, with the names of the classes.
 
     Attributes:
         class_names: in the order of the logits.

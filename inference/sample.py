@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sample:
-    """Images, and what they stand for: new images of new scenes.
+    """Images that represent new images of new scenes.
 
     Attributes:
         labels: (images,), whole numbers.

@@ -220,7 +220,7 @@ def end(folder: Path, errors: int) -> None:
 def facts_of(
     classifier: "PromptedClassifier", model: Path | None, options: LoadOptions
 ) -> dict[str, Any]:
-    """What the features and the logits of a model depend on, but for class names."""
+    """The facts that features and logits of a model depend on, without class names."""
     from .models import file_of
 
     tower = facts_of_tower(classifier.input, classifier.cfg.MODEL.BACKBONE.NAME)

@@ -25,7 +25,7 @@ Row = Mapping[str, Any]  # of `batches.predict_files`
 
 @dataclass(frozen=True)
 class Layout:
-    """What a row has for an image and a model.
+    """A row of an image and a model.
 
     Attributes:
         top: number of most probable classes.

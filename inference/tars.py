@@ -60,7 +60,7 @@ def is_tar(path: Any) -> bool:
 
 
 def expanded(path: Any) -> Iterator[Any]:
-    """The paths that a range such as {00000..00009} in a path stands for."""
+    """The paths of a range such as {00000..00009} in a path."""
     found = RANGE.search(str(path))
     if not found or not isinstance(path, Path) or path.exists():
         yield path

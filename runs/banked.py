@@ -23,7 +23,7 @@ from trainers.base.vision import FrozenTower
 
 
 class BankedImages:
-    """What a bank has of the images of a run.
+    """The features of the images of a run in a bank.
 
     Args:
         method: of the run, with its model.

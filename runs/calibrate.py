@@ -228,7 +228,7 @@ def print_changes(
     held: Outputs,
     by_class: bool,
 ) -> None:
-    """What a calibration changes on the test images of its run, and on those of new classes."""
+    """The changes by a calibration on the test images of its run, and on those of new classes."""
     method = predicting()[classifier.method]
     classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
     test = None

@@ -113,7 +113,7 @@ def report(
     distances: Distances | None = None,
     held: Outputs | None = None,
 ):
-    """What a calibration changes on the images of a test.
+    """The changes by a calibration on the images of a test.
 
     Args:
         distances: DAC, for other classes than those of the calibration.

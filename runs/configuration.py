@@ -160,7 +160,7 @@ def defaults(method: str, *registered: object) -> CfgNode:
 
 
 class Given(NamedTuple):
-    """What a command gives for a run, besides the content of its YAML files."""
+    """The options of a command for a run, besides the content of its YAML files."""
 
     options: Mapping[str, Any]  # {key: value} of its options
     words: Sequence[str]  # KEY, VALUE, ...; the last value of a key counts

@@ -148,7 +148,7 @@ class Members:
         return load(path, options, self.clip)
 
     def state(self, place: int) -> State:
-        """What a model has learned, on the CPU."""
+        """The learned tensors of a model, on the CPU."""
         return state_of(self.load(self.paths[place]))
 
     def states(self) -> Iterator[State]:
@@ -179,7 +179,7 @@ class Members:
 
 
 def state_of(classifier: PromptedClassifier) -> State:
-    """What a model has learned; UsageError for nothing, or for factors without their settings."""
+    """The learned tensors; UsageError for none, or for factors without their settings."""
     if classifier.checkpoint is None:
         what = f"{classifier.source} has learned nothing"
         raise UsageError(what, "merge models that have learned", classifier.source)

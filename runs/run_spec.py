@@ -92,7 +92,7 @@ class RunSpec:
 
     @cached_property
     def chosen(self) -> "SelectedSettings":
-        """What the trials of a study have chosen."""
+        """The settings that the trials of a study have chosen."""
         from .configuration import read_chosen
 
         return read_chosen(self.args.chosen)

@@ -119,7 +119,7 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
 
 
 def left_files(folder: Path, models: Iterable[str]) -> dict[Path, str]:
-    """What a run has left, by the folder in which a tracker has it."""
+    """The files of a run, by the folder in which a tracker has them."""
     files = {folder / name: "" for name in (RUN_CONFIG_FILE, RESULTS_FILE)}
     for name in models:
         files |= dict.fromkeys(sorted((folder / name).glob("model*")), name)

@@ -219,7 +219,7 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
 
 
 def place_of(run: dict, seeds: list[int], images: int) -> str:
-    """What was compared."""
+    """The compared runs, in words."""
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     return f"{run['dataset']}, {run['classes']} classes, {images:,} images, {several}"
 

@@ -72,7 +72,7 @@ def seconds(times: pd.DataFrame) -> dict[str, str]:
 
 
 def choices_of(summary: Summary, protocol: str, methods: Iterable[str]) -> dict[str, dict]:
-    """What the methods have chosen, if one of them has a record of it."""
+    """The choices of the methods, if one of them has a record of its choices."""
     choices = {name: chosen_on(summary, protocol, name) for name in methods}
     return {"chosen on images": choices} if any(choices.values()) else {}
 

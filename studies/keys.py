@@ -1,4 +1,4 @@
-"""The keys of a study, and what is wrong with them."""
+"""The keys of a study, and their checks."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a study plans: training runs, single calls of train.py, and choices."""
+"""The plan of a study: training runs, single calls of train.py, and choices."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -67,7 +67,7 @@ class DMN(ViewsMethod):
         }
 
     def answer(self, features, state):
-        """The logarithms of weighted probabilities, which are no logits of the tower."""
+        """The logarithms of weighted probabilities, instead of the logits of the tower."""
         image = features[0]
         p = self.logits(features).softmax(dim=1)
         self.write(image, p, state)

@@ -50,7 +50,7 @@ class TransCLIP(TogetherMethod):
         _, near = nearest(val, images.features, 1)
         best = -1.0
         chosen = None
-        for gamma in GAMMAS:  # each one goes on from the one before
+        for gamma in GAMMAS:  # each one starts from the one before
             z = mixture.rounds(gamma)
             correct = float((z[near[:, 0]].argmax(dim=1) == val_labels).float().mean())
             if correct > best:

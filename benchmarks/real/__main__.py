@@ -65,7 +65,7 @@ def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]
 def answers_of(
     data: Data, examples: Examples, decision: Decision, candidates: Sequence[Candidate]
 ) -> Record:
-    """What the fit and each candidate answer for the test images, and what the fit promised."""
+    """The answers of the fit and of each candidate for the test images, and the fit's promises."""
     answers = {
         one: data.heads.answers(one, examples.seen, data.test.x).numpy() for one in candidates
     }

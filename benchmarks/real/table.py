@@ -1,4 +1,4 @@
-"""What the cells of `benchmarks.real` say."""
+"""Tables of the cells of `benchmarks.real`."""
 
 from collections.abc import Callable, Iterator
 

@@ -71,7 +71,7 @@ def learned(words: list[Any], folder: Path) -> Record:
 
 
 def record(data: Data, one: Record, output: Path) -> Record:
-    """What a draw says of FineTune, of the heads that a fit chooses, and of zero-shot CLIP."""
+    """The accuracies of FineTune, of the heads that a fit chooses, and of zero-shot CLIP."""
     shots, seed = one["shots"], one["seed"]
     heads = cell(data, shots, seed, 0, ())
     found = {"heads": heads["fit"], ZERO_SHOT: heads["singles"][ZERO_SHOT]}

@@ -271,7 +271,7 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
 
 
 def wrong_counts(dataset: FewShotDataset) -> list[str]:
-    """What a dataset has another number of than published."""
+    """The counts of a dataset that differ from the published ones."""
     if not dataset.counts:
         return []
     published = (*dataset.counts, dataset.n_classes)

@@ -245,7 +245,7 @@ def faults_of_pixels(folder: OwnImages, images: Sequence[ClassFile], split: bool
 
 
 def looks_of(folder: OwnImages, images: Sequence[ClassFile]) -> tuple[list["NamedLook"], list[str]]:
-    """What is compared of each image, and the images that cannot be read, with the reason."""
+    """The looks of each image, and the images that cannot be read, with the reason."""
     looks = []
     unreadable = []
     read = pixels_of([image.path for image in images])

@@ -33,7 +33,7 @@ Text = Annotated[str, Field(max_length=LONGEST)]
 
 
 class Given(BaseModel, extra="forbid"):
-    """What a visitor says of an image, and what was there before: each a label and a reason."""
+    """A visitor's answer for an image, and the earlier one: each a label and a reason."""
 
     visitor: Short
     key: Short

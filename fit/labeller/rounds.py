@@ -1,7 +1,7 @@
 """Rounds of labels: images wait, visitors label them, a fit learns from the labels and more images
 are asked for.
 
-The CSV file is the only state: what a visitor was told is kept is on the disk.
+The CSV file is the only state: an answer is on the disk before the visitor hears of it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ DAMAGED = KeyError, TypeError, ValueError, AttributeError, ArithmeticError  # of
 
 
 class Mark(NamedTuple):
-    """What a line of the file says of its image; both are empty while it waits."""
+    """The label and the reason in a line of the file; both are empty while the image waits."""
 
     label: str
     reason: str
@@ -78,7 +78,7 @@ class Rounds:
         return {key_of(image_of(line, file)): line for line in lines_of(file)}
 
     def state(self, visitor: str) -> dict[str, Any]:
-        """What the page shows to a visitor."""
+        """The content of the page for a visitor."""
         with self.lock:
             lines = self.lines()
             waiting = [key for key, line in lines.items() if is_open(line)]
@@ -178,7 +178,7 @@ class Rounds:
             self.doing = ""
 
     def advise(self) -> list[str]:
-        """What the last fit says; nothing if there was none."""
+        """The advice of the last fit; empty before the first."""
         record = self.plan.model / FILE
         if not record.is_file():
             return []
@@ -190,5 +190,5 @@ class Rounds:
 
 
 def key_of(path: str) -> str:
-    """What the page calls an image: its path stays here."""
+    """The page's name of an image, whose path stays here."""
     return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:24]

@@ -128,7 +128,7 @@ class Measures:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What the model says of itself, and the class names."""
+        """The facts of the model, and the class names."""
         description = self.classifier.description
         return {
             "source": one_line(self.classifier.source),

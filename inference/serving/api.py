@@ -159,7 +159,7 @@ def application(service: Service) -> FastAPI:
 
 
 def descriptions() -> dict[str, Any]:
-    """What the OpenAPI text says of /predict besides its answers: the body and the faults."""
+    """The OpenAPI text of /predict besides its answers: the body and the faults."""
     schema = Question.model_json_schema()
     files = {
         "type": "array",

@@ -41,7 +41,7 @@ FETCHES = "file=http", "proxy="  # in the path of a question: Gradio would ask a
 class Gate:
     """ASGI middleware: refuses a request that is too large, too slow, or one of too many.
 
-    What has arrived of a body counts, not what its head announces.
+    The bytes of a body count that have arrived, not those that its head announces.
 
     Args:
         app: the application, which may refuse a request by HTTPException, too.

@@ -59,7 +59,7 @@ Named = TypedDict("Named", {"class": str, "probability": float})
 
 
 class Answer(TypedDict):
-    """What the model says of an image."""
+    """The answer of the model for an image."""
 
     top: list[Named]  # the most probable class first
     unknown: bool | None  # the model is too unsure; null: no calibration says it
@@ -213,7 +213,7 @@ class Service:
             self.to_read.done(jobs)
 
     def pixels(self, image: bytes | Path) -> list[Tensor]:
-        """The image as each model wants it, read once; UsageError if that cannot be done."""
+        """The image as each model wants it, read once; UsageError if it is not readable."""
         files: Any = [image]
         (fault,), pixels = read_batch(
             files, self.classifiers, content=lambda file: file, read=self.readers.read

@@ -24,7 +24,7 @@ SAME_SETTINGS = "use the settings and the backbone it was trained with"
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a checkpoint says of itself, all of which may be missing."""
+    """The metadata of a checkpoint, all of which may be missing."""
 
     method: str = ""
     settings: Facts = field(default_factory=dict)

@@ -13,7 +13,7 @@ from .settings import MethodSettings
 
 
 class Facts(Declares):
-    """What a method is, needs and writes. It knows no model."""
+    """The facts of a method: its kind, needs and files. They know no model."""
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     # Other names of its section, in published YAML files

@@ -159,7 +159,7 @@ class Checkpoints:
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
     def print_differences(self, written: Mapping[str, Any], path: str) -> None:
-        """What the metadata of a checkpoint does not say, or says of another run than this one."""
+        """Facts that the metadata of a checkpoint lacks, or that are of another run."""
         if not written.get("weights_sha256"):
             what = f"{path} does not say on which weights its prompts were learned"
             print(f"{what}: check that they are these")

@@ -35,7 +35,7 @@ from .training import Training
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
-# What a method file may still read that was written when a method was a trainer
+# Names that method files may still read, from the time when a method was a trainer
 OF_TRAINERS = {
     "dm": "images",
     "num_classes": "class_names",
@@ -223,7 +223,7 @@ class Method(Facts):
         """Called after each epoch, before it is validated and saved."""
 
     def run_state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the model: plain values and tensors."""
+        """State of a resumed run besides the model: plain values and tensors."""
         return {}
 
     def load_run_state(self, state: Mapping[str, Any]) -> None:

@@ -56,7 +56,7 @@ def run_file(path: Path, content: bytes, name: str) -> None:
     module.__file__ = str(path)
     sys.modules[name] = module  # where dataclasses look for the module of a class
     try:
-        # What was hashed, not a compiled file beside it
+        # The hashed text, not a compiled file beside it
         exec(compile(of_user(content), str(path), "exec"), vars(module))
         register_plugins()
         check_names(path, before, makers)

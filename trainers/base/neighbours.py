@@ -64,7 +64,7 @@ def propagated(graph: Tensor, labels: Tensor, alpha: float) -> Tensor:
     Args:
         graph: (nodes, nodes), by `normalised`.
         labels: (nodes, classes), fp64; 0 for nodes without a label.
-        alpha: how much of a label goes on to the neighbours; below 1.
+        alpha: the share of a label that its neighbours get; below 1.
     """
     unlabelled = ~labels.any(dim=1)
     scores = labels

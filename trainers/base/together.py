@@ -55,7 +55,7 @@ class Task:
         cosines: (images, classes).
         prior: (images, classes), the probabilities by the texts or by another method.
         support: training images, if the method reads them.
-        val: validation images, likewise.
+        val: the same for validation images.
     """
 
     features: Tensor

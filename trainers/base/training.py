@@ -1,4 +1,4 @@
-"""What a method has while it learns, and the loop over its epochs."""
+"""The state of a method that learns, and the loop over its epochs."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

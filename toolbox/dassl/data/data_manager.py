@@ -220,7 +220,7 @@ class DatasetWrapper(TorchDataset):
 
     @property
     def reading(self):
-        """What an item depends on besides its file: INPUT, the text of the transform, decoders."""
+        """The facts that an item depends on besides its file: INPUT, the transform, decoders."""
         return f"{self.cfg.INPUT} {self.transform} {decoders()}"
 
     @cached_property
