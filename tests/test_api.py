@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection, RemoteDisconnected
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import torch
 from dassl.utils import ImageError, read_image
 from visitors import BOUNDARY, FORM, comments, png, served
 
+from common.errors import UsageError
 from common.start import ROOT
 from inference.calibrated import Calibration
 from inference.calibration import Temperature, Threshold
@@ -35,6 +37,13 @@ JSON = "application/json"
 
 
 @pytest.mark.thorough
+def test_errors_hide_the_path_of_a_model_and_no_other_letters():
+    for source in ("g", "exported/g"):
+        error = UsageError(f"{source} lacks images", "fit again")
+        shown = service.without_source(error, SimpleNamespace(source=source))
+        assert str(shown) == "the model lacks images: fit again"
+
+
 def test_the_api_needs_no_gradio():
     code = "import sys; sys.modules['gradio'] = None; from inference.serving import api, command"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

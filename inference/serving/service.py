@@ -5,6 +5,7 @@ in one request or in several, waits behind whoever has sent one.
 """
 
 import asyncio
+import re
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -361,4 +362,5 @@ def says_unknown(classifier: PromptedClassifier, names: Sequence[str] | None) ->
 
 def without_source(error: Exception, classifier: PromptedClassifier) -> UsageError:
     """The error without the path of the model."""
-    return UsageError(str(error).replace(classifier.source, "the model"))
+    path = rf"(?<!\w){re.escape(classifier.source)}(?!\w)"  # which may be one letter
+    return UsageError(re.sub(path, "the model", str(error)))
