@@ -137,3 +137,4 @@ def test_infinite_parameters_are_never_saved(root, tmp_path):
     ):
         trainer.train()
     assert files(tmp_path / "prompt_learner") == ["checkpoint", "model.pth.tar-1"]
+    assert trainer._writer is None  # its thread would write on

@@ -319,12 +319,15 @@ class TrainerBase:
         self.before_train()
         for action in self._start_actions:
             action()
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self.epoch = epoch
-            self.before_epoch()
-            self.run_epoch()
-            self.after_epoch()
-        self.after_train()
+        try:
+            for epoch in range(self.start_epoch, self.max_epoch):
+                self.epoch = epoch
+                self.before_epoch()
+                self.run_epoch()
+                self.after_epoch()
+            self.after_train()
+        finally:  # otherwise a thread of TensorBoard writes on after an error
+            self.close_writer()
 
     def on_start(self, action):
         """Call `action()` in `train`, when `before_train` has not refused to resume what the output
