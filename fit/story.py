@@ -277,8 +277,9 @@ def tested(result: Fit, classifier: PromptedClassifier, learner: Learner) -> Tes
 
 def write_model(result: Fit, classifier: PromptedClassifier, learner: Learner) -> None:
     """The exported form, with what the model has seen and the page."""
-    candidate, _ = result.decision.chosen[0]
-    role = "chosen" if candidate.method in learner.heads.fixed else "learned"
+    fixed = learner.heads.fixed
+    learns = any(candidate.method not in fixed for candidate, _ in result.decision.chosen)
+    role = "learned" if learns else "chosen"
     photos = result.photos
     seen = seen_images(photos, learner.source.rows, role)
     if result.unlabelled:

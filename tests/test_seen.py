@@ -125,6 +125,19 @@ def test_images_that_chose_zero_shot_clip_are_named(folders, model, command):
     assert "24 of them chose a setting of the model" in ended.printed
 
 
+def test_images_that_taught_a_part_of_an_ensemble_do_not_calibrate(folders, command, tmp_path):
+    """Zero-shot CLIP is the first part, and had its role."""
+    images = tmp_path / "images"
+    for place, name in enumerate(("red", "green", "blue")):  # so that the names help
+        shutil.copytree(folders / "learned" / CLASSES[place - 1], images / name)
+    line = [images, "--backbone", "small", "--minutes", 0, "--methods", "SSText"]
+    command.works(fit, *line, "--to", tmp_path / "model")
+    methods = [one["method"] for one in of_json(tmp_path / "model/fit.json")["chosen"]]
+    assert methods[0] == "ZeroshotCLIP" and "SSText" in methods
+    ended = command(calibrate, tmp_path / "model", "--images", images)
+    assert "are training images" in ended.error
+
+
 def test_other_pictures_of_one_layout_are_no_near_copies():
     """Rings, whose sizes differ: their signatures are more similar than those of most
     near-copies.
