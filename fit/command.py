@@ -17,7 +17,7 @@ from datasets.base import missing_files
 
 from .images import as_class_name, check_named, find, unlabelled_in
 from .record import FORM, checksums, earlier_record, facts
-from .request import COVERAGES, PRIORS, SETS, FitRequest
+from .request import COVERAGES, GROUPS, PRIORS, SETS, FitRequest
 from .rows import Photo
 
 MOST_UNLABELLED = 20_000  # images
@@ -68,7 +68,7 @@ def parse(argv: list[str] | None) -> FitRequest:
         "how to find images of one scene, which count once: by names, times and near-copies, "
         "or not at all"
     )
-    add("--groups", choices=("auto", "none"), default="auto", help=f"{words} (default: auto)")
+    add("--groups", choices=GROUPS, default=GROUPS[0], help=f"{words} (default: auto)")
     words = (
         "name the groups by the folder below that of the class, or by the capture of REGEX in "
         "the path"

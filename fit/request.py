@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import check_name
+
 PRIORS = "folder", "equal"
 COVERAGES = "images", "class"
+GROUPS = "auto", "none"
 SETS = "pooled", "cross"
 
 
@@ -27,6 +30,8 @@ class FitRequest:
         classes: names of classes, which may have no images.
         pool: folder, list or bank with images without labels; None for none.
         methods: to try besides zero-shot CLIP; empty for all.
+
+    Raises UsageError for another value of groups, prior, coverage_by or sets.
     """
 
     images: Path
@@ -49,6 +54,12 @@ class FitRequest:
     labels: Path | None = None
     pool: Path | None = None
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.groups, GROUPS, "value of groups")
+        check_name(self.prior, PRIORS, "value of prior")
+        check_name(self.coverage_by, COVERAGES, "value of coverage_by")
+        check_name(self.sets, SETS, "value of sets")
 
     @property
     def backbones(self) -> tuple[str, ...]:

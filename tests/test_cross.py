@@ -310,6 +310,14 @@ def test_images_that_were_chosen_are_refused_and_drawn_ones_are_not():
         check_cross(request, [Photo("a.jpg", "red", asked="chosen")])
 
 
+@pytest.mark.parametrize("name", ["sets", "prior", "coverage_by", "groups"])
+def test_a_misspelt_option_is_one_line(name, paths):
+    """Its default was taken: no guarantee, and nothing said so."""
+    labels = [path.split("/")[-2] for path in paths]
+    with one_line(f"value of {name} 'Cross'"):
+        Classifier(minutes=0, **{name: "Cross"}).fit(paths, labels)
+
+
 def test_one_model_after_another(photos, paths, tiny, command, tmp_path):
     """Sets of another kind replace those of an earlier fit, and more images are fitted again."""
     line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--methods", "GDA"]
