@@ -88,8 +88,9 @@ def facts(
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the files of a model, by their names."""
+    """The SHA-256 of the files of a model and of those of its folds, by their paths."""
     from inference.artefact import EXPORT_CONFIG_FILE, PROMPTS  # imports torch, which takes seconds
 
     files = [folder / name for name in (EXPORT_CONFIG_FILE, PROMPTS)]
-    return {file.name: checksum(file) for file in files if file.is_file()}
+    files += sorted(folder.glob(f"{FOLDS}/*/*"))
+    return {file.relative_to(folder).as_posix(): checksum(file) for file in files if file.is_file()}

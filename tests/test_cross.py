@@ -322,8 +322,13 @@ def test_one_model_after_another(photos, paths, tiny, command, tmp_path):
     """Sets of another kind replace those of an earlier fit, and more images are fitted again."""
     line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--methods", "GDA"]
     line += ["--minutes", "0"]
-    command.works(fit, *line, "--sets", "cross", "--coverage-by", "class")
+    cross = [*line, "--sets", "cross", "--coverage-by", "class"]
+    command.works(fit, *cross)
     assert calibration_in(tmp_path / "model").sets.folds
+    shutil.rmtree(tmp_path / "model/folds/1")
+    command.works(fit, *cross)
+    assert (tmp_path / "model/folds/1/config.json").is_file()
+    assert "Already done" in command(fit, *cross).printed
     command.works(fit, *line)
     assert not (tmp_path / "model/folds").exists()
     assert calibration_in(tmp_path / "model").sets.folds == ()

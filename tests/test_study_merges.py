@@ -68,7 +68,6 @@ def test_seeds_become_rows_of_the_tables(study):
     assert (record["what"], record["split"], record["test_images"]) == ("merge", "val", 0)
 
 
-@pytest.mark.thorough
 def test_a_merge_goes_on_after_a_kill_and_is_made_once(study, monkeypatch):
     content, launched = study("mean")
     (merge,) = content.merges
