@@ -81,7 +81,9 @@ def interrupted(trainer, after: int) -> None:
         outputs(trainer)
 
 
-@pytest.mark.parametrize("method", ["TPT", "TDA", "DMN", "BoostAdapter"])
+@pytest.mark.parametrize(
+    "method", thorough_but(["TPT", "DMN"], ["TPT", "TDA", "DMN", "BoostAdapter"])
+)
 def test_killed_test_resumes_and_ends_identically(method, make):
     whole = outputs(make(method, output="whole"))
     interrupted(make(method), 9)

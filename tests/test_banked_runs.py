@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from marks import parquet_library
+from marks import parquet_library, thorough_but
 
 from common.results import read_results
 from inference import bank, embed
@@ -85,11 +85,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("name", thorough_but(("before the projection", "over a run"), CASES))
 def test_a_run_of_a_bank_is_that_of_its_images(
-    case, banked, launch, line, data, finished, command, tmp_path
+    name, banked, launch, line, data, finished, command, tmp_path
 ):
-    method, pairs = case
+    method, pairs = CASES[name]
     pairs = [*pairs, finished("CoOp", "all")] if pairs[-1:] == ["TRAINER.STATA.OVER"] else pairs
     folder = banked("--precision", "float32", "--look")
     launch.works(*line(method, *pairs, output="images"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from marks import one_line, parquet_library
+from marks import one_line, parquet_library, thorough_but
 
 from fit import command as fit
 from fit.candidates import CANDIDATES, ZERO_SHOT
@@ -238,7 +238,7 @@ def made(heads, x, y, scenes):
     return classifier, decision.trials.folds[0]
 
 
-@pytest.mark.parametrize("images_of_scene", [1, 3])
+@pytest.mark.parametrize("images_of_scene", thorough_but([3], [1, 3]))
 def test_the_model_of_a_fold_is_chosen_and_learned_without_it(images_of_scene, tiny):
     heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green"]))
     rng = np.random.default_rng(0)

@@ -23,7 +23,7 @@ def make(eurosat, tiny, tmp_path):
     return maker(eurosat, tiny, tmp_path)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", thorough_but(("CLAP", "GDA", "LinearProbe", "ProLIP"), METHODS))
 def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
     """Also if the classes have different numbers of training images."""
     write_eurosat(tmp_path, ["red", "blue lake", "grey"], train=[1, 4, 4])

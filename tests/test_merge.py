@@ -111,6 +111,7 @@ def products(classifier):
     )
 
 
+@pytest.mark.thorough
 def test_the_mean_of_low_rank_maps_is_that_of_their_products(runs, merged, load):
     paths = runs("CLIPLoRA")
     first, second = (products(load(path)) for path in paths)
