@@ -12,7 +12,7 @@ from typing import Any
 from common.errors import UsageError
 from common.files import checksum
 from common.names import as_clip_reads, as_people_see, printable
-from common.start import Parser, any_seed, between, path, percent
+from common.start import Parser, any_seed, between, path, percent, required_packages
 from datasets.base import missing_files
 
 from .images import as_class_name, check_named, find, unlabelled_in
@@ -146,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
             )
             return
         print(f"The model in {request.to} is gone or was changed: it is fitted again")
-    from .story import fit  # imports torch, which takes seconds
-
+    with required_packages():
+        from .story import fit  # imports torch, which takes seconds
     for line in fit(request, photos, record, pool).summary():
         print(printable(line))
 

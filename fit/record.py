@@ -11,6 +11,7 @@ from common.errors import UsageError
 from common.files import checksum
 from common.lock import LOCK
 from common.results import FOLDS
+from common.start import required_packages
 from common.text import MAX_JSON, read_bytes, read_json
 
 from .request import FitRequest
@@ -49,7 +50,8 @@ def facts(
     request: FitRequest, photos: Sequence[Photo], pool: Sequence[Photo] = ()
 ) -> dict[str, Any]:
     """The facts that a fit depends on, for fit.json: the same facts give the same result."""
-    from clip import weights_sha256  # imports torch, which takes seconds
+    with required_packages():
+        from clip import weights_sha256  # imports torch, which takes seconds
 
     later: dict[str, Any] = {}  # options that earlier versions lack
     if request.coverage_by == "class":

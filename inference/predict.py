@@ -278,8 +278,8 @@ def models_and_images(args: argparse.Namespace, options: LoadOptions) -> tuple[l
     """The models that come first among the paths, and the image files of the others, or the files
     of their banks.
     """
-    from . import images, models
-
+    with required_packages():
+        from . import images, models
     number = number_of_models(args, options)
     places = args.paths[number:]
     banks = [Bank(place) for place in places if is_bank(place)]
