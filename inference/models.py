@@ -174,17 +174,19 @@ def models_of_folds(
     calibration, or no heads for the model beside them.
     """
     options = replace(options, calibration=False)
+    folders = [path / FOLDS / str(fold) for fold in range(len(calibration.folds_sha256))]
+    known = {*calibration.sets.folds} <= {*range(len(folders))}
+    if not known or not all(folder.is_dir() for folder in folders):
+        what = f"{path} lacks models that the sets need"
+        raise UsageError(what, f"restore {FOLDS}/, or fit again by tools/fit.py", path)
     models = []
-    for number, sha256 in enumerate(calibration.folds_sha256):
-        folder = path / FOLDS / str(number)
+    for folder, sha256 in zip(folders, calibration.folds_sha256, strict=True):
         model = classifier_of(folder, read_model(folder, options), options, beside.clip)
         BehindTower(model)
         is_other = sha256_of(asdict(model.description)) != sha256
         if is_other or model.class_names != beside.class_names:
             raise UsageError(f"{folder} is not the model that the sets need", REFIT, folder)
         models.append(model)
-    if not {*calibration.sets.folds} <= {*range(len(models))}:
-        raise UsageError(f"{path} lacks models that the sets need", REFIT, path)
     return models
 
 

@@ -74,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def add_common_options(parser: Parser) -> None:
     """Those of commands that read labelled images for learned models."""
     add = parser.add_argument
-    words = "read images of the test, too, and mark what is made of them"
+    words = "also read images of the test, and mark the results"
     add("--accept-test-images", action="store_true", help=words)
     words = (
         "read images for a model that does not say which it has learned from; this marks a "
