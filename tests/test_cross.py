@@ -267,7 +267,7 @@ def test_the_model_of_a_fold_is_chosen_and_learned_without_it(images_of_scene, t
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (lambda folder: shutil.rmtree(folder / "restore folds/, or fit again"), "folds/3"),
+        (lambda folder: shutil.rmtree(folder / "folds/3"), "restore folds/, or fit again"),
         (lambda folder: (folder / "folds/3/config.json").write_text("{}"), "folds/3"),
         (
             lambda folder: shutil.copytree(
