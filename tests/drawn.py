@@ -4,6 +4,7 @@ a run on them.
 
 import random
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, siz
     file = root / "eurosat/split_zhou_EuroSAT.json"
     to_json(file, split)
     return file
+
+
+def class_folders(root: Path, place: Path, images: int) -> Path:
+    """Copy this many images of each class of the drawn EuroSAT into folders below `place`."""
+    for folder in (root / "eurosat/2750").iterdir():
+        (place / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:images]:
+            shutil.copy(file, place / folder.name)
+    return place
 
 
 def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides):

@@ -9,6 +9,7 @@ import sys
 import traceback
 from typing import NamedTuple
 
+import drawn
 import pytest
 from drawn import arguments, error_lines
 from forked import forking_python
@@ -135,11 +136,22 @@ def run(launch, eurosat, tiny, tmp_path):
 @pytest.fixture
 def class_folders(eurosat, tmp_path):
     """Class folders with 8 images each."""
-    for folder in (eurosat / "eurosat/2750").iterdir():
-        (tmp_path / "photos" / folder.name).mkdir(parents=True)
-        for file in sorted(folder.iterdir())[:8]:
-            shutil.copy(file, tmp_path / "photos" / folder.name)
-    return tmp_path / "photos"
+    return drawn.class_folders(eurosat, tmp_path / "photos", 8)
+
+
+@pytest.fixture
+def fitting(ended, tiny, tmp_path):
+    """`fitting(images, OPTION, ..., to="model")` runs tools/fit.py on a random CLIP, without
+    training of towers, to a folder in tmp_path; returns an `Ended`. Options replace those given
+    here.
+    """
+    from fit import command as fit
+
+    def main(images, *options, to="model"):
+        words = [images, "--backbone", tiny, "--minutes", 0, "--to", tmp_path / to, *options]
+        fit.main([*map(str, words)])
+
+    return Command(ended, main)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A bank in place of images: what `tools/embed.py` wrote is read by heads, and no image is."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +10,6 @@ from marks import of_json, one_line, parquet_library, thorough_but, to_json
 from PIL import Image
 
 from common.lock import locked
-from fit import command as fit
 from fit.banked import photos_in
 from fit.estimator import Classifier
 from inference import bank, embed, predict
@@ -101,22 +99,20 @@ def test_a_bank_becomes_a_folder_of_answers_with_one_file_for_each(
             assert row["answer"] == top[0]["class"] and row["height"] == 50
 
 
-def test_banks_of_others_are_refused(
-    banked, command, deep, tiny, finished, photos, tmp_path, monkeypatch
-):
+def test_banks_of_others_are_refused(banked, command, deep, tiny, finished, photos, tmp_path):
     folder = banked(photos)
-    of_tiny = "--backbone", tiny, *NAMES
     of_deep = "--backbone", deep, *NAMES
-    assert "of other weights than" in command(predict, folder, *of_tiny).error
-    assert "has an image tower of its own" in command(predict, finished("MPL"), folder).error
-    assert "banks and images" in command(predict, folder, photos, *of_deep).error
-    assert (
-        "a bank has features already"
-        in command(embed, folder, "--to", tmp_path / "x", *of_deep).error
-    )
+
+    def refused(words, *line, of=of_deep, program=predict):
+        assert words in command(program, *line, *of).error
+
+    refused("of other weights than", folder, of=("--backbone", tiny, *NAMES))
+    refused("has an image tower of its own", finished("MPL"), folder, of=())
+    refused("banks and images", folder, photos)
+    refused("a bank has features already", folder, "--to", tmp_path / "x", program=embed)
     own = tmp_path / "own"
     assert command(embed, finished("MPL"), photos, "--to", own).status == 1
-    assert "has no features for heads" in command(predict, own, *of_deep).error
+    refused("has no features for heads", own)
     record = of_json(folder / bank.RECORD)
     for change, words in {
         "input": "another transform",
@@ -124,25 +120,26 @@ def test_banks_of_others_are_refused(
         "form": "no features for heads",
     }.items():
         to_json(folder / bank.RECORD, record | {change: "another"})
-        assert words in command(predict, folder, *of_deep).error
+        refused(words, folder)
     to_json(folder / bank.RECORD, record)
-    table = parquet.read_table(folder / "00000.parquet")
+    file = folder / "00000.parquet"
+    table = parquet.read_table(file)
     numbers = pyarrow.array(np.zeros(3 * len(table)))
     narrow = pyarrow.FixedSizeListArray.from_arrays(numbers, 3)
     others = {"features of 3 numbers": narrow, "is damaged": pyarrow.array(["x"] * len(table))}
     for words, column in others.items():
         place = table.schema.get_field_index("tower")
-        parquet.write_table(table.set_column(place, "tower", column), folder / "00000.parquet")
-        assert words in command(predict, folder, *of_deep).error
-    (folder / "00000.parquet").rename(folder / "00001.parquet")
-    assert "lacks files" in command(predict, folder, *of_deep).error
-    (folder / "00001.parquet").rename(folder / "00000.parquet")
+        parquet.write_table(table.set_column(place, "tower", column), file)
+        refused(words, folder)
     for shards in (2, None):  # the last is missing; the command has not ended
         to_json(folder / bank.RECORD, record | {bank.COUNT: shards})
-        assert "lacks files" in command(predict, folder, *of_deep).error
+        refused("lacks files", folder)
     to_json(folder / bank.RECORD, record)
-    (folder / "00000.parquet").write_bytes(b"PAR1")
-    assert "is damaged" in command(predict, folder, *of_deep).error
+    file.rename(folder / "00001.parquet")
+    refused("lacks files", folder)
+    (folder / "00001.parquet").unlink()
+    file.write_bytes(b"PAR1")
+    refused("is damaged", folder)
 
 
 def fitted(folder):
@@ -154,23 +151,22 @@ def fitted(folder):
 
 
 def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
-    banked, command, deep, classes, tmp_path
+    banked, command, fitting, deep, classes, tmp_path
 ):
     folder = banked(classes, "--look")
-    how = "--backbone", deep, "--methods", "GDA", "SSText", "VisionProbe", "--minutes", "0"
-    command.works(fit, classes, "--to", tmp_path / "of_images", *how)
+    how = "--backbone", deep, "--methods", "GDA", "SSText", "VisionProbe"
+    fitting.works(classes, *how, to="of_images")
     shutil.move(classes, tmp_path / "gone")
-    command.works(fit, folder, "--to", tmp_path / "of_bank", *how)
+    fitting.works(folder, *how, to="of_bank")
     assert fitted(tmp_path / "of_bank") == fitted(tmp_path / "of_images")
     assert "copies of other images" in (tmp_path / "of_bank/report.html").read_text()
-    again = command(fit, folder, "--to", tmp_path / "of_bank", *how)
-    assert "Already done" in again.printed
-    tops = answers(command, tmp_path / "of_bank", folder, *how[:2])
+    assert "Already done" in fitting(folder, *how, to="of_bank").printed
     shutil.move(tmp_path / "gone", classes)
-    of_images = answers(command, tmp_path / "of_bank", classes, *how[:2])
-    assert {key: top[0]["class"] for key, top in tops.items()} == {
-        key: top[0]["class"] for key, top in of_images.items()
-    }
+    tops, of_images = (
+        {key: top[0]["class"] for key, top in answers(command, *line).items()}
+        for line in ((tmp_path / "of_bank", place, *how[:2]) for place in (folder, classes))
+    )
+    assert tops == of_images
 
 
 def test_a_bank_without_looks_has_no_groups_and_says_so(banked, command, deep, classes, tmp_path):
@@ -206,7 +202,7 @@ def test_a_bank_that_is_being_written_is_refused(banked, photos):
 
 
 def test_labels_of_a_bank_are_those_of_a_file_or_of_folders(
-    banked, command, deep, classes, tmp_path
+    banked, fitting, deep, classes, tmp_path
 ):
     for name in ("train", "test"):
         shutil.copytree(classes, tmp_path / "parts" / name)
@@ -215,40 +211,35 @@ def test_labels_of_a_bank_are_those_of_a_file_or_of_folders(
     assert {photo.label for photo in found} == {photo.label for photo in photos_in(banked(classes))}
     folder = tmp_path / "bank"
     paths = [photo.path for photo in photos_in(folder)]
-    with open(tmp_path / "labels.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "label"])
-        rows.writerows(
-            [Path(path).relative_to(tmp_path), f"of {number % 3}"]
-            for number, path in enumerate(paths[:9])
-        )
+    rows = [(path, f"of {number % 3}") for number, path in enumerate(paths[:9])]
+    lines = [f"{Path(path).relative_to(tmp_path)},{label}" for path, label in rows]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
     labelled = photos_in(folder, tmp_path / "labels.csv")
-    assert [(photo.path, photo.label) for photo in labelled] == [
-        (path, f"of {number % 3}") for number, path in enumerate(paths[:9])
-    ]
-    line = "--to", tmp_path / "model", "--backbone", deep
+    assert [(photo.path, photo.label) for photo in labelled] == rows
     (tmp_path / "others.csv").write_text("path,label\nx.jpg,a\n")
-    assert "no image of" in command(fit, folder, *line, "--labels", tmp_path / "others.csv").error
-    assert (
-        "is not a bank" in command(fit, classes, *line, "--labels", tmp_path / "labels.csv").error
-    )
+    for place, labels, words in (
+        (folder, "others.csv", "no image of"),
+        (classes, "labels.csv", "is not a bank"),
+    ):
+        assert words in fitting(place, "--labels", tmp_path / labels, "--backbone", deep).error
+
+
+def write_noise(folder, seed):
+    """An image of noise in a class folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f"{seed}.png")
 
 
 def test_calibrate_reads_a_bank_that_says_how_its_images_look(
-    banked, command, deep, classes, photos, tmp_path
+    banked, command, fitting, deep, classes, photos, tmp_path
 ):
     others = tmp_path / "others"
     for number, file in enumerate(sorted(classes.glob("*/*"))):
-        target = others / file.parent.name / f"{number}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(target)
-    how = "--backbone", deep
+        write_noise(others / file.parent.name, number)
     model = tmp_path / "model"
-    command.works(
-        fit, banked(classes, "--look"), "--to", model, *how, "--methods", "GDA", "--minutes", "0"
-    )
-    line = model, *how, "--accept-test-images", "--images"
+    fitting.works(banked(classes, "--look"), "--backbone", deep, "--methods", "GDA")
+    line = model, "--backbone", deep, "--accept-test-images", "--images"
     seen = command(calibrate, *line, banked(classes, "--look", to="same"))
     assert "are training images of" in seen.error
     folder = banked(others, "--look", to="new")
@@ -261,10 +252,8 @@ def test_calibrate_reads_a_bank_that_says_how_its_images_look(
     second = of_json(model / "calibration.json")
     assert second["unknown_images"] and not first["unknown_images"]
     assert second["sha256"] == first["sha256"] and second["temperature"] == first["temperature"]
-    assert (
-        "is in no folder named after a class"
-        in command(calibrate, *line, banked(photos, "--look", to="x")).error
-    )
+    stray = command(calibrate, *line, banked(photos, "--look", to="x"))
+    assert "is in no folder named after a class" in stray.error
 
 
 @pytest.mark.parametrize("look", ["", "--look"])
@@ -275,9 +264,7 @@ def test_a_merge_chooses_on_a_bank_that_says_how_its_images_look(
     models = [finished("ProLIP", "base", *quick, "SEED", seed) for seed in (1, 2)]
     images = tmp_path / "images"
     for number, name in enumerate(load(models[0], LoadOptions(backbone=str(deep))).class_names):
-        (images / name).mkdir(parents=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(images / name / "1.png")
+        write_noise(images / name, number)
     folder = banked(models[0], images, *filter(None, [look]))
     how = "--how", "greedy", "--images", folder, "--backbone", deep
     done = command(merge, *models, "--to", tmp_path / "merged", *how)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drawn import class_folders
 from marks import one_line, parquet_library, thorough_but
 
 from fit import command as fit
@@ -158,13 +159,7 @@ def test_new_images_are_covered(by_class):
 
 @pytest.fixture(scope="module")
 def photos(eurosat, tmp_path_factory):
-    """Class folders with 5 images each."""
-    place = tmp_path_factory.mktemp("photos")
-    for folder in (eurosat / "eurosat/2750").iterdir():
-        (place / folder.name).mkdir()
-        for file in sorted(folder.iterdir())[:5]:
-            shutil.copy(file, place / folder.name / file.name)
-    return place
+    return class_folders(eurosat, tmp_path_factory.mktemp("photos"), 5)
 
 
 @pytest.fixture(scope="module")
@@ -264,24 +259,22 @@ def test_the_model_of_a_fold_is_chosen_and_learned_without_it(images_of_scene, t
     assert sorted(scores.tolist()) == pytest.approx(sets.label_scores, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "damage, words",
-    [
-        (lambda folder: shutil.rmtree(folder / "folds/3"), "restore folds/, or fit again"),
-        (lambda folder: (folder / "folds/3/config.json").write_text("{}"), "folds/3"),
-        (
-            lambda folder: shutil.copytree(
-                folder / "folds/0", folder / "folds/1", dirs_exist_ok=True
-            ),
-            "not the model",
-        ),
-        (lambda folder: (folder / "folds/3/prompts.safetensors").write_bytes(b""), "damaged"),
-    ],
-)
+def copy_of_fold_0(folds):
+    shutil.copytree(folds / "0", folds / "1", dirs_exist_ok=True)
+
+
+DAMAGES = [
+    (lambda folds: shutil.rmtree(folds / "3"), "restore folds/, or fit again"),
+    (lambda folds: (folds / "3/config.json").write_text("{}"), "folds/3"),
+    (copy_of_fold_0, "not the model"),
+    (lambda folds: (folds / "3/prompts.safetensors").write_bytes(b""), "damaged"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES)
 def test_damaged_folds_are_one_line(damage, words, fitted, paths, tiny, command, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(fitted, folder)
-    damage(folder)
+    folder = shutil.copytree(fitted, tmp_path / "model")
+    damage(folder / "folds")
     asked = [folder, *paths, "--backbone", tiny]
     assert words in command(predict, *asked, "--sets", "0.8").error
 
@@ -297,9 +290,9 @@ def test_a_calibration_cannot_ask_for_thousands_of_models(fitted):
 @pytest.mark.parametrize(
     "options", [["--minutes", "1"], ["--prior", "equal"], ["--backbone", "small", "RN50"]]
 )
-def test_what_the_guarantee_is_not_about_is_one_line(options, photos, tiny, command, tmp_path):
-    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--sets", "cross", *QUICK]
-    assert "--sets cross is for heads" in command(fit, *line, *options).error
+def test_what_the_guarantee_is_not_about_is_one_line(options, photos, fitting, tmp_path):
+    done = fitting(photos, "--sets", "cross", *options)
+    assert "--sets cross is for heads" in done.error
     assert not (tmp_path / "model").exists()
 
 
@@ -318,27 +311,27 @@ def test_a_misspelt_option_is_one_line(name, paths):
         Classifier(minutes=0, **{name: "Cross"}).fit(paths, labels)
 
 
-def test_one_model_after_another(photos, paths, tiny, command, tmp_path):
+def test_one_model_after_another(photos, paths, tiny, fitting, tmp_path):
     """Sets of another kind replace those of an earlier fit, and more images are fitted again."""
-    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--methods", "GDA"]
-    line += ["--minutes", "0"]
-    cross = [*line, "--sets", "cross", "--coverage-by", "class"]
-    command.works(fit, *cross)
+    line = photos, "--methods", "GDA"
+    cross = *line, "--sets", "cross", "--coverage-by", "class"
+    fitting.works(*cross)
     assert calibration_in(tmp_path / "model").sets.folds
     shutil.rmtree(tmp_path / "model/folds/1")
-    command.works(fit, *cross)
+    fitting.works(*cross)
     assert (tmp_path / "model/folds/1/config.json").is_file()
-    assert "Already done" in command(fit, *cross).printed
-    command.works(fit, *line)
+    assert "Already done" in fitting(*cross).printed
+    fitting.works(*line)
     assert not (tmp_path / "model/folds").exists()
     assert calibration_in(tmp_path / "model").sets.folds == ()
-    model = Classifier(backbone=str(tiny), minutes=0, methods=("GDA",), sets="cross")
-    model.fit(paths, [path.split("/")[-2] for path in paths])
-    model.partial_fit(paths[:1], [paths[0].split("/")[-2]])
+    options = {"backbone": str(tiny), "minutes": 0, "methods": ("GDA",)}
+    model = Classifier(**options, sets="cross")
+    labels = [path.split("/")[-2] for path in paths]
+    model.fit(paths, labels).partial_fit(paths[:1], labels[:1])
     assert model.update_ == FITTED_AGAIN
     model.save(tmp_path / "saved")
-    restored = Classifier.load(tmp_path / "saved", backbone=str(tiny), minutes=0, methods=("GDA",))
-    restored.partial_fit(paths[1:2], [paths[1].split("/")[-2]])
+    restored = Classifier.load(tmp_path / "saved", **options)
+    restored.partial_fit(paths[1:2], labels[1:2])
     assert restored.update_ == FITTED_AGAIN
     with one_line("as sets='cross' are"):
         Classifier(backbone=None, sets="cross").fit(np.eye(4), [0, 0, 1, 1])

@@ -1,6 +1,5 @@
 """tools/fit.py: from a folder of images to a classifier with an honest estimate."""
 
-import json
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -46,7 +45,7 @@ def read(folder):
 
 
 def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
-    command, photos, tiny, tmp_path, monkeypatch, random_seed
+    command, fitting, photos, tiny, tmp_path, monkeypatch, random_seed
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # without features of other tests
     encoded = []
@@ -55,38 +54,23 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
         Features, "encode", lambda self, x: encoded.append(len(x)) or original(self, x)
     )
     names = sorted(folder.name for folder in photos.iterdir())
-    line = [
-        photos,
-        "--to",
-        tmp_path / "model",
-        "--backbone",
-        tiny,
-        "--seed",
-        random_seed,
-        "--max-error",
-        95,
-        *QUICK,
-    ]
-    command.works(fit, *line)
+    line = photos, "--seed", random_seed, "--max-error", 95, *QUICK
+    fitting.works(*line)
     first = read(tmp_path / "model")
-    assert sum(encoded) == 48
-    assert (
-        first["finished"]
-        and len(first["images"]) == 48
-        and first["estimate"]["low"] < first["estimate"]["high"]
-    )
+    assert sum(encoded) == len(first["images"]) == 48
+    assert first["finished"] and first["estimate"]["low"] < first["estimate"]["high"]
     classifier = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
     assert classifier.class_names == [name.replace("_", " ") for name in names]
     assert classifier.calibration.images == 48
     held = sha256_of_images((checksum(file), file.parent.name) for file in photos.glob("*/*"))
     assert classifier.calibration.sha256 == held  # as tools/calibrate.py says it
-    made = {
-        **source(),
+    made = first["made"]
+    assert made == source() | {
         "seed": random_seed,
         "device": classifier.device.type,
-        "date": first["made"]["date"],
+        "date": made["date"],
     }
-    assert first["made"] == made and classifier.description.training.items() >= made.items()
+    assert classifier.description.training.items() >= made.items()
     before = first["estimate"]["cross_validated"]
     # Four folds learn
     gain = choice.gain(before, first["zero_shot"], 8 * 4 / 5, np.log2(5 / 4))
@@ -96,40 +80,22 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     command.works(predict, tmp_path / "model", image, "--backbone", tiny, "--unknown")
 
     encoded.clear()
-    assert "Already done" in command(fit, *line).printed and not encoded
+    assert "Already done" in fitting(*line).printed and not encoded
     Image.new("RGB", (40, 40), (9, 200, 9)).save(photos / names[0] / "new.png")
-    command.works(fit, *line)
+    fitting.works(*line)
     assert sum(encoded) == 1 and len(read(tmp_path / "model")["images"]) == 49
 
 
 @pytest.mark.parametrize("error", ["0.05", "5", "5%"])
-def test_fit_says_how_clip_reads_joined_names_and_what_an_error_is(
-    error, command, photos, tiny, tmp_path
-):
+def test_fit_says_how_clip_reads_joined_names_and_what_an_error_is(error, fitting, photos):
     (photos / "0").rename(photos / "AnnualCrop")
-    line = [
-        photos,
-        "--to",
-        tmp_path / "model",
-        "--backbone",
-        tiny,
-        "--methods",
-        "None",
-        "--max-error",
-        error,
-    ]
-    done = command(fit, *line)
-    assert (
-        done.status == 2 and "--max-error: at most 5% of the answers may be wrong" in done.printed
-    )
-    assert (
-        "CLIP reads 'annualcrop': names like 'Annual Crop' may give better results\n"
-        in done.printed
-    )
+    done = fitting(photos, "--methods", "None", "--max-error", error)
+    assert done.status == 2 and "at most 5% of the answers may be wrong" in done.printed
+    assert "CLIP reads 'annualcrop'" in done.printed
 
 
 def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(
-    command, photos, tiny, tmp_path, monkeypatch
+    fitting, photos, tmp_path, monkeypatch
 ):
     one, other, *_ = (min(folder.iterdir()) for folder in sorted(photos.iterdir()))
 
@@ -144,40 +110,32 @@ def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(
             exchange()
         return found
 
-    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     with monkeypatch.context() as patched:
         patched.setattr(fit, "checksum", exchanging)
-        printed = command(fit, *line).printed
+        printed = fitting(photos, *QUICK).printed
     assert all(f"Left out: {file} changed while fit ran" in printed for file in (one, other))
     assert len(read(tmp_path / "model")["images"]) == 46
     exchange()
-    assert "Already done" not in command(fit, *line).printed
+    assert "Already done" not in fitting(photos, *QUICK).printed
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    command.works(fit, *line[:2], tmp_path / "fresh", *line[3:])
+    fitting.works(photos, *QUICK, to="fresh")
     kept, fresh = (read(tmp_path / name) for name in ("model", "fresh"))
     assert len(kept["images"]) == 48 and kept["images"] == fresh["images"]
     assert kept["estimate"] == fresh["estimate"] and kept["chosen"] == fresh["chosen"]
 
 
-@pytest.mark.parametrize("file", ["prompts.safetensors", "config.json"])
-def test_a_model_that_is_gone_or_changed_is_fitted_again(command, photos, tiny, tmp_path, file):
-    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK]
-    command.works(fit, *line)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    if file == "config.json":
-        (tmp_path / "model" / file).write_bytes(before[file].replace(b"GDA", b"gda") + b" ")
-    else:
-        (tmp_path / "model" / file).unlink()
-    assert "is gone or was changed" in command(fit, *line).printed
-    again = (tmp_path / "model" / file).read_bytes()
-    if file == "config.json":
-        again, before[file] = (
-            without_date(json.loads(content)["training"]) for content in (again, before[file])
-        )
-    assert again == before[file]
+def test_a_model_that_is_gone_or_changed_is_fitted_again(fitting, photos, tmp_path):
+    tensors = tmp_path / "model/prompts.safetensors"
+    config = tmp_path / "model/config.json"
+    fitting.works(photos, *QUICK)
+    before = tensors.read_bytes(), without_date(of_json(config)["training"])
+    for damage in (tensors.unlink, lambda: config.write_text(config.read_text() + " ")):
+        damage()
+        assert "is gone or was changed" in fitting(photos, *QUICK).printed
+        assert (tensors.read_bytes(), without_date(of_json(config)["training"])) == before
     (tmp_path / "model/calibration.json").unlink()  # tools/calibrate.py replaces it
-    assert "Already done" in command(fit, *line).printed
+    assert "Already done" in fitting(photos, *QUICK).printed
 
 
 def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
@@ -207,10 +165,10 @@ def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):
 
 
 def test_a_killed_fit_goes_on_to_the_same_result(
-    command, photos, tiny, tmp_path, monkeypatch, random_seed
+    fitting, photos, tmp_path, monkeypatch, random_seed
 ):
     monkeypatch.setattr(features, "PART", 8)  # images that are kept together
-    line = [photos, "--backbone", tiny, "--methods", "GDA", "--to"]
+    line = photos, "--methods", "GDA"
     # Until the interrupt
     steps = []
     left = [0]
@@ -226,21 +184,21 @@ def test_a_killed_fit_goes_on_to_the_same_result(
     for kind, name in ((Features, "encode"), (Heads, "answers")):
         monkeypatch.setattr(kind, name, lambda *arguments, kind=kind: step(kind, *arguments))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    command.works(fit, *line, tmp_path / "whole")
+    fitting.works(*line, to="whole")
     trainings = steps.count(Heads)
     steps.clear()
-    command.works(fit, *line, tmp_path / "again")
+    fitting.works(*line, to="again")
     # GDA's three, ten folds: what was held out is kept
     assert steps.count(Heads) <= trainings - 3 * 10
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     steps.clear()
-    command.works(fit, *line, tmp_path / "whole again")
+    fitting.works(*line, to="whole again")
     moments = np.random.default_rng(random_seed).integers(2, len(steps), 3)
     for number, left[0] in enumerate(moments):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{number}"))
         steps.clear()
-        assert command(fit, *line, tmp_path / f"{number}").status == 130
-        command.works(fit, *line, tmp_path / f"{number}")
+        assert fitting(*line, to=f"{number}").status == 130
+        fitting.works(*line, to=f"{number}")
         assert steps.count(Features) <= 6 + 1  # six parts, one of them twice
         whole, resumed = (read(tmp_path / name) for name in ("whole", f"{number}"))
         for record in (whole, resumed):
@@ -280,7 +238,7 @@ def test_a_trained_method_is_exported_as_it_answers(photos, deep, few_steps):
 
 
 def test_trained_methods_and_sentences_are_candidates(
-    command, photos, tiny, tmp_path, monkeypatch, few_steps
+    fitting, photos, tmp_path, monkeypatch, few_steps
 ):
     sentences = tmp_path / "sentences.json"
     to_json(sentences, {"0": ["a {} thing", "fire"]})
@@ -295,37 +253,26 @@ def test_trained_methods_and_sentences_are_candidates(
 
     monkeypatch.setattr(Towers, "fit", fit_or_stop)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    line = [
-        photos,
-        "--backbone",
-        tiny,
-        "--methods",
-        "KgCoOp",
-        "TaskRes",
-        "--minutes",
-        60,
-        "--device",
-        "cpu",
-    ]
-    line += ["--sentences", sentences, "--to", tmp_path / "model"]
-    assert command(fit, *line).status == 130
-    command.works(fit, *line)
+    heads = photos, "--methods", "KgCoOp", "TaskRes", "--device", "cpu", "--sentences", sentences
+    line = *heads, "--minutes", 60
+    assert fitting(*line).status == 130
+    fitting.works(*line)
     record = read(tmp_path / "model")
     names = [row["name"].split()[0] for row in record["candidates"] if "accuracy" in row]
     assert names == ["ZeroshotCLIP", "CuPL", "TaskRes", "TaskRes", "KgCoOp"]
     assert len(fits) == 1 + 5 + (record["chosen"][0]["method"] == "KgCoOp")  # two folds were kept
     described = of_json(tmp_path / "model/config.json")
     assert described["sentences"] or described["method"] == "ZeroshotCLIP"
-    command.works(fit, *line[:-1], tmp_path / "quick", "--minutes", 0)
+    fitting.works(*heads, to="quick")
     assert "KgCoOp" not in str(read(tmp_path / "quick")["candidates"])
     monkeypatch.setattr(towers_module, "time", SimpleNamespace(monotonic=lambda: np.inf))
-    command.works(fit, *line[:-1], tmp_path / "late")
+    fitting.works(*line, to="late")
     (late,) = (row for row in read(tmp_path / "late")["candidates"] if row["name"] == "KgCoOp")
     assert late["fault"] == "no time is left: raise --minutes"
 
 
 def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
-    command, photos, tiny, tmp_path, monkeypatch
+    fitting, photos, tmp_path, monkeypatch
 ):
     """Each look at the clock is a minute later. The chosen head is then trained without a limit."""
     monkeypatch.setattr(clock, "SETTLED", 0)
@@ -335,27 +282,16 @@ def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
         now[0] += 60
         return now[0]
 
-    line = [
-        photos,
-        "--backbone",
-        tiny,
-        "--methods",
-        "GDA",
-        "CLAP",
-        "--minutes",
-        60,
-        "--to",
-        tmp_path / "model",
-    ]
+    line = photos, "--methods", "GDA", "CLAP", "--minutes", 60
     with monkeypatch.context() as patch:
         patch.setattr(clock, "time", SimpleNamespace(monotonic=later))
         for module in (story, decision):
             patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.0))
         patch.setattr(decision, "curve", lambda *arguments: exec("raise KeyboardInterrupt"))
-        assert command(fit, *line).status == 130
+        assert fitting(*line).status == 130
     plan = read(tmp_path / "model")["plan"]["too_long"]
     assert "raise --minutes" in plan["CLAP LR 0.1"]
-    command.works(fit, *line)
+    fitting.works(*line)
     faults = {
         row["name"]: row["fault"]
         for row in read(tmp_path / "model")["candidates"]

@@ -1,11 +1,11 @@
 """A fit that chooses among several backbones."""
 
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import class_folders
 from marks import of_json
 
 from clip import weights_sha256
@@ -16,18 +16,12 @@ from fit.options import Option, nested
 from inference.classifier import PromptedClassifier
 from inference.sample import Sample
 
-QUICK = ["--methods", "GDA", "SSText", "--minutes", "0"]
+QUICK = "--methods", "GDA", "SSText"
 
 
 @pytest.fixture(scope="module")
 def photos(eurosat, tmp_path_factory):
-    """Class folders with 5 images each."""
-    place = tmp_path_factory.mktemp("photos")
-    for folder in (eurosat / "eurosat/2750").iterdir():
-        (place / folder.name).mkdir()
-        for file in sorted(folder.iterdir())[:5]:
-            shutil.copy(file, place / folder.name / file.name)
-    return place
+    return class_folders(eurosat, tmp_path_factory.mktemp("photos"), 5)
 
 
 def option(logits):
@@ -55,10 +49,10 @@ def test_the_choice_among_backbones_is_right_and_does_not_flatter(random_seed):
 
 
 def test_a_fit_names_the_price_of_each_backbone_and_keeps_the_choice(
-    command, photos, tiny, tmp_path
+    fitting, photos, tiny, tmp_path
 ):
-    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "small", *QUICK]
-    printed = command(fit, *line).printed
+    line = photos, "--backbone", tiny, "small", *QUICK
+    printed = fitting(*line).printed
     assert "ms an image" in printed
     record = of_json(tmp_path / "model/fit.json")
     rows = {row["backbone"]: row for row in record["backbones"]}
@@ -71,9 +65,9 @@ def test_a_fit_names_the_price_of_each_backbone_and_keeps_the_choice(
     assert chosen in (tmp_path / "model/report.html").read_text()
     classifier = PromptedClassifier.from_pretrained(tmp_path / "model", chosen)
     assert len(classifier.class_names) == 6
-    assert "Already done" in command(fit, *line).printed
+    assert "Already done" in fitting(*line).printed
     # A single backbone is another request
-    assert "Already done" not in command(fit, *line[:4], tiny, *QUICK).printed
+    assert "Already done" not in fitting(photos, *QUICK).printed
 
 
 def test_the_classifier_takes_a_list(photos, tiny):
@@ -89,16 +83,15 @@ def test_the_classifier_takes_a_list(photos, tiny):
 
 
 def test_slow_backbones_are_left_out_and_a_killed_fit_knows_their_times(
-    command, photos, tiny, tmp_path, monkeypatch
+    fitting, photos, tiny, monkeypatch
 ):
     times = iter([3.0, 50.0])
     monkeypatch.setattr(sources, "milliseconds", lambda encoder: next(times))
-    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "small", *QUICK]
-    with monkeypatch.context() as killing:
+    line = photos, "--backbone", tiny, "small", "--max-ms", "20", *QUICK
+    with monkeypatch.context() as killing, pytest.raises(ZeroDivisionError):
         killing.setattr(story, "decide_among", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            fit.main([*map(str, line), "--max-ms", "20"])
-    printed = command(fit, *line, "--max-ms", "20").printed  # no third time is measured
+        fitting.main(*line)
+    printed = fitting(*line).printed  # no third time is measured
     assert "Left out: small takes 50.0 ms" in printed
 
 
@@ -110,14 +103,13 @@ def test_images_may_follow_one_backbone():
 
 
 @pytest.mark.parametrize(
-    "names, options, words",
+    ("options", "words"),
     [
-        (["small", "small"], [], "have the same weights"),
-        (["small"], ["--max-ms", "1e-6"], "raise --max-ms: small takes"),
-        (["small", "none.pt"], [], "none.pt does not exist"),
+        (["small", "small"], "have the same weights"),
+        (["small", "--max-ms", "1e-6"], "raise --max-ms: small takes"),
+        (["small", "none.pt"], "none.pt does not exist"),
     ],
 )
-def test_bad_backbones_are_one_line(names, options, words, command, photos, tmp_path):
-    line = [photos, "--to", tmp_path / "model", "--backbone", *names, *QUICK, *options]
-    assert words in command(fit, *line).error
+def test_bad_backbones_are_one_line(options, words, fitting, photos, tmp_path):
+    assert words in fitting(photos, *QUICK, "--backbone", *options).error
     assert not (tmp_path / "model").exists()

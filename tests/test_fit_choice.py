@@ -27,14 +27,30 @@ from fit.photos import Photos
 from fit.request import FitRequest
 from fit.rows import Photo
 from fit.trials import Backbone, Examples
-from inference import export, predict
+from inference import export
 from inference.classifier import PromptedClassifier
 from inference.sample import Sample
 from trainers.base.features import CachedOutput
 
 
-def test_heads_learn_with_one_thread(tiny, monkeypatch):
-    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b"]))
+@pytest.fixture
+def heads(tiny):
+    return Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+
+
+def features_of(labels):
+    """Features before the projection that say the label."""
+    noise = torch.randn(len(labels), 64, generator=torch.Generator().manual_seed(1))
+    return noise + 3 * torch.eye(64)[labels]
+
+
+def decided(heads, features, labels, scenes, methods):
+    examples = Examples(features, labels, np.array(scenes), heads.names)
+    candidates = [one for one in CANDIDATES if one.method in methods]
+    return decide(heads, examples, candidates, FitRequest(Path("photos"), Path("model")))
+
+
+def test_heads_learn_with_one_thread(heads, monkeypatch):
     seen = []
     monkeypatch.setattr("fit.heads.learn", lambda *_: seen.append(torch.get_num_threads()))
     monkeypatch.setattr(torch, "get_num_threads", iter([2, 1, 2]).__next__)
@@ -44,12 +60,11 @@ def test_heads_learn_with_one_thread(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["Ensemble", "KernelEnsemble", "Linear"])
-def test_the_exported_ensemble_is_the_sum_of_its_members(name, eurosat, tiny, command, tmp_path):
-    zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
-    heads = Heads(zero_shot)
-    chance = torch.Generator().manual_seed(0)
-    seen = 3 * torch.randn(12, 64, generator=chance)
+def test_the_exported_ensemble_is_the_sum_of_its_members(
+    name, heads, eurosat, tiny, command, tmp_path
+):
     labels = torch.arange(12) % 3
+    seen = features_of(labels)
     left_out = {"Ensemble": {KERNEL}, "Linear": {*WITHOUT_TEXTS}}
     methods = {*SUMMED} - left_out.get(name, set())
     members = [(one, 0.5 + place) for place, one in enumerate(CANDIDATES) if one.method in methods]
@@ -69,12 +84,9 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(name, eurosat, tiny, co
     image = next(eurosat.glob("eurosat/2750/*/*"))
     loaded = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
     assert torch.allclose(loaded.logits([image]), ensemble.logits([image]), rtol=1e-4)
-    printed = command(predict, tmp_path / "model", image, "--backbone", tiny, "--csv").printed
-    assert name in printed
     command.works(export, tmp_path / "model", "--to", tmp_path / "out", "--backbone", tiny)
     card = (tmp_path / "out/README.md").read_text()
-    assert f"# {name} for" in card and "CLAP LR 0" in card and "LPPlusPlus for" not in card
-    assert "a cat" not in card  # the model refuses other class names
+    assert f"# {name} for" in card and "CLAP LR 0" in card
     with one_line("was learned for its own classes"):
         loaded.probabilities([image], ["a cat", "a dog"])
 
@@ -97,24 +109,18 @@ def test_labels_in_doubt_are_the_least_probable_ones(monkeypatch):
 
 def test_a_configuration_is_made_once_and_never_changes():
     one = settings_of(Candidate("RLA"))
-    assert one is settings_of(Candidate("RLA")) and one is not settings_of(
-        Candidate("RLA", {"STEPS": 7})
-    )
+    assert one is settings_of(Candidate("RLA"))
+    assert one is not settings_of(Candidate("RLA", {"STEPS": 7}))
     with pytest.raises(AttributeError, match="immutable"):
         one.TRAINER.RLA.STEPS = 8
 
 
 @pytest.mark.parametrize("methods", [("ZeroshotCLIP",), ("ZeroshotCLIP", "GDA", "TaskRes")])
-def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
-    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+def test_certainty_is_fitted_on_the_logits_that_the_model_gives(heads, methods):
     labels = torch.arange(24) % 3
-    features = (
-        torch.randn(24, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
-    )
-    examples = Examples(features, labels, np.arange(len(labels)), heads.names)
-    candidates = [one for one in CANDIDATES if one.method in methods]
-    found = decide(heads, examples, candidates, FitRequest(Path("photos"), Path("model")))
-    held = choice.folds(labels.numpy(), np.arange(len(labels)), 1)
+    features = features_of(labels)
+    found = decided(heads, features, labels, range(24), methods)
+    held = choice.folds(labels.numpy(), np.arange(24), 1)
     scales = {
         one: logit_std(heads.answers(one, (features, labels), features)) for one, _ in found.chosen
     }
@@ -123,7 +129,7 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
         for one, weight in found.chosen
     )
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
-    assert found.chosen == [(candidates[0], 1.0)] or len(methods) > 1
+    assert found.chosen == [(CANDIDATES[0], 1.0)] or len(methods) > 1
 
 
 def test_the_choice_does_not_flatter_its_estimate(random_seed):
@@ -145,14 +151,9 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
         outside.append(choice.correct(chosen[0], labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
     # zero-shot guesses, the other knows
-    certain = np.eye(4)[labels][None, None] * [
-        [[[0]]],
-        [[[9]]],
-    ]
-    assert choice.choose(certain, Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [1]
-    assert choice.choose(certain[:, :, :, ::-1], Sample.of(labels), {0: 1.0}).nonzero()[
-        0
-    ].tolist() == [0]
+    certain = np.eye(4)[labels] * np.array([0, 9])[:, None, None, None]
+    for logits, taken in ((certain, 1), (certain[..., ::-1], 0)):
+        assert choice.choose(logits, Sample.of(labels), {0: 1.0}).argmax() == taken
 
 
 @pytest.mark.parametrize("rival", ["zero-shot CLIP", "the ensemble"])
@@ -185,12 +186,9 @@ def test_a_winner_must_lead(rival):
     assert below > 3 and above > 3
 
 
-def test_logits_of_fewer_images_count_as_much(tiny):
-    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+def test_logits_of_fewer_images_count_as_much(heads):
     labels = torch.arange(12) % 3
-    features = (
-        torch.randn(12, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
-    )
+    features = features_of(labels)
     held = np.arange(12)[None] // 6
     candidate = Candidate("GDA", {"ALPHA": 10.0, "AUGMENT_EPOCH": 1})
     found = heads.held_out(candidate, (features, labels), held)
@@ -280,20 +278,14 @@ def test_images_that_are_missed_for_sure_lower_the_estimate():
     assert (less.low, less.high) == choice.interval(less.accuracy, 50)
 
 
-def test_many_logits_are_kept_of_some_scenes_only(tiny, monkeypatch):
+def test_many_logits_are_kept_of_some_scenes_only(heads, monkeypatch):
     monkeypatch.setattr(trials, "MOST_LOGITS", 1000)
     monkeypatch.setattr(trials, "EXACT", 1)  # and in single precision
-    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
     labels = torch.arange(120) % 3
-    features = (
-        torch.randn(120, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
-    )
     scenes = (torch.arange(120) // 6 * 3 + labels).tolist()
-    examples = Examples(features, labels, np.array(scenes), heads.names)
-    candidates = [one for one in CANDIDATES if one.method in ("ZeroshotCLIP", "GDA")]
-    found = decide(heads, examples, candidates, FitRequest(Path("photos"), Path("model")))
-    room = 1000 // (2 * 3 * 5)
-    assert 10 < len(found.trials.held) <= room and found.logits.dtype == np.float32
+    found = decided(heads, features_of(labels), labels, scenes, ("ZeroshotCLIP", "GDA"))
+    assert 10 < len(found.trials.held) <= 1000 // (2 * 3 * 5)
+    assert found.logits.dtype == np.float32
     assert any("choose and estimate" in note for note in found.notes)
     # Of all 20, not of those that are kept
     assert [round(number) for number, _ in found.curve] == [0, 4, 8, 16]

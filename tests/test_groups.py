@@ -14,7 +14,6 @@ from scipy.ndimage import gaussian_filter
 from datasets import copies
 from datasets.preparing.own_images import check_folder
 from fit import choice
-from fit import command as fit
 from inference.calibration import Temperature, Threshold
 from inference.sample import Sample
 from inference.sets import Sets
@@ -254,44 +253,34 @@ def read(folder):
     return of_json(folder / "fit.json")
 
 
-def test_a_folder_of_near_copies_counts_scenes(command, photos, tmp_path):
-    line = [photos, "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to"]
-    ended = command.works(fit, *line, tmp_path / "model")
+QUICK = "--backbone", "small", "--methods", "GDA"
+
+
+def test_a_folder_of_near_copies_counts_scenes(fitting, photos, tmp_path):
+    printed = fitting.works(photos, *QUICK).printed
     record = read(tmp_path / "model")
     assert "18 groups of images of one scene hold 72 images" in record["grouped"]
-    assert record["estimate"]["images"] == 72 and record["estimate"]["groups"] == 18
-    assert (
-        record["grouped"] in ended.printed
-        and record["grouped"] in (tmp_path / "model/report.html").read_text()
-    )
-    assert (
-        record["test"]["known"] == 6
-        and record["test"]["images"] == 6
-        and "accuracy_with_known" in record["test"]
-    )
-    scenes = {
-        photo["path"].rsplit("/", 1)[0]: photo["scene"]
-        for photo in record["images"]
-        if photo["part"] == "train"
-    }
-    assert len(set(scenes.values())) == 18
-    table = (tmp_path / "model/labels.csv").read_text().splitlines()
-    assert len(table) == 73 and table[0].startswith("path,label,group,answer")
-    labels = list(csv.DictReader(table))
+    assert record["grouped"] in printed
+    assert record["grouped"] in (tmp_path / "model/report.html").read_text()
+    assert (record["estimate"]["images"], record["estimate"]["groups"]) == (72, 18)
+    assert (record["test"]["images"], record["test"]["known"]) == (6, 6)
+    assert "accuracy_with_known" in record["test"]
+    scenes = {photo["scene"] for photo in record["images"] if photo["part"] == "train"}
+    assert len(scenes) == 18
+    labels = list(csv.DictReader((tmp_path / "model/labels.csv").read_text().splitlines()))
+    assert [*labels[0]][:4] == ["path", "label", "group", "answer"]
     issues = [row for row in labels if row["is_label_issue"] == "True"]
-    assert len(issues) == len(record["suspects"]) and all(
-        row["given_label"] == row["label"] != row["predicted_label"] == row["answer"]
-        and row["probability_of_label"] == row["label_score"]
-        for row in issues
-    )
+    assert len(labels) == 72 and len(issues) == len(record["suspects"])
+    for row in issues:
+        assert row["given_label"] == row["label"] != row["predicted_label"] == row["answer"]
+        assert row["probability_of_label"] == row["label_score"]
     assert {row["class"] for row in record["by_class"]} == set(CLASSES)
 
-    command.works(fit, *line, tmp_path / "named", "--group-by", "folder")
+    fitting.works(photos, *QUICK, "--group-by", "folder", to="named")
     assert "by the names of groups" in read(tmp_path / "named")["grouped"]
-    ended = command(fit, *line, tmp_path / "alone", "--groups", "none")
-    record = read(tmp_path / "alone")
-    assert "GROUPS ARE OFF" in ended.printed and record["estimate"]["groups"] == 72
-    assert record["estimate"]["high"] - record["estimate"]["low"] < 20
+    assert "GROUPS ARE OFF" in fitting(photos, *QUICK, "--groups", "none", to="alone").printed
+    alone = read(tmp_path / "alone")["estimate"]
+    assert alone["groups"] == 72 and alone["high"] - alone["low"] < 20
 
 
 def test_the_check_of_a_folder_names_near_copies_across_parts(photos):
@@ -301,89 +290,68 @@ def test_the_check_of_a_folder_names_near_copies_across_parts(photos):
     assert pairs == {("0", "0"), ("1", "1")}
 
 
-def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(command, photos, tmp_path):
+def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(fitting, photos, tmp_path):
+    def refused(words, images, *options):
+        assert words in fitting(images, *QUICK, *options).error
+
     table = photos / "table.csv"
-    images = sorted(photos.glob("train/*/*/*.png"))
-    rows = [
-        f"{image.relative_to(photos)},{image.parent.parent.name},{image.parts[-3]}{image.parts[-2]}"
-        for image in images
-    ]
-    line = ["--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to", tmp_path / "model"]
-    table.write_text("\n".join(["path,label,group", *rows]))
-    command.works(fit, table, *line)
-    assert "72 by the names of groups" in read(tmp_path / "model")["grouped"]
-    table.write_text("\n".join(["path,label,group", *rows[:-1], rows[-1].rsplit(",", 1)[0] + ","]))
-    assert (
-        "line 73" in command(fit, table, *line).error
-        and "no group" in command(fit, table, *line).error
-    )
-    table.write_text(
-        "\n".join(["path,label,group", *(row.rsplit(",", 1)[0] + ",all" for row in rows)])
-    )
-    assert "of the group 'all'" in command(fit, table, *line).error
     train = photos / "train"
-    for by, word in {
+    images = sorted(train.glob("*/*/*.png"))
+    lines = ["path,label,group"]
+    for image in images:
+        _, label, scene, _ = image.relative_to(photos).parts
+        lines.append(f"{image.relative_to(photos)},{label},{label}{scene}")
+    table.write_text("\n".join(lines))
+    fitting.works(table, *QUICK)
+    assert "72 by the names of groups" in read(tmp_path / "model")["grouped"]
+    without = [line.rpartition(",")[0] for line in lines]
+    table.write_text("\n".join([*lines[:-1], f"{without[-1]},"]))
+    refused("line 73", table)
+    table.write_text("\n".join([lines[0], *(f"{line},all" for line in without[1:])]))
+    refused("of the group 'all'", table)
+    wrong = {
         "scene(": "is not a regular expression",
         "scene.": "0 captures",
         "(a)(b)": "2 captures",
-    }.items():
-        assert word in command(fit, train, *line, "--group-by", by).error
-    assert "finds no group in" in command(fit, train, *line, "--group-by", "scene([0-3])").error
-    assert "contradict" in command(fit, train, *line, "--group-by", "(s)", "--groups", "none").error
-    assert (
-        "below that of its class"
-        in command(fit, photos / "test/red field/..", *line, "--group-by", "x").error
-        or True
-    )
+        "scene([0-3])": "finds no group in",
+    }
+    for by, words in wrong.items():
+        refused(words, train, "--group-by", by)
+    refused("contradict", train, "--group-by", "(s)", "--groups", "none")
     shallow = tmp_path / "shallow"
     for image in images:
         (shallow / image.parent.parent.name).mkdir(parents=True, exist_ok=True)
         image.rename(shallow / image.parent.parent.name / f"{image.parent.name}{image.name}")
-    assert "in a folder below" in command(fit, shallow, *line, "--group-by", "folder").error
+    refused("in a folder below", shallow, "--group-by", "folder")
 
 
-def test_a_test_accuracy_outside_of_the_interval_comes_first(command, photos, tmp_path):
+def test_a_test_accuracy_outside_of_the_interval_comes_first(fitting, photos, tmp_path):
     """The classes of the test images are exchanged."""
-    first = photos / "test" / CLASSES[0]
-    second = photos / "test" / CLASSES[1]
+    first, second = (photos / "test" / name for name in CLASSES[:2])
     first.rename(photos / "other")
     second.rename(first)
     (photos / "other").rename(second)
-    line = [
-        photos,
-        "--backbone",
-        "small",
-        "--methods",
-        "GDA",
-        "--minutes",
-        0,
-        "--to",
-        tmp_path / "model",
-    ]
-    ended = command(fit, *line)
+    printed = fitting(photos, *QUICK).printed
     record = read(tmp_path / "model")
+    assert record["test"]["accuracy"] < record["estimate"]["low"]
+    words = "is below the interval of the estimate"
     page = (tmp_path / "model/report.html").read_text()
-    if record["test"]["accuracy"] < record["estimate"]["low"]:
-        assert "is below the interval of the estimate" in ended.printed
-        assert page.index("is below the interval of the estimate") < page.index("of 100 new images")
-    else:
-        pytest.fail("the test images are as good as the estimate")
+    assert words in printed and page.index(words) < page.index("of 100 new images")
 
 
-def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed):
+def test_two_mixes_of_classes_have_two_estimates(fitting, tmp_path, random_seed):
     rng = np.random.default_rng(random_seed)
+    photos = tmp_path / "photos"
     for tint, (name, images) in enumerate(zip(CLASSES, (24, 6, 6), strict=True)):
-        (tmp_path / "photos" / name).mkdir(parents=True)
+        (photos / name).mkdir(parents=True)
         for number in range(images):
             # Two classes look alike
-            picture(rng, 0 if tint else 2).save(tmp_path / "photos" / name / f"{number}.png")
-    line = [tmp_path / "photos", "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to"]
-    ended = command(fit, *line, tmp_path / "folder")
-    estimates = read(tmp_path / "folder")["estimates"]
+            picture(rng, 0 if tint else 2).save(photos / name / f"{number}.png")
+    assert "if classes are equally frequent" in fitting(photos, *QUICK).printed
+    estimates = read(tmp_path / "model")["estimates"]
     assert estimates["folder"]["accuracy"] > estimates["equal"]["accuracy"] + 2
     assert estimates["equal"]["groups"] < 36
-    assert "if classes are equally frequent" in ended.printed
-    command.works(fit, *line, tmp_path / "equal", "--prior", "equal")
+    fitting.works(photos, *QUICK, "--prior", "equal", to="equal")
     record = read(tmp_path / "equal")
     assert record["estimate"] == record["estimates"]["equal"]
     # Of one mix

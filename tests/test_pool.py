@@ -8,7 +8,6 @@ import pytest
 import torch
 from marks import of_json, one_line
 
-from fit import command as fit
 from fit.candidates import CANDIDATES, POOLED, VISION, ZERO_SHOT, Candidate, ensemble
 from fit.decision import decide
 from fit.estimator import FITTED_AGAIN, Classifier
@@ -147,11 +146,10 @@ def folders(eurosat, tmp_path):
     return tmp_path / "photos", pool
 
 
-def test_a_fit_says_what_it_saw_without_labels(command, folders, tiny, tmp_path):
+def test_a_fit_says_what_it_saw_without_labels(fitting, folders, tmp_path):
     photos, pool = folders
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION]
-    line += ["--pool", pool, "--to", tmp_path / "model"]
-    done = command.works(fit, *line)
+    line = photos, "--methods", VISION, "--pool", pool
+    done = fitting.works(*line)
     classes = len(list(photos.iterdir()))
     images = 4 * classes
     assert f"Left out of the images without labels: {classes} that are copies" in done.printed
@@ -162,25 +160,23 @@ def test_a_fit_says_what_it_saw_without_labels(command, folders, tiny, tmp_path)
     assert SeenImages.read(tmp_path / "model").of_role("unlabelled").digest.shape[0] == images
     exported = of_json(tmp_path / "model" / EXPORT_CONFIG_FILE)
     assert exported["training"]["images_seen_without_labels"] == images
-    assert "Already done" in command(fit, *line).printed
-    none = command(fit, *line[:-1], tmp_path / "other", "--classes", "pink")
+    assert "Already done" in fitting(*line).printed
+    none = fitting(*line, "--classes", "pink", to="other")
     assert "no candidate that learns from them could be tried" in none.printed
     (pool / "broken.png").unlink()
-    assert "Already done" not in command(fit, *line).printed
+    assert "Already done" not in fitting(*line).printed
 
 
-def test_a_bank_that_does_not_know_near_copies_says_so(command, folders, tiny, tmp_path):
+def test_a_bank_that_does_not_know_near_copies_says_so(command, fitting, folders, tiny, tmp_path):
     photos, pool = folders
     command(embed, pool, "--to", tmp_path / "bank", "--backbone", tiny)
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION]
-    printed = command(fit, *line, "--pool", tmp_path / "bank", "--to", tmp_path / "model").printed
+    printed = fitting(photos, "--methods", VISION, "--pool", tmp_path / "bank").printed
     assert "Near-copies are not known: the bank was written without --look" in printed
 
 
-def test_a_classifier_has_the_same_pool(command, folders, tiny, tmp_path):
+def test_a_classifier_has_the_same_pool(fitting, folders, tiny, tmp_path):
     photos, pool = folders
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION, "--pool", pool]
-    command.works(fit, *line, "--to", tmp_path / "model")
+    fitting.works(photos, "--methods", VISION, "--pool", pool)
     model = Classifier(str(tiny), minutes=0, methods=[VISION], pool=str(pool)).fit(photos)
     model.save(tmp_path / "saved")
     kept = "request", "pool", "estimate", "names", "notes"
@@ -199,15 +195,14 @@ def test_a_classifier_has_the_same_pool(command, folders, tiny, tmp_path):
         Classifier(str(tiny), minutes=0, pool=tmp_path / "nothing").fit(photos)
 
 
-def test_clusters_are_shown(command, folders, tiny, tmp_path, monkeypatch):
+def test_clusters_are_shown(fitting, folders, tmp_path, monkeypatch):
     """With a class that has no labelled image, and whose images are alike."""
     photos, pool = folders
     *_, last = sorted(folder.name for folder in photos.iterdir())
     shutil.rmtree(photos / last)
     monkeypatch.setattr("fit.pooled.LEAST_OF_CLUSTER", 3)
     monkeypatch.setattr("fit.pooled.CLUSTERS", 1)
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION, "--pool", pool]
-    done = command(fit, *line, "--groups", "none", "--to", tmp_path / "model")
+    done = fitting(photos, "--methods", VISION, "--pool", pool, "--groups", "none")
     assert "A new class? See report.html" in done.printed, done.printed
     (paths,) = of_json(tmp_path / "model/fit.json")["pool"]["clusters"]
     assert len(paths) >= 3 and all(f"/{last}-" in path for path in paths)
@@ -215,24 +210,23 @@ def test_clusters_are_shown(command, folders, tiny, tmp_path, monkeypatch):
     assert "In no class?" in page and paths[0] in page
 
 
-def test_a_calibration_knows_images_that_were_seen_without_labels(command, folders, tiny, tmp_path):
+def test_a_calibration_knows_images_that_were_seen_without_labels(
+    command, fitting, folders, tiny, tmp_path
+):
     photos, pool = folders
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION, "--pool", pool]
-    command.works(fit, *line, "--to", tmp_path / "model")
-    names = sorted(folder.name for folder in photos.iterdir())
-    for name in names:
-        (tmp_path / "labelled" / name).mkdir(parents=True)
-        for file in pool.glob(f"{name}-t*"):
-            shutil.copy(file, tmp_path / "labelled" / name)
+    fitting.works(photos, "--methods", VISION, "--pool", pool)
     images = tmp_path / "labelled"
+    for name in (folder.name for folder in photos.iterdir()):
+        (images / name).mkdir(parents=True)
+        for file in pool.glob(f"{name}-t*"):
+            shutil.copy(file, images / name)
     done = command(calibrate, tmp_path / "model", "--images", images, "--backbone", tiny)
     assert "were seen by the model without their labels" in done.printed, done.error
     assert len(SeenImages.read(tmp_path / "model").of_role("unlabelled"))
 
 
-def test_bad_pools_are_one_line(command, folders, tiny, tmp_path):
+def test_bad_pools_are_one_line(fitting, folders, tmp_path):
     photos, pool = folders
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--to", tmp_path / "model"]
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy(next(pool.glob("*-t*")), few)
@@ -243,6 +237,5 @@ def test_bad_pools_are_one_line(command, folders, tiny, tmp_path):
         "learns from images without labels": ["--methods", "TransCLIP"],
     }
     for fault, words in faults.items():
-        done = command(fit, *line, *words)
-        assert fault in done.error and "\n" not in done.error
+        assert fault in fitting(photos, *words).error
         assert not (tmp_path / "model/fit.json").exists()

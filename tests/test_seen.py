@@ -1,7 +1,6 @@
 """seen.npz: a calibration refuses what a model has learned from, whatever form the model has."""
 
 import shutil
-import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image
 from test_groups import CLASSES, KINDS, picture
 
 from datasets import copies
-from fit import command as fit
 from inference import export
 from inference.seen import ROLES, SeenImages
 from runs import calibrate
@@ -36,12 +34,11 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def model(folders, command, tmp_path):
+def model(folders, fitting, tmp_path):
     """The folder of a fit. GDA is one head; two heads are an ensemble."""
 
-    def model(*methods):
-        line = [folders / "learned", "--backbone", "small", "--minutes", 0, "--methods", *methods]
-        command.works(fit, *line, "--to", tmp_path / "model")
+    def model(*methods, images="learned"):
+        fitting.works(folders / images, "--backbone", "small", "--methods", *methods)
         return tmp_path / "model"
 
     return model
@@ -56,12 +53,11 @@ def test_images_that_were_learned_from_do_not_calibrate(form, folders, model, co
         command.works(export, folder, "--to", tmp_path / "exported")
         folder = tmp_path / "exported"
     before = (folder / "calibration.json").read_bytes()
-    ended = command(calibrate, folder, "--images", folders / "learned")
-    assert "24 of 24 images for the calibration are training images" in ended.error
-    assert (
-        "near-copies of training images"
-        in command(calibrate, folder, "--images", folders / "near").error
-    )
+    for images, words in {
+        "learned": "24 of 24 images for the calibration are training images",
+        "near": "near-copies of training images",
+    }.items():
+        assert words in command(calibrate, folder, "--images", folders / images).error
     assert (folder / "calibration.json").read_bytes() == before
     command.works(calibrate, folder, "--images", folders / "other", "--error", 0.9)
     roles = SeenImages.read(folder).role
@@ -102,21 +98,20 @@ def test_a_run_and_its_export_know_their_training_images(
                 folder = tmp_path / part / name.replace(" ", "_")
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copy(eurosat / "eurosat/2750" / path, folder / path.replace("/", "_"))
-    learned = tmp_path / "train"
     exported = tmp_path / "exported"
-    backbone = ["--backbone", deep]
     command.works(export, run, "--to", exported)
-    assert "training images" in command(calibrate, exported, "--images", learned, *backbone).error
-    assert (
-        "test images"
-        in command(calibrate, exported, "--images", tmp_path / "test", *backbone).error
-    )
-    public = SeenImages.read(exported).without_signatures()  # as on the Hub
-    public.write(exported)
-    assert "training images" in command(calibrate, exported, "--images", learned, *backbone).error
-    assert "training images" in command(calibrate, run, "--images", learned).error
+
+    def refusal(model, images):
+        line = model, "--images", tmp_path / images, "--backbone", deep
+        return command(calibrate, *line).error
+
+    assert "training images" in refusal(exported, "train")
+    assert "test images" in refusal(exported, "test")
+    SeenImages.read(exported).without_signatures().write(exported)  # as on the Hub
+    assert "training images" in refusal(exported, "train")
+    assert "training images" in refusal(run, "train")
     (run / "seen.npz").unlink()  # as that of an earlier version
-    assert "training images" in command(calibrate, run, "--images", learned).error
+    assert "training images" in refusal(run, "train")
 
 
 def test_images_that_chose_zero_shot_clip_are_named(folders, model, command):
@@ -125,17 +120,17 @@ def test_images_that_chose_zero_shot_clip_are_named(folders, model, command):
     assert "24 of them chose a setting of the model" in ended.printed
 
 
-def test_images_that_taught_a_part_of_an_ensemble_do_not_calibrate(folders, command, tmp_path):
+def test_images_that_taught_a_part_of_an_ensemble_do_not_calibrate(
+    folders, model, command, tmp_path
+):
     """Zero-shot CLIP is the first part, and had its role."""
     images = tmp_path / "images"
     for place, name in enumerate(("red", "green", "blue")):  # so that the names help
         shutil.copytree(folders / "learned" / CLASSES[place - 1], images / name)
-    line = [images, "--backbone", "small", "--minutes", 0, "--methods", "SSText"]
-    command.works(fit, *line, "--to", tmp_path / "model")
-    methods = [one["method"] for one in of_json(tmp_path / "model/fit.json")["chosen"]]
+    folder = model("SSText", images=images)
+    methods = [one["method"] for one in of_json(folder / "fit.json")["chosen"]]
     assert methods[0] == "ZeroshotCLIP" and "SSText" in methods
-    ended = command(calibrate, tmp_path / "model", "--images", images)
-    assert "are training images" in ended.error
+    assert "are training images" in command(calibrate, folder, "--images", images).error
 
 
 def test_other_pictures_of_one_layout_are_no_near_copies():
@@ -150,15 +145,12 @@ def test_other_pictures_of_one_layout_are_no_near_copies():
         pixels = 128 + wave + rng.normal(0, 15, (64, 64, 3))
         return copies.signature(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
 
-    learned = SeenImages.of(
-        [f"{number:064x}" for number in range(32)], [ring() for _ in range(32)], [0] * 32, "learned"
-    )
-    others = SeenImages.of(
-        [f"{number:064x}" for number in range(99, 199)],
-        [ring() for _ in range(100)],
-        [0] * 100,
-        "tested",
-    )
+    def rings(numbers, role):
+        hashes = [f"{number:064x}" for number in numbers]
+        return SeenImages.of(hashes, [ring() for _ in numbers], [0] * len(numbers), role)
+
+    learned = rings(range(32), "learned")
+    others = rings(range(99, 199), "tested")
     again = replace(learned, digest=learned.digest + 1)
     assert learned.similar(others).mean() < 0.2 and learned.similar(again).all()
 
@@ -177,19 +169,17 @@ def test_the_ledger_keeps_roles_groups_and_no_picture_when_published(tmp_path):
     assert read.of_role("learned").equal(both).tolist() == [True] * 4 + [False] * 2
     assert read.similar(first).all() and not first.similar(second).any()
     public = read.without_signatures()
-    assert (
-        public.equal(both).all() and not public.similar(both).any() and not public.signature.any()
-    )
+    assert public.equal(both).all() and not public.signature.any()
+    assert not public.similar(both).any()
     assert SeenImages.read(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "type", "role", "missing", "large"])
 def test_a_damaged_ledger_is_one_line(damage, tmp_path, monkeypatch):
     images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(3)]
-    hashes = [copies.pixels_sha256(image) for image in images]
-    SeenImages.of(
-        hashes, [copies.signature(image) for image in images], [0, 1, 1], "learned"
-    ).write(tmp_path)
+    signatures = map(copies.signature, images)
+    hashes = map(copies.pixels_sha256, images)
+    SeenImages.of([*hashes], [*signatures], [0, 1, 1], "learned").write(tmp_path)
     file = tmp_path / "seen.npz"
     arrays = dict(np.load(file))
     if damage == "cut":
@@ -197,14 +187,12 @@ def test_a_damaged_ledger_is_one_line(damage, tmp_path, monkeypatch):
     elif damage == "large":
         monkeypatch.setattr("inference.seen.LARGEST", 100)
     else:
-        changes = {
-            "type": {"label": arrays["label"].astype(float)},
-            "role": {"role": arrays["role"] + 9},
-        }
-        arrays |= changes.get(damage, {})
+        if damage == "type":
+            arrays["label"] = arrays["label"].astype(float)
+        if damage == "role":
+            arrays["role"] += 9
         if damage == "missing":
             del arrays["group"]
-        with zipfile.ZipFile(file, "w"):
-            np.savez(file, **arrays)
+        np.savez(file, **arrays)
     with one_line("is damaged"):
         SeenImages.read(tmp_path)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drawn import class_folders
 from marks import of_json, one_line
 
 from fit import choice, unseen
-from fit import command as fit
 from fit.candidates import CANDIDATES, Candidate
 from fit.decision import decide
 from fit.estimator import Classifier
@@ -28,12 +28,8 @@ TRANSFERS = {"ZeroshotCLIP", "CuPL", "TipAdapter", "TipAdapterF", "ProKeR", "CLI
 
 
 @pytest.fixture
-def photos(class_folders):
-    """Class folders with 4 images each."""
-    for folder in class_folders.iterdir():
-        for file in sorted(folder.iterdir())[4:]:
-            file.unlink()
-    return class_folders
+def photos(eurosat, tmp_path):
+    return class_folders(eurosat, tmp_path / "photos", 4)
 
 
 def test_heads_that_need_an_image_of_each_class_are_not_tried():
@@ -137,54 +133,44 @@ def test_an_offset_is_exported(method, tiny, tmp_path):
     assert "offset" not in of_json(tmp_path / "config.json")
 
 
-def test_a_fit_with_classes_without_images(command, photos, tiny, tmp_path):
+def test_a_fit_with_classes_without_images(fitting, photos, tiny, tmp_path):
     model = tmp_path / "model"
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "GDA", "ProKeR"]
-    line += ["--classes", *MORE, "--to", model]
-    done = command.works(fit, *line)
-    assert "there is none of brown, pink" in done.printed
-    assert "The estimate is of the classes with images" in done.printed
-    assert "with one image: brown" not in done.printed
+    line = photos, "--methods", "GDA", "ProKeR", "--classes", "pink"
+    printed = fitting.works(*line, "brown").printed
+    assert "there is none of brown, pink" in printed
+    assert "The estimate is of the classes with images" in printed
+    assert "with one image: brown" not in printed
     record = of_json(model / "fit.json")
     assert {*MORE} < {*record["names"]} and record["estimate"]
     assert not any("GDA" in row["name"] for row in record["candidates"])
     assert {*MORE} < {*load(model, LoadOptions(backbone=str(tiny))).class_names}
     assert "no image: nothing is known" in (model / "report.html").read_text()
-    assert "Already done" in command(fit, *line).printed
-    line[-3] = "violet"
-    assert "Already done" not in command(fit, *line).printed
+    assert "Already done" in fitting(*line, "brown").printed
+    assert "Already done" not in fitting(*line, "violet").printed
 
 
-def test_a_class_with_images_in_other_letters_is_not_a_new_one(command, photos, tiny, tmp_path):
+def test_a_class_with_images_in_other_letters_is_not_a_new_one(fitting, photos):
     next(photos.iterdir()).rename(photos / "GreyOwl")
-    done = command(fit, photos, "--backbone", tiny, "--to", tmp_path / "x", "--classes", "grey owl")
-    assert "there are images of 'GreyOwl'" in done.error
+    assert "there are images of 'GreyOwl'" in fitting(photos, "--classes", "grey owl").error
 
 
-def test_more_images_keep_classes_without_images(command, photos, tiny, tmp_path):
-    model = tmp_path / "model"
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
-    command.works(fit, *line, "--classes", *MORE, "--to", model)
-    classifier = Classifier.load(model, backbone=str(tiny), minutes=0, methods=["ProKeR"])
-    image = next(photos.rglob("*.png"))
-    classifier.partial_fit([image], ["brown"])
+def test_more_images_keep_classes_without_images(fitting, photos, tiny, tmp_path):
+    fitting.works(photos, "--methods", "ProKeR", "--classes", *MORE)
+    options = {"backbone": str(tiny), "minutes": 0, "methods": ["ProKeR"]}
+    classifier = Classifier.load(tmp_path / "model", **options)
+    classifier.partial_fit([next(photos.rglob("*.png"))], ["brown"])
     assert {*MORE} < {*classifier.classes_}
 
 
-def test_test_images_may_be_of_classes_without_images(command, photos, tiny, tmp_path):
+def test_test_images_may_be_of_classes_without_images(fitting, photos, tmp_path):
     (tmp_path / "test/brown").mkdir(parents=True)
     shutil.move(next(photos.rglob("*.png")), tmp_path / "test/brown/one.png")
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
-    line += ["--test", tmp_path / "test", "--to", tmp_path / "model"]
-    command.works(fit, *line, "--classes", "brown")
-    done = command(fit, *line[:-1], tmp_path / "other")
-    assert "which the training images lack" in done.error
+    line = photos, "--methods", "ProKeR", "--test", tmp_path / "test"
+    fitting.works(*line, "--classes", "brown")
+    assert "which the training images lack" in fitting(*line, to="other").error
 
 
-def test_nothing_is_said_of_an_estimate_that_is_not_there(command, photos, tiny, tmp_path):
-    for folder in photos.iterdir():
-        for file in sorted(folder.iterdir())[1:]:
-            file.unlink()
-    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
-    done = command.works(fit, *line, "--classes", *MORE, "--to", tmp_path / "model")
-    assert "none could be held out" in done.printed and "The estimate is" not in done.printed
+def test_nothing_is_said_of_an_estimate_that_is_not_there(fitting, eurosat, tmp_path):
+    photos = class_folders(eurosat, tmp_path / "photos", 1)
+    printed = fitting.works(photos, "--methods", "ProKeR", "--classes", *MORE).printed
+    assert "none could be held out" in printed and "The estimate is" not in printed
