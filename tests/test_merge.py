@@ -103,6 +103,15 @@ def merged(command, deep, tmp_path):
     return merged
 
 
+def images_in_folders(place, root, names, part):
+    """Images of this part of the split of EuroSAT, in folders with the names of classes."""
+    for number, name in enumerate(names):
+        (place / name).mkdir(parents=True, exist_ok=True)
+        for file in (root / f"eurosat/2750/{number}").glob(f"{part}_*"):
+            shutil.copy(file, place / name)
+    return place
+
+
 def products(classifier):
     """The change of each map."""
     learned = classifier._own.model.prompt_learner.extra_modules.values()
@@ -111,30 +120,27 @@ def products(classifier):
     )
 
 
-@pytest.mark.thorough
-def test_the_mean_of_low_rank_maps_is_that_of_their_products(runs, merged, load):
+def test_low_rank_maps_and_an_adapter_of_peft_are_merged_by_their_products(
+    runs, merged, load, tmp_path
+):
     paths = runs("CLIPLoRA")
     first, second = (products(load(path)) for path in paths)
-    folder, _ = merged("mean", *paths)
-    found = load(folder)
-    assert torch.allclose(products(found), (first + second) / 2, atol=1e-7)
-    assert found._own.settings.R == 4 and found.description.training["merge"] == "mean"
-    half, _ = merged("wise-ft:0.5", paths[0])
-    assert torch.allclose(products(load(half)), first / 2, atol=1e-7)
-    task, _ = merged("task:0.7", *paths)
-    assert torch.allclose(products(load(task)), 0.7 * (first + second), atol=1e-7)
-    again, _ = merged("mean", folder, paths[0])  # other ranks
-    assert torch.allclose(products(load(again)), (3 * first + second) / 4, atol=1e-7)
-
-
-def test_an_adapter_of_peft_is_a_member(runs, merged, load, tmp_path):
-    first, second = runs("CLIPLoRA")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    peft_export.write(load(second), adapter, "transformers")
-    folder, _ = merged("mean", first, adapter)
-    expected = (products(load(first)) + products(load(second))) / 2
-    assert torch.allclose(products(load(folder)), expected, atol=1e-6)
+    peft_export.write(load(paths[1]), adapter, "transformers")
+    mean, _ = merged("mean", paths[0], adapter)
+    found = load(mean)
+    assert found._own.settings.R == 4 and found.description.training["merge"] == "mean"
+    half, _ = merged("wise-ft:0.5", paths[0])
+    task, _ = merged("task:0.7", *paths)
+    again, _ = merged("mean", mean, paths[0])  # other ranks
+    for folder, expected in (
+        (mean, (first + second) / 2),
+        (half, first / 2),
+        (task, 0.7 * (first + second)),
+        (again, (3 * first + second) / 4),
+    ):
+        assert torch.allclose(products(load(folder)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -239,12 +245,8 @@ def test_what_was_chosen_on_test_images_or_changed_is_no_start(
     runs, command, launch, argv, deep, eurosat, tmp_path
 ):
     paths = runs("CLIPFit")
-    test = tmp_path / "test"
-    for number, name in enumerate(models.load(paths[0]).class_names):
-        shutil.copytree(eurosat / f"eurosat/2750/{number}", test / name)
-        for file in (test / name).glob("*"):
-            if not file.name.startswith("test"):
-                file.unlink()
+    names = models.load(paths[0]).class_names
+    test = images_in_folders(tmp_path / "test", eurosat, names, "test")
     options = "--images", test, "--accept-test-images"
     soup = tmp_path / "soup"
     command.works(merge, *paths, "--to", soup, "--how", "greedy", *options)
@@ -256,49 +258,42 @@ def test_what_was_chosen_on_test_images_or_changed_is_no_start(
     file.write_bytes(content)
     cases = {soup: "was chosen on test images", mean: "its SHA-256 differs"}
     for folder, words in cases.items():
+        line = "CLIPFit", *STEPS["CLIPFit"]
+        use = ["--eval-only", "--model-dir", folder]
         start = "MODEL.INIT_WEIGHTS", folder / file.name
-        tested = argv(
-            "CLIPFit",
-            *STEPS["CLIPFit"],
-            backbone=deep,
-            options=["--eval-only", "--model-dir", folder],
-        )
-        begun = argv("CLIPFit", *STEPS["CLIPFit"], *start, backbone=deep, output="begun")
-        assert words in launch(*tested).error and words in launch(*begun).error
+        assert words in launch(*argv(*line, backbone=deep, options=use)).error
+        assert words in launch(*argv(*line, *start, backbone=deep, output="begun")).error
 
 
 def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosat, tmp_path):
-    def refused(*words, models, how="mean", options=()):
-        error = command(merge, *models, "--to", tmp_path / "out", "--how", how, *options).error
-        assert [word for word in words if word not in error] == [], error
-        assert list(tmp_path.iterdir()) == []
+    def refused(words, how, *models):
+        error = command(merge, *models, "--to", tmp_path / "out", "--how", how).error
+        assert words in error and list(tmp_path.iterdir()) == []
 
-    lora = runs("CLIPLoRA")
-    coop = runs("CoOp")
-    refused("are the same model", models=[lora[0], lora[0]])
-    refused("are of CLIPLoRA and CoOp", models=[lora[0], coop[0]])
-    refused("two models or more", models=lora[:1])
-    refused("is for one model", models=lora, how="wise-ft:0.5")
-    refused("1.5 is not from 0 to 1", models=lora[:1], how="wise-ft:1.5")
-    refused("is none of mean, greedy", models=lora, how="soup")
-    refused("'half' is not a number", models=lora[:1], how="wise-ft:half")
-    refused("--images has no use here", models=lora, options=["--images", tmp_path])
-    refused("is for the entries of weights", models=lora, how="ties")
-    refused("CoOp does not start from CLIP's weights", models=coop[:1], how="wise-ft:0.5")
+    lora, other = runs("CLIPLoRA")
+    (coop,) = runs("CoOp", 1)
+    (two_stage,) = runs("TwoStage", 1)
+    options = STEPS["CLIPLoRA"]
+    new = finished("CLIPLoRA", "new", *options)
+    narrow = finished("CLIPLoRA", "base", *options, "TRAINER.CLIPLORA.PARAMS", "['q']")
     adapter = tmp_path.parent / "adapter"
     adapter.mkdir(exist_ok=True)
-    peft_export.write(load(lora[0]), adapter, "transformers")
-    refused("is an adapter of PEFT, which names no classes", models=[adapter, lora[0]])
-    refused("TwoStage has a classifier", models=runs("TwoStage", 1), how="wise-ft:0.5")
-    new = finished("CLIPLoRA", "new", *STEPS["CLIPLoRA"])
-    refused("have other classes", models=[lora[0], new])
-    wide = finished("CLIPLoRA", "base", *STEPS["CLIPLoRA"], "TRAINER.CLIPLORA.PARAMS", "['q']")
-    refused("have PARAMS ['q', 'k', 'v'] and ['q']", models=[lora[0], wide])
-    test = ["--images", tmp_path.parent / "test"]
+    peft_export.write(load(lora), adapter, "transformers")
+    refused("are the same model", "mean", lora, lora)
+    refused("are of CLIPLoRA and CoOp", "mean", lora, coop)
+    refused("two models or more", "mean", lora)
+    refused("is for one model", "wise-ft:0.5", lora, other)
+    refused("1.5 is not from 0 to 1", "wise-ft:1.5", lora)
+    refused("is none of mean, greedy", "soup", lora, other)
+    refused("'half' is not a number", "wise-ft:half", lora)
+    refused("--images has no use here", "mean", lora, other, "--images", tmp_path)
+    refused("is for the entries of weights", "ties", lora, other)
+    refused("CoOp does not start from CLIP's weights", "wise-ft:0.5", coop)
+    refused("is an adapter of PEFT, which names no classes", "mean", adapter, lora)
+    refused("TwoStage has a classifier", "wise-ft:0.5", two_stage)
+    refused("have other classes", "mean", lora, new)
+    refused("have PARAMS ['q', 'k', 'v'] and ['q']", "mean", lora, narrow)
+    names = load(lora).class_names
     for source, words in (("test", "are test images"), ("train", "are training images")):
-        shutil.rmtree(test[1], ignore_errors=True)
-        for number, name in enumerate(load(lora[0]).class_names):
-            (test[1] / name).mkdir(parents=True)
-            for file in (eurosat / f"eurosat/2750/{number}").glob(f"{source}_*"):
-                shutil.copy(file, test[1] / name)
-        refused(words, models=lora, how="greedy", options=test)
+        images = images_in_folders(tmp_path.parent / source, eurosat, names, source)
+        refused(words, "greedy", lora, other, "--images", images)
