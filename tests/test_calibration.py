@@ -10,7 +10,6 @@ import pytest
 import torch
 from golden_inputs import drawn_features
 from marks import golden_cases, one_line
-from naive import unit
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
@@ -33,33 +32,30 @@ def drawn(seed, n, c, scale, right, **_):
     return z, np.where(r.random(n) < right, z.argmax(axis=1), r.integers(0, c, n))
 
 
-def nll(logits, labels):
-    return -log_softmax(np.asarray(logits, dtype=float), axis=1)[
-        np.arange(len(labels)), labels
-    ].mean()
-
-
 def test_temperature_equals_published(temperature_scaling):
     case = temperature_scaling
-    started = temperature_scaling["before"]["log_scale"]
     z, labels = drawn(**case)
-    logits = np.exp(started) / 100 * z.astype(float)
+    logits = np.exp(case["before"]["log_scale"]) / 100 * z.astype(float)
     n = case["n_cal"]
     fitted = Temperature.fit(torch.from_numpy(logits[:n]), torch.from_numpy(labels[:n]))
     assert fitted.temperature == pytest.approx(case["temperature_optimum"], rel=1e-6)
     optimum = fitted.apply(logits)
-    confidence = softmax(optimum, axis=1).max(axis=1)
-    assert nll(optimum[:n], labels[:n]) == pytest.approx(
-        case["optimum"]["nll_calibration"], rel=1e-6
-    )
-    assert nll(optimum[n:], labels[n:]) == pytest.approx(case["optimum"]["nll_test"], rel=1e-6)
-    found = metrics.ece(confidence[n:], optimum[n:].argmax(axis=1) == labels[n:], 10, "below")
-    assert found == pytest.approx(case["optimum"]["ece10_test"], abs=1e-5)
+    expected = case["optimum"]
+    nll = -log_softmax(optimum, axis=1)[np.arange(len(labels)), labels]
+    assert nll[:n].mean() == pytest.approx(expected["nll_calibration"], rel=1e-6)
+    assert nll[n:].mean() == pytest.approx(expected["nll_test"], rel=1e-6)
+    confidence = softmax(optimum[n:], axis=1).max(axis=1)
+    found = metrics.ece(confidence, optimum[n:].argmax(axis=1) == labels[n:], 10, "below")
+    assert found == pytest.approx(expected["ece10_test"], abs=1e-5)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def test_dac_equals_published(dac):
     case = dac
-    dim = dac["dim"]
+    dim = case["dim"]
 
     def noise(number, *shape):
         return np.random.default_rng(case["seed"] + number).standard_normal(shape, dtype=np.float32)
@@ -123,41 +119,35 @@ def test_sets_equal_published(conformal, kind):
     assert of_test[0] == pytest.approx(expected["scores_of_first_test_image"], abs=1e-5)
     exact = expected["exact"]
     quantile = Sets.of_scores(found, labels[:n], kind).quantile(1 - case["alpha"])
-    assert quantile == pytest.approx(
-        math.inf if exact["q"] in (None, "inf", "Infinity") else exact["q"], abs=1e-5
-    )
-    got = measured(of_test <= quantile, labels[n:], case["alpha"])
-    assert {key: got[key] for key in got} == {key: exact[key] for key in got}
-    assert [np.flatnonzero(row).tolist() for row in (of_test <= quantile)[:10]] == exact[
-        "sets_first10"
-    ]
+    infinite = exact["q"] in (None, "inf", "Infinity")
+    assert quantile == pytest.approx(math.inf if infinite else exact["q"], abs=1e-5)
+    inside = of_test <= quantile
+    got = measured(inside, labels[n:], case["alpha"])
+    assert got == {key: exact[key] for key in got}
+    assert [np.flatnonzero(row).tolist() for row in inside[:10]] == exact["sets_first10"]
 
 
 @pytest.mark.parametrize("marginal", ["observed_marginal", "uniform_marginal"])
 def test_conf_ot_equals_published(conf_ot, marginal):
     case = conf_ot
-    n = conf_ot["n_cal"]
-    expected = conf_ot[marginal]
+    n = case["n_cal"]
+    expected = case[marginal]
     labels = np.array(case["features"]["test_labels"])
     images, texts = (rows.numpy() for rows in drawn_features(case["features"]))
     z = 100 * images @ texts.T
     assert z[0] == pytest.approx(case["logits_first_row"], abs=1e-4)
-    options = {
-        "observed": marginal[0] == "o",
-        "epsilon": case["epsilon"],
-        "iterations": case["iters"],
-    }
-    log_codes = transport.conf_ot(z, labels[:n], **options)
+    is_observed = marginal == "observed_marginal"
+    log_codes = transport.conf_ot(z, labels[:n], is_observed, case["epsilon"], case["iters"])
     codes = np.exp(log_codes)
     assert codes == pytest.approx(np.array(expected["codes"]), abs=1e-5)
-    assert 100 * (codes.argmax(axis=1) == labels)[n:].mean() == pytest.approx(
-        expected["accuracy_test"]
-    )
+    correct = codes.argmax(axis=1) == labels
+    assert 100 * correct[n:].mean() == pytest.approx(expected["accuracy_test"])
     fitted = Sets.of_scores(comparable(log_codes[:n], "lac"), labels[:n], "lac")
+    exact = expected["lac_exact"]
     quantile = 1 - math.exp(-fitted.quantile(1 - case["alpha"]))  # of 1 - p
-    assert quantile == pytest.approx(expected["lac_exact"]["q"], abs=1e-5)
+    assert quantile == pytest.approx(exact["q"], abs=1e-5)
     got = measured(fitted.of(log_codes[n:], 1 - case["alpha"]), labels[n:], case["alpha"])
-    assert got == {key: expected["lac_exact"][key] for key in got}
+    assert got == {key: exact[key] for key in got}
 
 
 # Promises
@@ -179,9 +169,7 @@ def test_sets_cover_what_is_asked_over_random_splits(population, kind, scale):
     labels = population[1]
     covered = []
     for seed in range(100):
-        order = np.random.default_rng(seed).permutation(len(z))
-        mine = order[:500]
-        others = order[500:]
+        mine, others = np.split(np.random.default_rng(seed).permutation(len(z)), [500])
         sets = Sets.fit(z[mine], labels[mine], kind).apply(z[others], 0.9)
         covered.append(100 * sets[np.arange(len(others)), labels[others]].mean())
     assert np.mean(covered) == pytest.approx(90, abs=0.5)
@@ -217,11 +205,10 @@ def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(popul
     broken = []
     answered = []
     for seed in range(200):
-        order = np.random.default_rng(seed).permutation(len(z))
-        given = Threshold.fit(z[order[:600]], labels[order[:600]], error=0.1, confidence=0.9).apply(
-            z[order[600:]]
-        )
-        broken.append(wrong[order[600:]][given].mean() > 0.1)
+        mine, others = np.split(np.random.default_rng(seed).permutation(len(z)), [600])
+        threshold = Threshold.fit(z[mine], labels[mine], error=0.1, confidence=0.9)
+        given = threshold.apply(z[others])
+        broken.append(wrong[others][given].mean() > 0.1)
         answered.append(given.mean())
     assert np.mean(broken) <= 0.1 and np.mean(answered) > 0.3
 
@@ -231,13 +218,10 @@ def test_a_threshold_tells_probabilities_that_round_to_one_apart(population):
     plain = Threshold.fit(z, labels, 0.1)
     extreme = Threshold.fit(500 * z, labels, 0.1)
     assert (softmax(500 * z, axis=1).max(axis=1) == 1).mean() > 0.8
-    assert 0 < plain.answered < len(z) and extreme.answered == pytest.approx(
-        plain.answered, rel=0.1
-    )
-    assert (
-        plain.apply(z)
-        == (softmax(z, axis=1).max(axis=1) > 1 / (1 + math.exp(-plain.least_log_odds)))
-    ).all()
+    assert 0 < plain.answered < len(z)
+    assert extreme.answered == pytest.approx(plain.answered, rel=0.1)
+    least = 1 / (1 + math.exp(-plain.least_log_odds))
+    assert (plain.apply(z) == (softmax(z, axis=1).max(axis=1) > least)).all()
     # Of a single class
     assert Threshold.fit(z[:, :1], np.zeros(len(z), dtype=int), 0.1).apply(z[:, :1]).all()
 
@@ -256,17 +240,17 @@ def test_bound_is_that_of_clopper_and_pearson():
 
 def test_few_images_promise_little(population):
     # All of them are right
-    z = population[0][:10]
-    labels = population[0][:10].argmax(axis=1)
+    every = population[0][:299]
+    right = every.argmax(axis=1)
+    z = every[:10]
+    labels = right[:10]
     with one_line("10 images cannot promise an error of at most 1%", "give at least 299"):
         Threshold.fit(z, labels, error=0.01)
-    assert Sets.fit(z, labels).apply(population[0], 0.95).all()  # needs 19 images
-    assert Sets.fit(z, labels).quantile(1e-13) == Sets.fit(z, labels).label_scores[0]
+    assert Threshold.fit(every, right, error=0.01).answered == 299
+    sets = Sets.fit(z, labels)
+    assert sets.apply(population[0], 0.95).all()  # needs 19 images
+    assert sets.quantile(1e-13) == sets.label_scores[0]
     assert Temperature.fit(z, labels).temperature == 1  # no image says how sure is too sure
-    assert (
-        Threshold.fit(population[0][:299], population[0][:299].argmax(axis=1), error=0.01).answered
-        == 299
-    )
     assert Temperature.fit(z, z.argmin(axis=1)).temperature == calibration.HOTTEST
 
 
@@ -297,8 +281,7 @@ def test_conf_ot_needs_a_label_of_each_class_and_no_small_logits():
 
 
 def test_a_fit_is_read_as_it_was_written(population):
-    z = population[0][:400]
-    labels = population[1][:400]
+    z, labels = (rows[:400] for rows in population)
     parts = Temperature.fit(z, labels), Sets.fit(z, labels, "raps"), Threshold.fit(z, labels, 0.4)
     names = tuple(f"class {number}" for number in range(10))
     fit = Calibration(names, 400, "0" * 64, "a folder", *parts)
@@ -311,29 +294,17 @@ def test_a_fit_is_read_as_it_was_written(population):
     probability = 1 / (1 + math.exp(-fit.threshold.least_log_odds))
     old = Calibration.from_json(content | {"threshold": before | {"above": probability}})
     assert old.threshold.least_log_odds == pytest.approx(fit.threshold.least_log_odds)
-    changes = [
-        {"images": "400"},
-        {"images": 399},
-        {"temperature": {"temperature": -1}},
-        {"sets": []},
-        {"source": "\n"},
-    ]
-    changes += [
-        {"temperature": {"t": 1}},
-        {"threshold": {**content["threshold"], "error": 2}},
-        {"class_names": [1]},
-    ]
-    changes += [{"temperature": {}}, {"class_names": "ten chars."}]
+    scores = content["sets"] | {"label_scores": ["1"] * 400}
+    changes = [{"images": "400"}, {"images": 399}, {"sets": []}, {"sets": scores}]
+    changes += [{"source": "\n"}, {"class_names": [1]}, {"class_names": "ten chars."}]
+    changes += [{"temperature": one} for one in ({"temperature": -1}, {"t": 1}, {})]
+    changes += [{"threshold": content["threshold"] | {"error": 2}}]
     cluster = {"classes": [1, 9], "label_scores": [0.5, 2.0]}
     sets = content["sets"] | {"clusters": [cluster]}
     found = Calibration.from_json(content | {"sets": sets}).sets.clusters
     assert found == [Cluster((1, 9), (0.5, 2.0))]
     wrong = {"classes": [10]}, {"classes": [-1]}, {"label_scores": [2, 1]}, {"label_scores": ["1"]}
     changes += [{"sets": sets | {"clusters": [cluster | one]}} for one in wrong]
-    for change in changes:
+    for damaged in ([], None, {}, *(content | change for change in changes)):
         with pytest.raises(ValueError):
-            Calibration.from_json(content | change)
-    scores = content["sets"] | {"label_scores": ["1"] * 400}
-    for other in ([], None, {}, content | {"sets": scores}):
-        with pytest.raises(ValueError):
-            Calibration.from_json(other)
+            Calibration.from_json(damaged)
