@@ -286,7 +286,7 @@ def untried(backbone: Backbone) -> Decision:
     weights = np.array([*shares.values()])
     chosen = used(shares, scale * weights / weights.sum(), scales)
     why = f"Each class has one {examples.unit}: none could be held out"
-    return Decision(chosen, notes=[f"{why}, nothing was chosen or estimated"])
+    return Decision(chosen, notes=[f"{why}, nothing was chosen, estimated or calibrated"])
 
 
 def default_shares(

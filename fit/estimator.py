@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from clip import CLIP, weights_sha256
 from common.errors import UsageError, one_line
+from common.records import read
 from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.bank import Bank, is_bank
@@ -34,12 +35,13 @@ from .labelled import photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, contents_of, facts
 from .report import leaderboard
-from .request import COVERAGES, PRIORS, SETS, FitRequest
+from .request import COVERAGES, PRIORS, SETS, FitOptions, FitRequest
 from .rows import Photo
 from .story import fit
 from .update import update
 
 REPORT = "report.html"
+FILES_OF_USER = "sentences", "pool"  # options that name files, of which fit.json has checksums
 AT_A_TIME = 1000  # images that are in memory for a prediction
 # What `partial_fit` has done
 COMPUTED_AGAIN = "heads computed again: the choice and the estimate are of the earlier images"
@@ -176,7 +178,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
         one = request
         if self.backbone_ in request.backbones:
             one = replace(request, backbone=self.backbone_, others=(), max_ms=None)
-        before = [Photo(**row) for row in json.loads(self._files[FILE])["images"]]
+        record = json.loads(self._files[FILE])
+        for name in FILES_OF_USER:
+            if record["request"].get(name) and not getattr(self, name):
+                fault = f"the fit read {name}, which its folder does not hold"
+                raise UsageError(fault, f"give Classifier the same {name}")
+        before = [Photo(**row) for row in record["images"]]
         if missing_files(photo.path for photo in before):
             request = replace(request, minutes=0.0)  # trainings read the images themselves
         same = one.backbone == self._model.cfg.MODEL.BACKBONE.NAME
@@ -225,26 +232,19 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31)
         first, *others = self._backbones()
-        request = FitRequest(
+        options: dict[str, Any] = {
+            field.name: getattr(self, field.name, None) for field in fields(FitOptions)
+        }
+        options |= {"methods": tuple(self.methods), "seed": int(seed)}
+        return FitRequest(
             images=Path("images"),
             to=folder,
             backbone=first,
             others=tuple(others),
-            sentences=Path(self.sentences) if self.sentences else None,
-            methods=tuple(self.methods),
-            seed=int(seed),
-        )
-        return replace(
-            request,
-            max_ms=self.max_ms,
             device=self.device,
-            minutes=self.minutes,
-            max_error=self.max_error,
-            coverage_by=self.coverage_by,
-            sets=self.sets,
-            groups=self.groups,
-            prior=self.prior,
+            sentences=Path(self.sentences) if self.sentences else None,
             pool=Path(self.pool) if self.pool else None,
+            **options,
         )
 
     def _backbones(self) -> list[str]:
@@ -364,15 +364,19 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """The classifier of a folder that `save` or `tools/fit.py` has written.
 
         Args:
-            options: as for the class, such as the backbone. Labels are texts.
+            options: as for the class, such as the backbone; by default those of the fit. Labels
+                are texts.
         """
-        model = cls(**options)
         for name in (FILE, REPORT):
             if not Path(folder, name).is_file():
                 raise UsageError(f"{folder} has no {name}", "give the folder of a fit")
         files = contents_of(Path(folder))
         try:
-            names = json.loads(files[FILE])["names"]
+            record = json.loads(files[FILE])
+            names = record["names"]
+            known = asdict(read(FitOptions, record["request"]))
+            known["random_state"] = known.pop("seed")
+            model = cls(**known | options)
             model._take(files, {name: name for name in names})
         except UsageError:
             raise

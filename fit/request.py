@@ -11,15 +11,11 @@ GROUPS = "auto", "none"
 SETS = "pooled", "cross"
 
 
-@dataclass(frozen=True)
-class FitRequest:
-    """The options of `tools/fit.py`, whose help explains them.
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """The options of a fit that fit.json keeps; the help of `tools/fit.py` explains them.
 
     Attributes:
-        images: folder of class folders, a CSV file, or a bank, with `labels` or class folders.
-        to: folder for the model.
-        backbone: the only one, or the first to choose among.
-        others: more backbones to choose among.
         max_ms: most milliseconds of the image tower for an image; None for any.
         minutes: for everything; 0 for heads alone, without a limit.
         max_error: percent of the answers that may be wrong; None for no promise.
@@ -27,39 +23,52 @@ class FitRequest:
         prior: how frequent the classes are in new images, one of PRIORS.
         coverage_by: whether sets cover a share of all images, or of those of each class.
         sets: how sets are fitted, one of SETS.
-        classes: names of classes, which may have no images.
-        pool: folder, list or bank with images without labels; None for none.
         methods: to try besides zero-shot CLIP; empty for all.
 
     Raises UsageError for another value of groups, prior, coverage_by or sets.
     """
 
-    images: Path
-    to: Path
-    backbone: str = "ViT-B/16"
-    others: tuple[str, ...] = ()
     max_ms: float | None = None
-    device: str = ""
-    sentences: Path | None = None
     minutes: float = 5.0
-    test: Path | None = None
     max_error: float | None = None
     groups: str = "auto"
-    group_by: str = ""
     prior: str = PRIORS[0]
     coverage_by: str = COVERAGES[0]
     sets: str = SETS[0]
     methods: tuple[str, ...] = ()
     seed: int = 1
-    labels: Path | None = None
-    pool: Path | None = None
-    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.groups, GROUPS, "value of groups")
         check_name(self.prior, PRIORS, "value of prior")
         check_name(self.coverage_by, COVERAGES, "value of coverage_by")
         check_name(self.sets, SETS, "value of sets")
+
+
+@dataclass(frozen=True)
+class FitRequest(FitOptions):
+    """All options of `tools/fit.py`.
+
+    Attributes:
+        images: folder of class folders, a CSV file, or a bank, with `labels` or class folders.
+        to: folder for the model.
+        backbone: the only one, or the first to choose among.
+        others: more backbones to choose among.
+        classes: names of classes, which may have no images.
+        pool: folder, list or bank with images without labels; None for none.
+    """
+
+    images: Path
+    to: Path
+    backbone: str = "ViT-B/16"
+    others: tuple[str, ...] = ()
+    device: str = ""
+    sentences: Path | None = None
+    test: Path | None = None
+    group_by: str = ""
+    labels: Path | None = None
+    pool: Path | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def backbones(self) -> tuple[str, ...]:

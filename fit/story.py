@@ -92,7 +92,8 @@ def fit(
             unlabelled = unlabelled.clustered(learner)
         result = Fit(learner.source.request, photos, decision, unlabelled=unlabelled)
         if any(source.encoder.changed for source in sources):
-            record = {"request": {}}  # the same call again does not lack changed images
+            # The same call again does not lack changed images
+            record["request"] = {**record["request"], "images": ""}
         return written(result, learner, record["request"])
 
 

@@ -75,13 +75,14 @@ def write_again(
     rows: Mapping[str, Row],
     record: dict[str, Any],
 ) -> None:
-    """Write the model, and the record without its request, so that the same call of the command
-    fits again.
+    """Write the model, and the record with a request without images, so that the same call of the
+    command fits again.
     """
     if photos.names == record["names"]:
         classifier.calibration = calibration_in(folder)
     save(classifier, folder, seen_images(photos, rows, "learned") if photos.looks else None)
-    record |= {"request": {}, "model": checksums(folder), **facts_of(photos)}
+    request = {**record["request"], "images": ""}
+    record |= {"request": request, "model": checksums(folder), **facts_of(photos)}
     write_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -207,3 +207,21 @@ def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
     model.save(tmp_path / "saved")
     with one_line("give the same weights by --backbone (in Python: backbone)"):
         Classifier.load(tmp_path / "saved", backbone="small")
+
+
+def test_a_loaded_model_has_the_options_of_its_fit(tiny, images, tmp_path):
+    paths, labels = images
+    sentences = tmp_path / "sentences.json"
+    texts = {label: [f"a drawing of {label}"] for label in set(labels)}
+    sentences.write_text(json.dumps(texts))
+    options = {"minutes": 0, "methods": ("CuPL",), "prior": "equal", "random_state": 7}
+    fitted = Classifier(str(tiny), sentences=str(sentences), **options).fit(paths, labels)
+    fitted.save(tmp_path / "model")
+    loaded = Classifier.load(tmp_path / "model", backbone=str(tiny))
+    assert {name: getattr(loaded, name) for name in options} == options
+    with one_line("the fit read sentences, which its folder does not hold: give Classifier"):
+        loaded.partial_fit(paths[:1], labels[:1])
+    loaded.sentences = str(sentences)
+    loaded.partial_fit(paths[:1], labels[:1]).save(tmp_path / "more")
+    again = Classifier.load(tmp_path / "more", backbone=str(tiny), prior="folder")
+    assert (again.methods, again.prior) == (("CuPL",), "folder")
