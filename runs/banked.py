@@ -66,6 +66,9 @@ def check(cfg: CfgNode, method: type[Method] | None, evaluates: bool) -> None:
     """Raise UsageError if BANK is given and is not a bank, or lacks what the run reads."""
     if not cfg.BANK:
         return
+    folder = Path(cfg.BANK).expanduser()
+    if not is_bank(folder):
+        raise UsageError(f"BANK is {folder}, which is not a bank", "write it by tools/embed.py")
     name = cfg.TRAINER.NAME
     if method is None:
         raise without_images(f"{name} is not a method of this project")
@@ -75,9 +78,6 @@ def check(cfg: CfgNode, method: type[Method] | None, evaluates: bool) -> None:
         raise without_images(f"{name} answers from views of an image")
     if method.learns and not evaluates:
         check_learner(cfg, method)
-    folder = Path(cfg.BANK).expanduser()
-    if not is_bank(folder):
-        raise UsageError(f"BANK is {folder}, which is not a bank", "write it by tools/embed.py")
     image = image_settings(cfg)
     inputs = {key: image[key] for key in INPUT}
     Bank(folder).check_tower(inputs, cfg.MODEL.BACKBONE.NAME, "this run")

@@ -157,7 +157,7 @@ def test_a_bank_needs_no_other_images_than_the_run_reads(banked, launch, line, r
 
 
 def test_what_a_bank_does_not_have_is_refused(banked, refuses, finished, tiny, data, tmp_path):
-    refuses("which is not a bank", "GDA")
+    refuses("which is not a bank", "CoOp")
     damaged = next((data / "eurosat/2750").rglob("*.png"))
     damaged.write_bytes(b"no image")
     banked()
