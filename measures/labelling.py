@@ -81,8 +81,10 @@ def choose(
     """The places of `budget` images to label next, by a method of METHODS.
 
     Raises:
-        ValueError: fewer images than that have no label.
+        ValueError: fewer images than that have no label, or a number is not finite.
     """
+    if not (np.isfinite(features).all() and np.isfinite(logits).all()):
+        raise ValueError("a feature or a logit is not finite")
     pool = Pool(features, logits, labelled, seed)
     if budget > pool.free.sum():
         raise ValueError(f"{budget} labels are more than {pool.free.sum()} images")

@@ -156,6 +156,7 @@ def test_a_killed_worker_leaves_the_files_of_one_process(
     module = {"embed": embed, "predict": predict}[name]
     command.works(module, *words, "--to", f"{tmp_path}/whole/")
     tool = [sys.executable, str(ROOT / f"tools/{name}.py"), *words]
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # not the cluster of other tests
     process = begin([*tool, "--engine", "ray", "--to", f"{tmp_path}/out/"], cwd=tmp_path)
     wait_until(lambda: (tmp_path / "out/00000.parquet").exists(), process)
     workers = psutil.Process(process.pid).children(recursive=True)

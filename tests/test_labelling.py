@@ -191,6 +191,8 @@ def test_each_image_is_asked_for_once(method):
         assert picks == choose(given.features, given.logits, labelled, budget, 1, method)
         labelled += picks
     assert sorted(labelled) == list(range(400))
+    with pytest.raises(ValueError, match="not finite"):
+        choose(np.full((2, 2), np.inf), np.zeros((2, 2)), [], 1)
     with pytest.raises(ValueError, match="1 labels are more than 0 images"):
         choose(given.features, given.logits, labelled, 1, 1, method)
 
