@@ -223,7 +223,7 @@ def fill_model(model: CLIP, state: dict[str, Tensor], resize: bool) -> None:
 
 
 def set_statistics(model: CLIP, preprocess_cfg: Mapping[str, Any]) -> None:
-    """Keep the mean and the standard deviation of the images; ValueError if they are none."""
+    """Keep the mean and the standard deviation of the images; ValueError for other values."""
     for key in preprocess_cfg.keys() & {"mean", "std"}:
         setattr(model.visual, f"image_{key}", three_numbers(key, preprocess_cfg[key]))
 

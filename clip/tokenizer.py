@@ -89,8 +89,8 @@ class Tokenizer:
 
 
 class OtherTokenizer(Tokenizer):
-    """A tokeniser of another vocabulary; what it writes ahead of a text and after it is seen from
-    what it does.
+    """A tokeniser of another vocabulary. The tokens that it adds before and after a text are found
+    by an example.
 
     Args:
         encode: (texts, length) -> (texts, length), the rows of open_clip's tokeniser, padded and

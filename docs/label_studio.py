@@ -38,7 +38,7 @@ def suggestion(
     facts: dict[str, Any] = {"score": probability, "model_version": version}
     prediction = PredictionValue(result=[region], **facts).model_dump()
     if not interface.validate_prediction(prediction):
-        raise HTTPException(422, f"{name} is none of the choices: they must be the class names")
+        raise HTTPException(422, f"{name} is not one of the choices: they must be the class names")
     return prediction
 
 

@@ -130,8 +130,9 @@ def possible(
 def of_classes(
     folds: NDArray[np.int64], labels: NDArray[Any], missing: int, seed: int
 ) -> NDArray[np.int64]:
-    """(repeats, images): the folds, but all images of a class are in one fold, for so many classes
-    that these and the folds themselves have as large a share of them as is `missing`, at most half.
+    """(repeats, images): the folds, but for some classes all images are in one fold.
+
+    Their share is twice that of the classes without images, which are `missing`.
     """
     classes = np.unique(labels[folds[0] != NEVER])
     classes = np.random.default_rng(seed).permutation(classes)

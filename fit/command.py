@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def pool_of(request: FitRequest) -> list[Photo]:
-    """The images without labels; of more than MOST_UNLABELLED, so many at random."""
+    """The images without labels; at most MOST_UNLABELLED, drawn at random."""
     if not request.pool:
         return []
     found = unlabelled_in(request.pool)

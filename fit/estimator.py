@@ -207,7 +207,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(f"y has {len(classes)} class: a classifier needs two")
         if self.pool or self.sets == "cross":
-            fault = "a pool is of images, as sets='cross' are, and backbone is None"
+            fault = "pool and sets='cross' need images, and backbone is None"
             raise UsageError(fault, "leave it out")
         request = self._request(Path("features"))
         model = update_matrix(request, self._model, X, labels) if again else None

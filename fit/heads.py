@@ -95,7 +95,7 @@ class Heads:
         return torch.zeros(len(texts), width, device=self.zero_shot.device)
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
-        """What a method reads of features from before the projection: these, or those behind it
+        """The inputs of a method: features from before the projection, or those behind it
         (images, joint).
         """
         return self.frozen_tower.inputs(trainers.predicting()[method].Model, features)

@@ -185,7 +185,7 @@ def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
         place: the folder or the CSV file of the photos.
 
     Raises:
-        UsageError: the expression is none, captures nothing or two things, or does not match a
+        UsageError: the expression is invalid, captures nothing or two things, or does not match a
             path; or there is no folder below that of a class.
     """
     if by == FOLDER:

@@ -134,8 +134,8 @@ def by_class(fit: Fit) -> list[tuple[str, int, float]]:
 
 
 def confused(fit: Fit) -> list[tuple[tuple[str, str], list[str]]]:
-    """Pairs of classes, and the paths of the held-out images of the first that are taken for the
-    second; most first.
+    """Pairs of classes, and the paths of the held-out images of the first that are classified as
+    the second; most first.
     """
     trials = fit.decision.trials
     if trials is None:

@@ -153,7 +153,7 @@ def price(name: str, ms: float) -> dict[str, Any]:
 def read_by_all(
     found: Sequence[tuple[Mapping[str, Row], Mapping[str, str]]],
 ) -> tuple[dict[str, Row], dict[str, str]]:
-    """The rows of the first backbone, of images that all can use; and what is wrong with others."""
+    """The rows of the first backbone, of images that all can use; and the faults of others."""
     first, _ = found[0]
     used = {path: row for path, row in first.items() if all(path in rows for rows, _ in found)}
     return used, {path: fault for _, faults in found for path, fault in faults.items()}

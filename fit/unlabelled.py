@@ -94,7 +94,7 @@ def with_labels(
     labelled: Sequence[Photo],
     of_labelled: Mapping[str, Row],
 ) -> list[Photo]:
-    """The images that are no labelled ones, with the class of the most similar labelled image as
+    """The images without a label, with the class of the most similar labelled image as
     their label. Rows are what is known of the images.
     """
     pixels = {photo.pixels_sha256 for photo in labelled}

@@ -30,8 +30,8 @@ def without_images(
 
 
 def offset(logits: Floats, lacking: NDArray[np.bool_], sample: Sample) -> float:
-    """What the logits (repeats, held, classes) lack where there were no images to learn from: the
-    number of least cross-entropy, beside a temperature; at least 0.
+    """The number to add to logits (repeats, held, classes) of classes without images: that of least
+    cross-entropy, together with a temperature; at least 0.
     """
     parts = np.stack([logits, lacking], dtype=float)
     loss = CrossEntropy.of(parts, sample, MOST_TO_SCALE)

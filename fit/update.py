@@ -105,8 +105,8 @@ def check_found(before: Sequence[Photo], damaged: Mapping[str, str]) -> None:
 
 
 def chosen_of(record: dict[str, Any]) -> list[tuple[Candidate, float]]:
-    """The chosen candidates of a fit with their weights; empty if one of them is trained, is none
-    of these days, or has an offset, which more images would change.
+    """The chosen candidates of a fit with their weights; empty if one of them is trained, is
+    unknown in this version, or has an offset, which more images would change.
     """
     known = {one.name: one for one in CANDIDATES if one.method in COMPUTED}
     chosen = []

@@ -77,7 +77,7 @@ class Address:
         return content
 
 
-Image = Path | Member | Address  # what a command reads as one
+Image = Path | Member | Address  # all that a command reads as an image
 
 
 def source(text: str) -> Any:

@@ -71,7 +71,7 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
 
 
 def load_options(args: argparse.Namespace, calibration: bool | None = None) -> LoadOptions:
-    """What the options of `add_model_options` and `add_image_options` say; errors are those of
+    """The values of `add_model_options` and `add_image_options`; errors are those of
     `given_class_names`.
     """
     keys = [item.name for item in fields(LoadOptions)]

@@ -64,7 +64,7 @@ class BehindTower:
     def check_width(self, width: int) -> None:
         """Raise UsageError for features of another width than the tower's."""
         if width != self.width:
-            what = f"features of {width} numbers are none of {self.classifier.source}"
+            what = f"features of {width} numbers are not of {self.classifier.source}"
             raise UsageError(what, f"its tower has {self.width}: embed again")
 
     def output(self, model: PromptedCLIP, before: Tensor) -> CachedOutput:

@@ -152,8 +152,8 @@ def read_calibration(file: Path) -> Calibration:
 
 
 def calibration_in(folder: Path) -> Calibration | None:
-    """What was fitted for the model in the folder of a run or an export, if anything; UsageError if
-    it is damaged.
+    """The calibration in the folder of a run or an export, None without one; UsageError if it is
+    damaged.
     """
     return read_calibration(folder / FILE) if (folder / FILE).is_file() else None
 

@@ -217,7 +217,7 @@ class Threshold:
 
 
 def least_certain(certainty: Floats, sample: Sample, counts: Sequence[int]) -> list[float]:
-    """The certainty of the image after so many of the most certain ones, for each count."""
+    """For each count, the certainty of the next image after this number of most certain ones."""
     order = np.argsort(-certainty, kind="stable")
     # Images that are at least as certain
     up_to = np.cumsum(sample.weights[order]) * sample.size

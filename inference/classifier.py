@@ -344,7 +344,7 @@ class PromptedClassifier:
     def _each(
         self, images: Pixels | Tensor | Sequence[Pixels], function: Callable[[Tensor], Tensor]
     ) -> Iterable[Tensor]:
-        """What a function computes of the pixels of one batch of images after another."""
+        """The results of a function for the pixels of one batch of images after another."""
         on_gpu = self.device.type == "cuda"
         turn = ON_GPU if on_gpu else nullcontext()
 

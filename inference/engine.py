@@ -42,7 +42,7 @@ class Writer:
 
 
 def workers(ray: Any, threads: int, command: str, words: Sequence[str]) -> list[Any]:
-    """As many as the cluster has room for; UsageError if that is none."""
+    """As many as the cluster has room for; UsageError if it has none."""
     gpus = gpus_each(ray)
     count = places(ray, threads, gpus)
     if not count:

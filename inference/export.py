@@ -129,7 +129,7 @@ def copy_seen(model: Path | None, folder: Path, is_public: bool) -> dict[str, st
     """Copy what the model has seen, if that is known; a public copy shows no trace of the images.
 
     Returns:
-        what was written, for the model card.
+        the written files with a text, for the model card.
     """
     from .seen import SeenImages
 

@@ -61,7 +61,7 @@ def image_of(image: Any) -> Any:
     becomes its bytes or its path.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it has another type.
     """
     if isinstance(image, Mapping):
         image = image["bytes"] or image["path"]

@@ -191,7 +191,7 @@ def models_of_folds(
 
 
 def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> Calibration | None:
-    """What was fitted for the model at a path, if anything.
+    """The calibration of the model at a path; None without one.
 
     Raises:
         UsageError: the file is damaged, or of another model; of another epoch, only if `options`

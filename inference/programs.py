@@ -215,7 +215,7 @@ def write(
     """Write a form, and compare it with the classifier.
 
     Returns:
-        what was written, for the model card.
+        the written files with a text, for the model card.
     """
     form.write(classifier, class_names, folder / form.file)
     largest = largest_difference(form, classifier, class_names, folder)

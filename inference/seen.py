@@ -163,8 +163,8 @@ class SeenImages:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """What a model in this folder has seen; None if the folder does not say it. UsageError for
-        a damaged file.
+        """The images that a model in this folder has seen; None if the folder does not
+        say it. UsageError for a damaged file.
         """
         file = folder / SEEN
         if not file.is_file():

@@ -25,7 +25,7 @@ MOST_CLUSTERS = 500
 FEW_CLUSTERS = 50  # up to which k-means reads all images in each step
 SMALL_CLUSTER = 5  # images; such clusters are left out
 NEIGHBOURS = 20  # of an image, which say how typical it is
-KERNEL = 15_000  # images whose distances to one another are kept, or which stand for a cluster
+KERNEL = 15_000  # images whose distances to one another are kept, or which represent a cluster
 RADII = 2_000  # images whose neighbours say how large a ball is
 SHRINK = 0.3  # of the mean variance, which whitening adds to that of each direction
 LEAST_RADIUS = 0.05  # below it, copies of an image would be the only ones in its ball
@@ -302,7 +302,7 @@ def ball(rows: Floats, others: Floats, radius: float) -> Floats:
 
 
 def auto_radius(pool: Pool, budget: int) -> float:
-    """The radius of a ball with as many images as each label stands for."""
+    """The radius of a ball with as many images as each label represents."""
     count = len(pool.features)
     number = min(count - 1, max(1, count // (len(pool.labelled) + budget)))
     rows = pool.features

@@ -44,7 +44,7 @@ from .calibrating import (
 from .labelled import labelled_images, outputs_of, seen_of
 
 NOTHING = SeenImages.of([], [], [], ROLES[0])
-MOST_NEAR = 0.05  # of the images: more near-copies of training images are no chance
+MOST_NEAR = 0.05  # of the images: more near-copies of training images are not by chance
 LOGITS = "logits"  # in predictions.npz
 
 
@@ -253,8 +253,8 @@ def print_changes(
 def seen_images(
     folder: Path, dataset: Any, method: str, accepts_unknown: bool
 ) -> SeenImages | None:
-    """What a model has seen, as its folder says or, of a run of an earlier version, its dataset;
-    None if neither says it and that is accepted, else UsageError.
+    """The images that a model has seen, by its folder or, of a run of an earlier version, by its
+    dataset; None if neither says it and that is accepted, else UsageError.
     """
     seen = SeenImages.read(folder)
     if seen is not None:

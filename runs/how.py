@@ -25,7 +25,7 @@ class How:
         """From `name` or `name:value`; ValueError for another text."""
         name, colon, number = text.partition(":")
         if name not in HOWS or (colon and not HOWS[name]):
-            raise ValueError(f"{text!r} is none of {', '.join(HOWS)}")
+            raise ValueError(f"{text!r} is not one of {', '.join(HOWS)}")
         try:
             value = float(number) if colon else None
         except ValueError:

@@ -159,7 +159,9 @@ class Members:
         return self.sum(dict.fromkeys(places, 1 / len(places)))
 
     def sum(self, weights: dict[int, float], start: State | None = None) -> Learned:
-        """The weighted sum of the models at these places; `start` has what is left to 1."""
+        """The weighted sum of the models at these places; the rest of the weight, to 1, is of
+        `start`.
+        """
         if merging.is_low_rank(self.first.model_for()):
             found = [(weight, self.state(n), self.settings[n]) for n, weight in weights.items()]
             return merging.low_rank_sum(found)
@@ -197,7 +199,7 @@ def check_factors(classifier: PromptedClassifier, state: Iterable[str]) -> None:
 
 
 def start_of(classifier: PromptedClassifier, how: How) -> State | None:
-    """What a method starts from; None for low-rank maps, which start from no change.
+    """The tensors that a method starts from; None for low-rank maps, which start from no change.
 
     Raises:
         UsageError: changes from it have no meaning, or not under this rule.
@@ -364,7 +366,9 @@ class Judge:
 
 
 def seen_by(members: Members, accepts_unknown: bool) -> SeenImages | None:
-    """What the models have seen together; None if one does not say it, which must be accepted."""
+    """The images that any of the models has seen; None if one does not say it and that is
+    accepted.
+    """
     union = NOTHING
     for place in members.paths:
         dataset = dataset_of(place)

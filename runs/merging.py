@@ -21,7 +21,7 @@ LARGEST_ALPHA = 10_000
 
 
 def untrained(classifier: PromptedClassifier) -> State:
-    """What a method learns, before it has learned: for a method of weights, those of CLIP. The
+    """The tensors of a method before it has learned: for a method of weights, those of CLIP. The
     scale of the logits is left out: it is not a weight, and merged models have the mean.
 
     Raises:
@@ -47,8 +47,8 @@ def is_scale(key: str, tensor: Tensor) -> bool:
 
 
 def weighted(states: Iterable[tuple[float, State]], start: State | None = None) -> State:
-    """The weighted sum of states, one in memory at a time; `start` has what is left to 1, and what
-    it lacks has the mean.
+    """The weighted sum of states, one in memory at a time; `start` has the rest of the weight,
+    to 1; tensors that it lacks have the mean.
     """
     total: State = {}
     left = 1.0

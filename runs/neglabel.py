@@ -2,8 +2,7 @@
 are unknown.
 
 Words are nouns and adjectives, one on each line of the files of TEST.OOD_WORDS; without files,
-those of the synthetic datasets. The words least like the classes are kept, and stand beside these
-in a softmax.
+those of the synthetic datasets. The words least like the classes are kept; a softmax has both.
 """
 
 from collections.abc import Sequence
@@ -95,8 +94,8 @@ def score(
 
 
 class NegativeWords:
-    """The words that stand beside the classes of a run, by text features of the frozen CLIP of its
-    model.
+    """The words that are compared beside the classes of a run, by text features of the frozen
+    CLIP of its model.
 
     Raises UsageError as `read_words` does, or if there are too few words.
     """

@@ -116,7 +116,7 @@ class Progress:
         return [*self.done, *self.running, *self.failed, *self.left]
 
     def cost(self) -> str:
-        """What the study takes: its runs, and the hours and the disk of those that are not
+        """The cost of the study: its runs, and the hours and the disk of those that are not
         finished, in one line.
         """
         runs = self.runs

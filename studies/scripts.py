@@ -129,7 +129,7 @@ def recipes_of_script(script: Script) -> list[Recipe]:
         return [Recipe(script.cfg)]
     protocol = script.protocol if script.protocol in PROTOCOLS else "few_shot"
     found = recipes_of(script.method, protocol) or [recipe(script.method, protocol)]
-    if script.datasets or "SOURCE" in script.variables:  # what the script says is the source
+    if script.datasets or "SOURCE" in script.variables:  # the script says which one is the source
         assert len(found) == 1 and not found[0].datasets, script
     return found
 

@@ -284,7 +284,7 @@ def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosa
     refused("two models or more", "mean", lora)
     refused("is for one model", "wise-ft:0.5", lora, other)
     refused("1.5 is not from 0 to 1", "wise-ft:1.5", lora)
-    refused("is none of mean, greedy", "soup", lora, other)
+    refused("is not one of mean, greedy", "soup", lora, other)
     refused("'half' is not a number", "wise-ft:half", lora)
     refused("--images has no use here", "mean", lora, other, "--images", tmp_path)
     refused("is for the entries of weights", "ties", lora, other)

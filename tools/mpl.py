@@ -14,7 +14,11 @@ COMMANDS = {
     "merge": ("runs.merge", "from the start", "several models of one method become one"),
     "serve": ("inference.serving.command", "from the start", "a page, or JSON over HTTP"),
     "inspect predictions": ("runs.inspecting", "from the start", "the predictions of a run"),
-    "inspect": ("inference.inspection.command", "from the start", "what a model looks at"),
+    "inspect": (
+        "inference.inspection.command",
+        "from the start",
+        "words near to prompts, and attention",
+    ),
     "train": ("train", "", "train or test one method on one dataset"),
     "study": ("studies.command", "", "methods, datasets and seeds side by side"),
     "compare": ("studies.comparing", "", "two methods by their predictions"),

@@ -23,7 +23,7 @@ class BoostAdapterSettings(CacheSettings):
 
 @TRAINER_REGISTRY.register()
 class BoostAdapter(CacheMethod):
-    """TDA whose positive cache also has the confident views of the image at hand (Zhang et al.,
+    """TDA whose positive cache also has the confident views of the present image (Zhang et al.,
     NeurIPS 2024).
     """
 

@@ -42,7 +42,7 @@ class DMNSettings(TemplatesSettings):
 class DMN(ViewsMethod):
     """A memory of confident test images, and one of training images (Zhang et al., CVPR 2024).
 
-    Both are read with the attention of the image at hand; the published form without training.
+    Both are read with the attention of the present image; the published form without training.
     """
 
     Settings = DMNSettings

@@ -24,7 +24,7 @@ GAMMAS = 0.002, 0.01, 0.02, 0.2  # weights of the support, of which validation i
 
 @dataclass(frozen=True)
 class TransCLIPSettings(SupportSettings, OverSettings):
-    """LAMBDA is the weight of the texts; 0 stands for 1 or, with SUPPORT, for 0.5. ALIGNED False
+    """LAMBDA is the weight of the texts; 0 means 1 or, with SUPPORT, 0.5. ALIGNED False
     mixes up the rows of the support and of the test, as the published code does.
     """
 

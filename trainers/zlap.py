@@ -13,7 +13,7 @@ from .base.together import TogetherMethod, log_of
 @dataclass(frozen=True)
 class ZLaPSettings(MethodSettings):
     """Each image has K - 1 nearest images and K nearest texts; cosines with texts are raised to
-    GAMMA. ALPHA is how much of a label goes on to the neighbours. SCALE_SIM scales the cosines to
+    GAMMA. ALPHA is how much of a label the neighbours get. SCALE_SIM scales the cosines to
     0..1. INDUCTIVE answers for each image alone, by a graph of the training images without their
     labels; sparse keeps the best class of each of these only.
     """

@@ -1,4 +1,4 @@
-"""What a fit says to people who label: how good the classifier is, what more labels should add, and
+"""Advice for people who label: how good the classifier is, how much more labels should add, and
 when to stop.
 """
 
@@ -53,7 +53,7 @@ def forecast(
 ) -> list[str]:
     """`expected` for people."""
     if estimate["accuracy"] <= 100 / classes:
-        return ["So far this is no better than guessing: what more labels add is not known."]
+        return ["So far this is not better than guessing: nobody knows how much more labels add."]
     added, after = expected(estimate, classes, of_class, labels)
     before = estimate["high"] - estimate["low"]
     said = (
@@ -68,11 +68,11 @@ def forecast(
 def expected(
     estimate: Mapping[str, float], classes: int, of_class: float, labels: int
 ) -> tuple[float, float]:
-    """What MORE labels should add in points, if the error goes on falling as it did since guessing;
+    """The points that MORE labels should add, if the error falls further as it did since guessing;
     and the width of the interval then.
 
-    Zero-shot CLIP as the start foresaw too little where it is good already: heads are no better at
-    first, and then they are.
+    With zero-shot CLIP as the start, the forecast was too low where zero-shot CLIP is good: heads
+    are better only after some labels.
 
     Args:
         classes: their number.

@@ -32,7 +32,7 @@ class Mark(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the rounds are of.
+    """The images, classes and files of the rounds.
 
     Attributes:
         file: the CSV file.
@@ -63,7 +63,7 @@ class Rounds:
         self.plan = plan
         self.work = {"fit": fit, "ask": ask}
         self.paths = {key_of(path): path for path in plan.images}
-        self.visitors: dict[str, str] = {}  # who has an image, by its key
+        self.visitors: dict[str, str] = {}  # the visitor of an image, by its key
         self.lock = Lock()
         self.reading = Lock()  # one image at a time: it may take much memory
         self.doing = ""

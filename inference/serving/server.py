@@ -28,7 +28,7 @@ HEAD = 10  # seconds for the head of a request
 MOST_OF_ADDRESS = 64  # connections; a proxy has any number
 MOST = 2048  # connections of all
 BACKLOG = 256  # connections that are accepted in one step, before too many of them are closed
-SPARE = 128  # open files that are no connections: uploads, processes that read images
+SPARE = 128  # open files besides connections: uploads, processes that read images
 SELDOM = 60  # seconds until a line is logged again
 GRACE = 5  # seconds for open requests when the server ends
 

@@ -1,7 +1,7 @@
 """Answers for the images of concurrent requests to the API and the page, in batches.
 
-Each image waits twice, to be read and to be classified, in turns by address: whoever has sent many,
-in one request or in several, waits behind whoever has sent one.
+Each image waits twice, to be read and to be classified, in turns by address: a client that has
+sent many, in one request or in several, waits behind a client that has sent one.
 """
 
 import asyncio

@@ -112,8 +112,8 @@ def print_backbone(cfg: CfgNode, clip: CLIP, precision: str, device: torch.devic
 
 
 def untrained(model: PromptedCLIP) -> list[str]:
-    """The tensors of the prompt learner and its parts that require gradients and are no
-    Parameters.
+    """The tensors of the prompt learner and its parts that require gradients, but
+    are not Parameters.
     """
     loose = []
     for part in model.prompt_learner.modules():

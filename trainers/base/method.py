@@ -253,7 +253,7 @@ class Method(Facts):
 
     def both_passes(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The forward and the backward pass: leaves the gradient in the learned parameters, returns
-        what is logged.
+        the numbers to log.
         """
         with self.autocast():
             output = self.model.output(images)

@@ -16,7 +16,7 @@ from common.errors import UsageError
 
 from .method_file import reason
 
-LIKENESS = 0.85  # of the name of a method to that of a hook, which it is taken for
+LIKENESS = 0.85  # of the name of a method to that of a hook, with which it is confused
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def check_names_of(kind: type, source: str) -> None:
 
 
 def check_schedule(learner: Any) -> None:
-    """Raise AssertionError if the prompts of the image tower are no schedule."""
+    """Raise AssertionError if the prompts of the image tower are not a schedule."""
     for entry in learner.vision():
         what = f"{type(learner).__name__}.vision returns a {type(entry).__name__} for a layer"
         assert isinstance(entry, Edit), f"{what}: return a list of clip.Edit(remove, add)"

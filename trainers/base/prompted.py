@@ -153,7 +153,7 @@ class PromptedCLIP(Declares, nn.Module):
 
     @property
     def clip(self) -> CLIP:
-        """What the model computes with: the frozen CLIP, or a private copy with modules of
+        """The CLIP that the model computes with: the frozen one, or a private copy with modules of
         `PromptLearner.install`.
         """
         return self._clips[0]

@@ -131,7 +131,7 @@ def unit_texts(method: Method, *templates: str) -> Tensor:
 
 def encode_each_once(clip: CLIP, texts: Sequence[str], device: torch.device) -> Tensor:
     """`encode_texts` for texts of which some are equal."""
-    different = sorted(set(texts))  # texts that begin alike come together
+    different = sorted(set(texts))  # texts with the same beginning come together
     features = encode_texts(clip, different, device)
     rows = {text: row for row, text in enumerate(different)}
     return features[[rows[text] for text in texts]]

@@ -133,8 +133,8 @@ class FrozenTower:
             self.projection = Projection(clip, learns=False).to(device)
 
     def inputs(self, model: type, features: Tensor) -> Tensor:
-        """What a class of models reads of features from before the projection: these, or those
-        behind it (images, joint).
+        """The inputs of a class of models: features from before the projection, or those behind
+        it (images, joint).
         """
         if self.projection is None or issubclass(model, UnprojectedCLIP):
             return features
