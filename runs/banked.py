@@ -63,9 +63,7 @@ class BankedImages:
 
 
 def check(cfg: CfgNode, method: type[Method] | None, evaluates: bool) -> None:
-    """Raise UsageError if BANK is given and is not a bank, or lacks what the run reads."""
-    if not cfg.BANK:
-        return
+    """Raise UsageError if BANK is not a bank, or lacks what the run reads."""
     folder = Path(cfg.BANK).expanduser()
     if not is_bank(folder):
         raise UsageError(f"BANK is {folder}, which is not a bank", "write it by tools/embed.py")
@@ -98,13 +96,11 @@ def without_images(why: str) -> UsageError:
 
 
 def read(cfg: CfgNode, trainer: Any, eval_only: bool) -> None:
-    """Let the method of a run read its bank, if there is one.
+    """Let the method of a run read its bank.
 
     Raises:
         UsageError: the bank lacks images of the run, or the method has an image tower of its own.
     """
-    if not cfg.BANK:
-        return
     method = trainer.method
     check_tower(method)
     method.bank = BankedImages(Bank(Path(cfg.BANK).expanduser()), method)

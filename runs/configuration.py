@@ -131,7 +131,8 @@ def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
     cfg = defaults(method, *trainers.methods().items()).clone()
     kind = trainers.methods().get(method)
     for path, tree in files:
-        for part in in_section(tree, kind) if kind else [tree]:
+        parts = in_section(tree, kind) if kind and kind.published_outside else [tree]
+        for part in parts:
             cfg.merge_tree(part, path)
     return cfg
 
@@ -197,10 +198,12 @@ def set_up(cfg: CfgNode, given: Given) -> list[str]:
             raise UsageError(what, "leave one of them out")
         check_chosen(key, cfg.TRAINER.NAME)
         cfg.merge_from_list([key, value])
-    merge_by_dataset(cfg, given.keys)
+    if cfg.BY_DATASET:
+        merge_by_dataset(cfg, given.keys)
     datasets.set_title(cfg, given.dataset_config_file)
     of_backbone = follow_backbone(cfg, given.keys)
-    cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.file_of(cfg)[1]
+    if cfg.DATASET.SENTENCES or cfg.DATASET.SENTENCES_SHA256:
+        cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.file_of(cfg)[1]
     method = trainers.methods().get(cfg.TRAINER.NAME)
     sha256 = getattr(method, "plugin_sha256", "")
     if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
@@ -246,11 +249,7 @@ class SelectedSettings:
 
 
 def read_chosen(file: str) -> SelectedSettings:
-    """The content of the file of a choice (UsageError if it is missing or damaged); nothing without
-    a file.
-    """
-    if not file:
-        return SelectedSettings({}, [])
+    """The content of the file of a choice. Raises UsageError if it is missing or damaged."""
     if not Path(file).exists():
         remedy = "tools/study.py run writes it after the trials of its study"
         raise UsageError(f"there is no {file}", remedy, file)

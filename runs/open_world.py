@@ -49,13 +49,10 @@ class OpenWorld:
 
 
 def is_union(spec: Any) -> bool:
-    """Whether a run tests all classes of a dataset with the prompts of a run on its base
+    """Whether a test is of all classes of a dataset, with the prompts of a run on its base
     classes.
     """
-    if (
-        not (spec.args.eval_only and spec.args.model_dir)
-        or spec.cfg.DATASET.SUBSAMPLE_CLASSES != "all"
-    ):
+    if not spec.args.model_dir or spec.cfg.DATASET.SUBSAMPLE_CLASSES != "all":
         return False
     learned = read_results(Path(spec.args.model_dir)) or {}
     return learned.get("classes") == "base" and learned.get("dataset") == title(spec.cfg)

@@ -90,7 +90,8 @@ class OutputFolder:
         """
         cfg = self.spec.cfg
         self.is_finished = self.spec.is_finished
-        check_same_settings(cfg, self.is_finished)
+        if self.is_finished or (self.path / RUN_CONFIG_FILE).is_file():
+            check_same_settings(cfg, self.is_finished)
         if self.is_finished:
             self.results = read_results(self.path)
             if self.results and self.spec.args.model_dir:

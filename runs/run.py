@@ -46,7 +46,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer = build(spec)
             observers = wanted_observers(spec, trainer)
             prepare(spec, trainer)
-            banked.read(spec.cfg, trainer, spec.args.eval_only)
+            if spec.cfg.BANK:
+                banked.read(spec.cfg, trainer, spec.args.eval_only)
             # Before a test loads the best epoch, which names its images itself
             record = Record(spec, trainer)
             if spec.args.no_train:
@@ -116,7 +117,7 @@ def wanted_observers(spec: RunSpec, trainer: Any) -> list[Any]:
     """What this run does besides training and test."""
     wanted = {
         ood.Detection: bool(spec.cfg.TEST.OOD),
-        open_world.OpenWorld: open_world.is_union(spec),
+        open_world.OpenWorld: spec.args.eval_only and open_world.is_union(spec),
         SavedPredictions: True,
         calibrating.Calibrated: spec.cfg.TEST.CALIBRATE,
     }

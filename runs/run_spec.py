@@ -93,9 +93,9 @@ class RunSpec:
     @cached_property
     def chosen(self) -> "SelectedSettings":
         """The settings that the trials of a study have chosen."""
-        from .configuration import read_chosen
+        from .configuration import SelectedSettings, read_chosen
 
-        return read_chosen(self.args.chosen)
+        return read_chosen(self.args.chosen) if self.args.chosen else SelectedSettings({}, [])
 
     @cached_property
     def cfg(self) -> CfgNode:
@@ -166,10 +166,14 @@ class RunSpec:
             self.check_weights()
             if args.eval_only and args.model_dir and method.learns:
                 method.checkpoint_in(args.model_dir, args.load_epoch)
-        ood.check_settings(cfg)
-        corruptions.check(cfg, method is not None)
-        check_trackers(args.report_to)
-        banked.check(cfg, method, args.eval_only)
+        if cfg.TEST.OOD or cfg.TEST.OOD_SCORES:
+            ood.check_settings(cfg)
+        if cfg.TEST.CORRUPTION:
+            corruptions.check(cfg, method is not None)
+        if args.report_to:
+            check_trackers(args.report_to)
+        if cfg.BANK:
+            banked.check(cfg, method, args.eval_only)
         if cfg.RESUME:
             check_resumes(Path(cfg.RESUME), Path(cfg.OUTPUT_DIR))
 

@@ -77,7 +77,8 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
             one's keys; its section is also there under the names that its published YAML files use,
             as the same node. Other methods with wrong settings are left out.
     """
-    compat.add_settings(cfg)
+    if "CACHE" not in cfg:
+        compat.add_settings(cfg)
     known = predicting() if chosen in OF_FIT else methods()
     for name, method in sorted(known.items(), key=lambda item: item[0] != chosen):
         kind: Any = method

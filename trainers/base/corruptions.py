@@ -70,10 +70,7 @@ def check(cfg: CfgNode, known: bool) -> None:
 
     `known` is whether the trainer is that of a method of this project.
     """
-    name = cfg.TEST.get("CORRUPTION", "")
-    if not name:
-        return
-    what = f"TEST.CORRUPTION is {name}"
+    what = f"TEST.CORRUPTION is {cfg.TEST.CORRUPTION}"
     if not known:
         raise UsageError(f"{what}, and {cfg.TRAINER.NAME} is not a method", "leave it out")
     if cfg.TEST.OOD:
@@ -89,9 +86,11 @@ def check(cfg: CfgNode, known: bool) -> None:
 
 
 def corrupted(cfg: CfgNode, loader: DataLoader) -> DataLoader:
-    """A loader of test images, with the corruption of a run if it has one."""
-    if not corruption_of(cfg):
+    """A loader of test images, with the corruption of a run if it has one for them."""
+    corruption = corruption_of(cfg)
+    if not corruption:
         return loader
+    print(f"The test images have the corruption {corruption}")
     images: Any = copy(loader.dataset)
     images.transform = Corrupted.before(images.transform, cfg)
     return loader_like(loader, images)

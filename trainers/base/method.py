@@ -308,7 +308,8 @@ class Method(Facts):
             raise UsageError(
                 f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {cls.__name__}"
             )
-        streams.check(cfg, cls.__name__, cls.together, getattr(cls, "streams", False))
+        if cfg.TEST.get("STREAM", ""):
+            streams.check(cfg, cls.__name__, cls.together, getattr(cls, "streams", False))
 
     @classmethod
     def checkpoint_in(cls, directory: str, epoch: int | None) -> str:

@@ -84,13 +84,13 @@ def order(cfg: CfgNode, labels: Sequence[int]) -> list[int]:
 
 def check(cfg: CfgNode, method: str, together: bool, streams: bool) -> None:
     """Raise UsageError if the method cannot be tested as TEST.STREAM says."""
-    kind = cfg.TEST.get("STREAM", "")
+    kind = cfg.TEST.STREAM
     kinds: tuple[str, ...] = ()
     if together:
         kinds = get_args(Kind)
     elif streams:
         kinds = ("", "in order", "dirichlet")
-    if kind and kind not in kinds:
+    if kind not in kinds:
         what = f"TEST.STREAM is {kind!r}, and {method} answers for each image alone"
         if streams:
             what = f"TEST.STREAM is {kind!r}, and {method} answers for one image after another"

@@ -20,7 +20,7 @@ from common.names import check_known_names, plain
 
 from .build import assemble_model, print_backbone
 from .checkpoints import PROMPTS, described, is_checkpoint
-from .corruptions import corrupted, corruption_of
+from .corruptions import corrupted
 from .data_use import inherited, joined
 from .method import TEMPLATE, Classes, Method, RunImages
 
@@ -63,13 +63,13 @@ class MethodTrainer(TrainerX):
         print_backbone(cfg, self.model.clip, method.settings.PREC, self.device)
         for note in method.notes():
             print(note)
-        if corruption := corruption_of(cfg):
-            print(f"The test images have the corruption {corruption}")
         self.set_towers()
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             self.load_start(cfg.MODEL.INIT_WEIGHTS)
-        self.test_loader = corrupted(cfg, method.test_loader(self.dm.test_loader))
+        self.test_loader = method.test_loader(self.dm.test_loader)
+        if cfg.TEST.get("CORRUPTION", ""):
+            self.test_loader = corrupted(cfg, self.test_loader)
         self.val_loader = self.dm.val_loader and method.test_loader(self.dm.val_loader)
         if method.learns:
             self.start_training()

@@ -63,7 +63,8 @@ def augmentations(options, choices):
     )
     steps["center_crop"] = T.CenterCrop(size)
     steps["random_flip"] = T.RandomHorizontalFlip()
-    steps["randaugment"] = RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M)
+    if "randaugment" in choices:
+        steps["randaugment"] = RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M)
     steps["colorjitter"] = T.ColorJitter(
         options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H
     )
