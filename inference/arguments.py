@@ -5,14 +5,15 @@ given.
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.names import check_names
 from common.start import at_least, of_project, path, required_packages, share
 from common.text import read_text
 
-from .options import LoadOptions
+if TYPE_CHECKING:
+    from .options import LoadOptions
 
 MODELS = (
     "A MODEL is the output folder of a finished run or a checkpoint in it, a folder that "
@@ -70,10 +71,12 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     add_plugin_option(parser)
 
 
-def load_options(args: argparse.Namespace, calibration: bool | None = None) -> LoadOptions:
+def load_options(args: argparse.Namespace, calibration: bool | None = None) -> "LoadOptions":
     """The values of `add_model_options` and `add_image_options`; errors are those of
     `given_class_names`.
     """
+    from .options import LoadOptions
+
     keys = [item.name for item in fields(LoadOptions)]
     pairs = vars(args).items()
     given = {key: value for key, value in pairs if key in keys and value is not None}

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from dassl.data.datasets import DATASET_REGISTRY
-from tqdm import tqdm
 
 from common.errors import UsageError
 from common.files import new_folder
@@ -70,6 +69,8 @@ class SmallWorldSet(FewShotDataset):
     @classmethod
     def draw_all(cls, folder: Path) -> None:
         """Draw every image, each from its own seed, and write the split."""
+        from tqdm import tqdm  # here, as each command would wait for it
+
         split: dict[str, list] = {part: [] for part in cls.per_class}
         numbers = [(part, number) for part, size in cls.per_class.items() for number in range(size)]
         for label, subject in enumerate(

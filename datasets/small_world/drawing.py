@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFilter
 SIZE = 64  # pixels of a finished image
 FINE = 128  # pixels while drawing; averaging them makes edges smooth
 
-DRAWN = yaml.safe_load(Path(__file__).with_name("drawing.yaml").read_text())
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # each command waits for it
+DRAWN = yaml.load(Path(__file__).with_name("drawing.yaml").read_text(), Loader)
 COLOURS: dict[str, list[int]] = DRAWN["colours"]
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 GROUNDS = ("forest", "grassland", "desert", "snow", "farmland", "sea", "town")
