@@ -157,16 +157,23 @@ def between(low: float, high: float, words: str) -> Callable[[str], float]:
     return number
 
 
-share = between(0, 1, "a number between 0 and 1")
+def number_of_share(text: str) -> tuple[float, bool]:
+    """The number in a percentage or a share, and whether it is a share."""
+    words = "a percentage such as 5, or a share such as 0.05"
+    value = between(0, 100, words)(text.removesuffix("%"))
+    return value, value < 1 and not text.endswith("%")
 
 
 def percent(text: str) -> float:
     """The argparse type of a percentage: 5, 5% and the share 0.05 are the same."""
-    value = between(0, 100, "a percentage such as 5, or a share such as 0.05")(
-        text.removesuffix("%")
-    )
-    is_share = value < 1 and not text.endswith("%")
+    value, is_share = number_of_share(text)
     return 100 * value if is_share else value
+
+
+def share(text: str) -> float:
+    """The argparse type of a share: 0.05, 5 and 5% are the same."""
+    value, is_share = number_of_share(text)
+    return value if is_share else value / 100
 
 
 any_seed = at_least(0, 2**32 - 1)  # the argparse type of a seed, within the limits of NumPy

@@ -98,7 +98,7 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     )
     text = (
         "a set of classes for each image, with the right one in it for this share of the "
-        "images, such as 0.9"
+        "images: 90, 90%% or 0.9"
     )
     parser.add_argument("--sets", type=share, metavar="SHARE", help=text)
 

@@ -182,7 +182,7 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     assert [row["top"][0]["probability"] for row in rows] == pytest.approx(top.tolist())
     expected = torch.from_numpy(fit.temperature.apply(logits)).softmax(dim=-1).float()
     torch.testing.assert_close(classifier.probabilities(files), expected)
-    done = command(predict, folder, *files, "--unknown", "--sets", 0.9, "--csv")
+    done = command(predict, folder, *files, "--unknown", "--sets", "90%", "--csv")
     table = list(csv.DictReader(io.StringIO(done.printed)))
     assert sum(len(json.loads(row["set"])) for row in table) == sets.sum()
     assert [row["unknown"] == "True" for row in table] == unknown.tolist()
