@@ -44,11 +44,16 @@ class Layout:
         """Of CSV and Parquet, which have one row for each image and model."""
         ranks = ["", *(f"_{rank}" for rank in range(2, self.top + 1))]
         pairs = [f"{name}{rank}" for rank in ranks for name in ("answer", "probability")]
-        asked = ["unknown"] * self.unknown + ["set"] * self.sets
+        columns = ["path", "model", *pairs]
+        if self.unknown:
+            columns.append("unknown")
+        if self.sets:
+            columns.append("set")
         if self.errors:
-            asked += "error", "width", "height"
-        asked += ["together"] * self.together
-        return ["path", "model", *pairs, *asked]
+            columns += "error", "width", "height"
+        if self.together:
+            columns.append("together")
+        return columns
 
     def values(self, row: Row) -> dict[str, Any]:
         """The values of these columns."""

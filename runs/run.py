@@ -66,7 +66,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         observed = dict(pair for observer in observers for pair in observer.finish().items())
         folder.finish(record.to_json(observed))
         lines = closing_lines(spec, folder, trainer)
-        print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
+        for line in lines:
+            print(line)  # to the log; with --quiet to the log alone
     if spec.args.quiet and folder.results:
         print(summary_line(folder.results), *lines, sep="\n")
 

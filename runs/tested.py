@@ -37,11 +37,12 @@ def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
     test = {"date": made()["date"], "split": split, "images": len(items), "sha256": sha256}
     file = Path(cfg.OUTPUT_DIR, TESTS)
     # By the end of a process that wrote
-    torn = file.is_file() and not file.read_bytes().endswith(b"\n")
+    is_torn = file.is_file() and not file.read_bytes().endswith(b"\n")
+    line = json.dumps(test | {"accuracy": next(iter(results.values()))})
     with open(file, "a", encoding="utf-8") as lines:
-        lines.write(
-            "\n" * torn + json.dumps(test | {"accuracy": next(iter(results.values()))}) + "\n"
-        )
+        if is_torn:
+            lines.write("\n")
+        lines.write(line + "\n")
 
 
 def tests_of(folder: Path, sha256: str) -> int:
