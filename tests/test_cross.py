@@ -106,36 +106,6 @@ def test_one_fold_is_split_conformal(random_seed):
             assert (cross.apply(z[None], coverage) == split.apply(z, coverage)).all()
 
 
-def test_sets_equal_those_of_mapie(random_seed):
-    mapie = pytest.importorskip("mapie.classification")
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold
-
-    rng = np.random.default_rng(random_seed)
-    x, y = drawn(60, rng)
-    rows, _ = drawn(100, rng)
-    split = StratifiedKFold(4)
-    folds = np.empty(60, dtype=np.int64)
-    logits = np.empty((60, 4))
-    of_folds = []
-    for fold, (inside, out) in enumerate(split.split(x, y)):
-        model = LogisticRegression().fit(x[inside], y[inside])
-        folds[out] = fold
-        logits[out] = model.predict_log_proba(x[out])
-        of_folds.append(model.predict_log_proba(rows))
-    sets = Sets.fit(logits, y).of_folds(logits, y, folds)
-    counts = [3, 8, 15, 30]  # calibration images of at least the score of a class in the set
-    # Its rule has n - 1 where that of Vovk has n + 1
-    levels = [1 - (count - 0.5) / 59 for count in counts]
-    theirs = mapie.CrossConformalClassifier(
-        LogisticRegression(), confidence_level=levels, conformity_score="lac", cv=split
-    ).fit_conformalize(x, y)
-    _, expected = theirs.predict_set(rows, agg_scores="crossval")
-    for place, count in enumerate(counts):
-        found = sets.apply(of_folds, 1 - (count + 0.5) / 61)
-        assert (found == expected[..., place]).all()
-
-
 @pytest.mark.parametrize("by_class", [False, True])
 def test_new_images_are_covered(by_class):
     rng = np.random.default_rng(1)

@@ -1,5 +1,6 @@
 """Adapters in PEFT's format: those of the published CLIP-LoRA, and those that PEFT itself writes."""
 
+import re
 import shutil
 
 import pytest
@@ -38,14 +39,9 @@ def classifier_of(trainer):
 @pytest.fixture
 def learn(backbones, tmp_path):
     """`learn(**settings)`: a classifier of CLIPLoRA with weights of the recipe."""
-
-    def learned(arch, names=NAMES, **settings):
-        optimizer = {"name": "adamw", "lr": 1e-3}
-        return classifier_of(
-            build("CLIPLoRA", "fast", settings, arch, names, optimizer, backbones, tmp_path)
-        )
-
-    return learned
+    return lambda arch, names=NAMES, **settings: classifier_of(
+        build("CLIPLoRA", "fast", settings, arch, names, {}, backbones, tmp_path)
+    )
 
 
 def test_golden_files_of_peft(figures, learn, tmp_path, request):
@@ -70,11 +66,8 @@ def test_golden_files_of_peft(figures, learn, tmp_path, request):
             assert first == pytest.approx(of_key["first4"], abs=1e-6)
         backbone = classifier.cfg.MODEL.BACKBONE.NAME
         again = models.load(folder, LoadOptions(backbone=backbone, class_names=case["classnames"]))
-        images = images_of(case["batch"], case["arch"]["image_resolution"])
-        close = torch.allclose(
-            again.logits(images), torch.tensor(expected["logits_before"]), atol=3e-5
-        )
-        assert close, library
+        logits = again.logits(images_of(case["batch"], case["arch"]["image_resolution"]))
+        assert torch.allclose(logits, torch.tensor(expected["logits_before"]), atol=3e-5)
 
 
 ARCH = {"image_resolution": 32, "patch_size": 16, "vision_layers": 3, "text_layers": 2}
@@ -188,14 +181,6 @@ def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, lear
         assert getattr(again._own.settings, key) == getattr(classifier._own.settings, key)
 
 
-def written(folder, learner, settings, clip, backbone):
-    config, tensors = peft_export.for_open_clip(learner, settings, clip, backbone)
-    config |= {"peft_type": "LORA", "bias": "none"}
-    to_json(folder / peft.CONFIG, config)
-    state = {f"{peft.PREFIX}{key}": value.detach() for key, value in tensors.items()}
-    save_file(state, folder / peft.TENSORS)
-
-
 def test_towers_of_timm_with_packed_maps(tmp_path):
     """open_clip's own model of SigLIP, whose text tower has another name."""
     library_of_peft = pytest.importorskip("peft")
@@ -207,16 +192,20 @@ def test_towers_of_timm_with_packed_maps(tmp_path):
         for name, tensor in parameter.named_parameters():
             torch.manual_seed(number)
             tensor.data = torch.randn(tensor.shape) * (0.3 if name.endswith("B") else 0.1)
-    written(tmp_path, learner, settings, ours, arch)
+    config, tensors = peft_export.for_open_clip(learner, settings, ours, arch)
+    to_json(tmp_path / peft.CONFIG, config | {"peft_type": "LORA", "bias": "none"})
+    state = {f"{peft.PREFIX}{key}": value.detach() for key, value in tensors.items()}
+    save_file(state, tmp_path / peft.TENSORS)
     images = images_of(2, 32)
+    prompted = PromptedCLIP(ours, learner, "fast").eval()
     with torch.no_grad():
-        expected = PromptedCLIP(ours, learner, "fast").eval().image_features(images)
-        model = library_of_peft.PeftModel.from_pretrained(theirs, tmp_path)
-        found = model.base_model.model.encode_image(images, normalize=True)
+        expected = prompted.image_features(images)
+        model = library_of_peft.PeftModel.from_pretrained(theirs, tmp_path).base_model.model
+        found = model.encode_image(images, normalize=True)
         assert torch.allclose(found, expected, atol=1e-5)
-        texts = PromptedCLIP(ours, learner, "fast").eval().encode_text(expected[:1])
         ids = ours.tokenizer([f"a photo of a {name}." for name in NAMES]).long()
-        assert torch.allclose(model.base_model.model.encode_text(ids), texts, atol=1e-5)
+        texts = prompted.encode_text(expected[:1])
+        assert torch.allclose(model.encode_text(ids), texts, atol=1e-5)
 
 
 def test_attention_that_peft_does_not_reach_is_refused():
@@ -226,31 +215,37 @@ def test_attention_that_peft_does_not_reach_is_refused():
         peft_export.for_open_clip(LoRALearner(ours, NAMES, settings), settings, ours, "EVA02-B-16")
 
 
+class Adapter:
+    """A folder of PEFT's form, its tensors, and the options to load it."""
+
+    def __init__(self, classifier, folder):
+        self.folder = folder
+        folder.mkdir()
+        peft_export.write(classifier, folder, "transformers")
+        self.state = load_file(folder / peft.TENSORS)
+        self.options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME, class_names=NAMES)
+
+    def load(self):
+        return models.load(self.folder, self.options)
+
+    def save(self, state, **values):
+        """Other tensors, and changes of the configuration."""
+        save_file(state, self.folder / peft.TENSORS)
+        file = self.folder / peft.CONFIG
+        to_json(file, of_json(file) | values)
+
+
 @pytest.fixture
 def adapter(learn, tmp_path):
-    """A folder of PEFT's form, and the options to load it."""
-    classifier = learn(ARCH, R=2)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    peft_export.write(classifier, folder, "transformers")
-    options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME, class_names=NAMES)
-    return folder, options
+    return Adapter(learn(ARCH, R=2), tmp_path / "adapter")
 
 
-def changed_config(folder, **values):
-    file = folder / peft.CONFIG
-    to_json(file, of_json(file) | values)
-
-
-def test_some_layers_with_other_ranks_are_a_model(adapter, tiny):
-    folder, options = adapter
-    expected = models.load(folder, options)
-    state = load_file(folder / peft.TENSORS)
-    kept = {key: value for key, value in state.items() if ".1." in key and "text" in key}
+def test_some_layers_with_other_ranks_are_a_model(adapter):
+    expected = adapter.load()
+    kept = {key: value for key, value in adapter.state.items() if ".1." in key and "text" in key}
     more = {key: torch.cat([value, value], int("lora_B" in key)) for key, value in kept.items()}
-    save_file(more, folder / peft.TENSORS)
-    changed_config(folder, r=8, lora_alpha=3, use_rslora=False, rank_pattern={"text": 4})
-    classifier = models.load(folder, options)
+    adapter.save(more, r=8, lora_alpha=3, use_rslora=False, rank_pattern={"text": 4})
+    classifier = adapter.load()
     learned = classifier._own.model.prompt_learner.extra_modules
     found = torch.cat([lora.q_proj.w_lora_B @ lora.q_proj.w_lora_A for lora in learned.values()])
     before = expected._own.model.prompt_learner.extra_modules["layer_1"].q_proj
@@ -282,84 +277,64 @@ DAMAGED = {  # tensors of a map by the ends of their names
 
 @pytest.mark.parametrize("case", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_map_is_one_line(case, adapter):
-    folder, options = adapter
     place = f"{peft.PREFIX}text_model.encoder.layers.0.self_attn.q_proj"
-    state = load_file(folder / peft.TENSORS)
-    for half, tensor in case.items():
-        state[f"{place}.{half}.weight"] = tensor
-    left = {key: tensor for key, tensor in state.items() if tensor is not None}
-    save_file(left, folder / peft.TENSORS)
+    state = adapter.state | {f"{place}.{half}.weight": tensor for half, tensor in case.items()}
+    adapter.save({key: tensor for key, tensor in state.items() if tensor is not None})
     with one_line("copy it again"):
-        models.load(folder, options)
+        adapter.load()
 
 
 def test_two_maps_of_one_place_and_maps_without_a_tower(adapter, capsys):
-    folder, options = adapter
-    state = load_file(folder / peft.TENSORS)
+    state = adapter.state
     twice = {key.replace("self_attn", "attn"): value.clone() for key, value in state.items()}
-    save_file(state | twice, folder / peft.TENSORS)
+    adapter.save(state | twice)
     with one_line("has two maps of"):
-        models.load(folder, options)
+        adapter.load()
     # As PEFT saves an adapter of an image tower alone
-    bare = {
-        key.replace("vision_model.", "").replace("text_model.", ""): state[key] for key in state
-    }
-    save_file(bare, folder / peft.TENSORS)
+    adapter.save({re.sub("(vision|text)_model.", "", key): state[key] for key in state})
     with one_line("holds more than low-rank maps of attention"):
-        models.load(folder, options)
-    ours = {key: value for key, value in state.items() if "text_model" in key and ".0." in key}
-    open_clip = {
-        key.replace("text_model.encoder.layers", "transformer.resblocks"): value
-        for key, value in ours.items()
-    }
-    save_file(open_clip, folder / peft.TENSORS)
-    assert models.load(folder, options)._own.settings.ENCODER == "text"
+        adapter.load()
+    place = "text_model.encoder.layers"
+    ours = {key: value for key, value in state.items() if f"{place}.0." in key}
+    adapter.save({key.replace(place, "transformer.resblocks"): ours[key] for key in ours})
+    assert adapter.load()._own.settings.ENCODER == "text"
     assert "names no tower: its maps are read as those of the text tower" in capsys.readouterr().out
 
 
 def test_an_adapter_that_changes_nothing_is_zero_shot_clip(adapter):
-    folder, options = adapter
-    state = load_file(folder / peft.TENSORS)
-    zero = {key: 0 * value if "lora_B" in key else value for key, value in state.items()}
-    save_file(zero, folder / peft.TENSORS)
+    adapter.save({key: value * ("lora_B" not in key) for key, value in adapter.state.items()})
     images = images_of(2, 32)
-    found = models.load(folder, options)
+    found = adapter.load()
     plain = found.clip.encode_image(images, True)
     torch.testing.assert_close(found.model_for().image_features(images), plain)
-    (folder / peft.TENSORS).unlink()
+    (adapter.folder / peft.TENSORS).unlink()
     with one_line("cannot read"):
-        models.load(folder, options)
+        adapter.load()
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 def test_what_is_more_than_lora_is_refused(case, adapter):
     values, tensors, words = case
-    folder, options = adapter
-    changed_config(folder, **values)
-    state = load_file(folder / peft.TENSORS)
-    more = {
-        f"{peft.PREFIX}text_model.encoder.layers.0.mlp.fc1.{key}": torch.zeros(shape)
-        for key, shape in tensors.items()
-    }
-    save_file(state | more, folder / peft.TENSORS)
+    place = f"{peft.PREFIX}text_model.encoder.layers.0.mlp.fc1"
+    more = {f"{place}.{key}": torch.zeros(shape) for key, shape in tensors.items()}
+    adapter.save(adapter.state | more, **values)
     with one_line(words):
-        models.load(folder, options)
+        adapter.load()
 
 
 def test_an_adapter_of_another_backbone_is_refused(adapter, tiny):
-    folder, options = adapter
-    with one_line("has width 64, and the adapter has"):
-        models.load(folder, LoadOptions(backbone=str(tiny), class_names=NAMES))
-    with one_line("adapts the model", "give it by --backbone"):
-        models.load(folder, LoadOptions(class_names=NAMES))
-    changed_config(folder, base_model_name_or_path="/etc/passwd")
-    with one_line("adapts the model '/etc/passwd'"):
-        models.load(folder, LoadOptions(class_names=NAMES))
-    state = load_file(folder / peft.TENSORS)
-    far = {key.replace("layers.1", "layers.7"): value for key, value in state.items()}
-    save_file(far, folder / peft.TENSORS)
+    state = adapter.state
+    adapter.save({key.replace("layers.1", "layers.7"): value for key, value in state.items()})
     with one_line("changes layer 7 of the"):
-        models.load(folder, options)
+        adapter.load()
+    adapter.save(state)
+    for backbone, words in {str(tiny): "has width 64", "": "give it by --backbone"}.items():
+        adapter.options = LoadOptions(backbone=backbone, class_names=NAMES)
+        with one_line(words):
+            adapter.load()
+    adapter.save(state, base_model_name_or_path="/etc/passwd")
+    with one_line("adapts the model '/etc/passwd'"):
+        adapter.load()
 
 
 def test_the_commands_write_and_read_adapters(
@@ -386,10 +361,12 @@ def test_the_commands_write_and_read_adapters(
     # A test and a training start from its exported folder, which a soup has, too
     again = tmp_path / "again"
     command.works(export, adapter, "--to", again, *words)
-    words = argv("CLIPLoRA", *steps, backbone=deep, options=["--eval-only", "--model-dir", adapter])
-    assert "is an adapter of PEFT: make it a model by tools/export.py" in launch(*words).error
-    words = argv("CLIPLoRA", *steps, backbone=deep, options=["--eval-only", "--model-dir", again])
-    launch.works(*words)
+    refused, tested = (
+        argv("CLIPLoRA", *steps, backbone=deep, options=["--eval-only", "--model-dir", model])
+        for model in (adapter, again)
+    )
+    assert "is an adapter of PEFT: make it a model by tools/export.py" in launch(*refused).error
+    launch.works(*tested)
     start = "MODEL.INIT_WEIGHTS", again / "prompts.safetensors"
     trained = launch.works(*argv("CLIPLoRA", *steps, *start, backbone=deep, output="trained"))
     assert "Successfully loaded pretrained weights" in trained.printed
