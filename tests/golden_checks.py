@@ -47,13 +47,18 @@ def logits_of(trainer, features):
     return trainer.model(ImageOutput(features))
 
 
+def check_logits(trainer, inputs, expected, tolerance=AFTER):
+    """Of the test images."""
+    close(logits_of(trainer, inputs.test), expected, tolerance)
+
+
 def batch_of(features, labels):
     return {"img": CachedOutput(features), "label": torch.as_tensor(labels)}
 
 
 def check_training(trainer, inputs, figures, learned):
     """The start, and steps of one batch."""
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    check_logits(trainer, inputs, figures["logits_before"], BEFORE)
     batch = batch_of(inputs.train, figures["labels"])
     steps = []
     for step in range(len(figures["losses"])):
@@ -69,7 +74,7 @@ def check_training(trainer, inputs, figures, learned):
                 LOSSES,
             )
     assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
-    close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+    check_logits(trainer, inputs, figures["logits_after"])
 
 
 def check_accuracy(trainer, inputs, expected):
@@ -101,16 +106,16 @@ def check_tip_adapter(trainer, inputs, figures, learned):
         100 * torch.nn.functional.normalize(inputs.test, dim=1) @ trainer.model.class_texts.T
     )
     close(zero_shot, figures["logits_zeroshot"], BEFORE)
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    check_logits(trainer, inputs, figures["logits_before"], BEFORE)
     check_accuracy(trainer, inputs, figures["val_accuracy"]["init"])
     check_search(trainer, inputs, figures["search"])
-    close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+    check_logits(trainer, inputs, figures["logits_after"])
 
 
 def check_tip_adapter_f(trainer, inputs, figures, learned):
     """Batches in a given order; the learning rate changes with each."""
     check_cache(trainer, inputs, figures)
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    check_logits(trainer, inputs, figures["logits_before"], BEFORE)
     close(logits_of(trainer, inputs.train)[:4], figures["train_logits_first4"], BEFORE)
     sizes = figures["train_batches"]
     loader = trainer.method.feature_batches
@@ -129,16 +134,16 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
         if step == 0:
             assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3)
         if step + 1 == len(figures["losses"]):
-            close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+            check_logits(trainer, inputs, figures["logits_after"])
             assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
     assert rates == pytest.approx(figures["lrs"], rel=1e-4, abs=1e-9)
     close(losses, figures["end"]["losses"], LOSSES)
     assert learned["adapter.weight"].norm().item() == pytest.approx(
         figures["end"]["weight_norm"], rel=1e-4
     )
-    close(logits_of(trainer, inputs.test), figures["end"]["logits"], AFTER)
+    check_logits(trainer, inputs, figures["end"]["logits"])
     check_search(trainer, inputs, figures["end"]["search"])
-    close(logits_of(trainer, inputs.test), figures["end"]["logits_searched"], AFTER)
+    check_logits(trainer, inputs, figures["end"]["logits_searched"])
 
 
 def check_clap(trainer, inputs, figures, learned):
@@ -171,7 +176,7 @@ def check_lp_plus_plus(trainer, inputs, figures, learned):
         figures["weight_start"]["norm"], rel=1e-5
     )
     close(head.classifier.weight[:, :8], figures["weight_start"]["first8"], 1e-5)
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    check_logits(trainer, inputs, figures["logits_before"], BEFORE)
     start = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     losses = []
     ends = figures["steps"]
@@ -184,13 +189,13 @@ def check_lp_plus_plus(trainer, inputs, figures, learned):
             assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-6)
         if number == few:
             assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
-            close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+            check_logits(trainer, inputs, figures["logits_after"])
         if expected := ends.get(str(number)):
             assert losses[-1] == pytest.approx(expected["loss"], abs=LOSSES)
             assert norms_of(learned) == pytest.approx(expected["norms"], rel=1e-4)
             near(head.alpha_vec[0], expected["alpha_vec"])
             close(head.classifier.bias, expected["bias"], AFTER)
-            close(logits_of(trainer, inputs.test), expected["logits"], AFTER)
+            check_logits(trainer, inputs, expected["logits"])
     close(losses[:few], figures["losses"], LOSSES)
     head.load_state_dict(start)
     trainer.method.start(trainer.method.support)
@@ -241,7 +246,7 @@ def check_ss_text(trainer, inputs, figures, learned):
         near(head.weight[:, :8], expected["w_first8"], 2e-5)
         near(logits_of(trainer, inputs.test), expected["logits"])
     head.weight.data = trainer.model.class_texts
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    check_logits(trainer, inputs, figures["logits_before"], BEFORE)
 
 
 def check_proker(trainer, inputs, figures, learned):
@@ -252,7 +257,7 @@ def check_proker(trainer, inputs, figures, learned):
     close(
         torch.nn.functional.normalize(inputs.test, dim=1) @ text.T, figures["logits_zeroshot"], 1e-5
     )
-    close(logits_of(trainer, inputs.test), figures["logits_before"], 1e-5)
+    check_logits(trainer, inputs, figures["logits_before"], 1e-5)
     trainer.method.settings = replace(trainer.method.settings, BETA=0, LAMBDA=0)
     assert trainer.method.trials == np.size(search["accuracies"])
     trainer.method.finish()
@@ -260,14 +265,14 @@ def check_proker(trainer, inputs, figures, learned):
         [search["beta"], search["lambda"]], rel=1e-6
     )
     check_accuracy(trainer, inputs, np.max(search["accuracies"]))
-    close(logits_of(trainer, inputs.test), figures["logits_after"], 1e-5)
+    check_logits(trainer, inputs, figures["logits_after"], 1e-5)
 
 
 def check_projection(trainer, inputs, figures, learned):
     """All steps, in the order of the views; then the model for new classes, and the CLIP with the
     projection in it.
     """
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    check_logits(trainer, inputs, figures["logits_before"], BEFORE)
     start = {name: value.detach().clone() for name, value in learned.items()}
     rates = []
     logged = []
@@ -294,7 +299,7 @@ def check_projection(trainer, inputs, figures, learned):
     assert norms_of(exact) == pytest.approx(figures["param_norms_after"], rel=2e-5)
     for name, first in figures["first8_after"].items():
         close(learned[name].flatten()[:8], first, 1e-5)
-    close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+    check_logits(trainer, inputs, figures["logits_after"])
     plain = deepcopy(trainer.model.frozen)
     plain.load_state_dict(trainer.model.folded())
     size = trainer.cfg.INPUT.SIZE[0]

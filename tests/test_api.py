@@ -4,14 +4,13 @@ HTTP.
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from http.client import HTTPConnection, RemoteDisconnected
+from http.client import HTTPConnection
 from threading import Event, Thread
 from types import SimpleNamespace
 
@@ -106,26 +105,21 @@ def test_answers_are_the_classifiers(form, kind, port, classifier, photos):
 def test_several_images_have_an_answer_each_in_their_order(form, kind, port, photos):
     files = [(photos / name).read_bytes() for name in ("a.jpg", "b.png", "d.webp", "e f.bmp")]
     status, answers = ask(port, form(*files, b"damaged", files[0], top_k=1), kind)
-    assert (
-        status == 200
-        and len(answers) == 6
-        and "is damaged or not a JPEG" in answers.pop(4)["error"]
-    )
-    expected = [ask(port, form(file, top_k=1), kind)[1]["top"] for file in [*files, files[0]]]
-    for answer, ((pair,),) in zip(answers, zip(expected, strict=True), strict=True):
+    assert status == 200 and "is damaged or not a JPEG" in answers.pop(4)["error"]
+    for file, answer in zip([*files, files[0]], answers, strict=True):
         (found,) = answer["top"]
-        assert found["class"] == pair["class"] and found["probability"] == pytest.approx(
-            pair["probability"], abs=1e-6
-        )
+        (expected,) = ask(port, form(file, top_k=1), kind)[1]["top"]
+        assert found["class"] == expected["class"]
+        assert found["probability"] == pytest.approx(expected["probability"], abs=1e-6)
 
 
 def test_a_list_of_one_image_and_a_data_url(port, photos):
     image = b64encode((photos / "b.png").read_bytes()).decode()
-    answers = [
-        ask(port, json.dumps({"image": sent}).encode())[1]
+    of_list, of_url = (
+        ask(port, json.dumps({"image": sent}))[1]
         for sent in ([image], f"data:image/png;base64,{image}")
-    ]
-    assert answers[0] == [answers[1]]
+    )
+    assert of_list == [of_url]
 
 
 def test_no_answer_waits_until_the_client_acknowledges_its_head(port):
@@ -162,9 +156,7 @@ def test_few_images_wait_to_be_classified(classifier, monkeypatch):
 
     waiting, answers = asyncio.run(ask_many())
     assert waiting >= 20 - 2 * (torch.get_num_threads() + 1) - service.READERS
-    assert {answer["top"][0]["class"] for answer in answers} == {
-        answers[0]["top"][0]["class"]
-    } and len(answers) == 20
+    assert len({answer["top"][0]["class"] for answer in answers}) == 1 and len(answers) == 20
 
 
 def job_of(address):
@@ -220,16 +212,11 @@ def test_the_room_for_images_is_given_back(classifier, monkeypatch):
 def test_the_server_describes_itself(port, classifier):
     assert ask(port, path="/health") == (200, {"status": "ok"})
     _, about = ask(port, path="/model")
-    assert (
-        about["class_names"] == classifier.class_names
-        and about["method"] == "CoOp"
-        and about["unknown"]
-    )
+    assert about["class_names"] == classifier.class_names
+    assert about["method"] == "CoOp" and about["unknown"]
     _, text = ask(port, path="/openapi.json")
-    assert set(text["paths"]["/predict"]["post"]["requestBody"]["content"]) == {
-        JSON,
-        "multipart/form-data",
-    }
+    kinds = text["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert {*kinds} == {JSON, "multipart/form-data"}
 
 
 BAD = [  # body, kind, headers, status, words
@@ -259,13 +246,9 @@ BAD = [  # body, kind, headers, status, words
 @pytest.mark.parametrize(("body", "kind", "headers", "status", "words"), BAD)
 def test_wrong_requests_get_one_line(body, kind, headers, status, words, port):
     found, answer = ask(port, body, kind, **headers)
-    assert (
-        found == status
-        and words in answer["error"]
-        and "\n" not in answer["error"]
-        and "/tmp" not in str(answer)
-    )
-    assert answer.keys() == {"error"}
+    assert found == status and answer.keys() == {"error"}
+    error = answer["error"]
+    assert words in error and "\n" not in error and "/tmp" not in error
 
 
 def test_a_body_of_many_values_stops_nobody(port):
@@ -285,47 +268,6 @@ def test_a_request_of_the_most_images_is_not_refused_for_its_commas(port):
     body = {"image": urls, "top_k": 1, "sets": 0.9}
     status, answers = ask(port, json.dumps(body).encode())
     assert status == 200 and len(answers) == service.MOST
-
-
-@pytest.mark.thorough
-def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, photos, monkeypatch):
-    monkeypatch.setattr(reading, "SECONDS", 1)
-    batches = []
-    logits = classifier.logits
-    monkeypatch.setattr(
-        classifier,
-        "logits",
-        lambda pixels, names: batches.append(len(pixels)) or logits(pixels, names),
-    )
-    files = [photos / name for name in ("a.jpg", "b.png", "d.webp", "e f.bmp", "below/c.PNG")]
-    expected = {file: classifier.probabilities(str(file))[0].max().item() for file in files}
-
-    def attack(body):
-        try:
-            return ask(port, body, address="127.0.0.2")[0]
-        except (OSError, RemoteDisconnected):
-            return 0
-
-    stalled = []
-    for _ in range(70):
-        connection = socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0))
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 7000000\r\n\r\n{")
-        stalled.append(connection)
-    slow = as_json(comments(1_000_000))
-    thin = as_json(png(200_000, 1))
-    with ThreadPoolExecutor(9) as attackers, ThreadPoolExecutor(20) as clients:
-        attacks = [attackers.submit(attack, body) for body in [slow, thin, b"{"] * 3]
-        answers = clients.map(lambda file: (file, ask(port, as_json(file.read_bytes()))), files * 6)
-        for file, (status, answer) in answers:
-            assert status == 200
-            assert answer["top"][0]["probability"] == pytest.approx(expected[file], abs=1e-5)
-        statuses = {future.result() for future in attacks}
-    for connection in stalled:
-        connection.close()
-    assert statuses <= {0, 422}
-    assert max(batches) > 1
-    # Nothing of it is left
-    assert ask(port, as_json(files[0].read_bytes()), address="127.0.0.2")[0] == 200
 
 
 def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(

@@ -13,12 +13,10 @@ import yaml
 from drawn import card
 from finished import InThisProcess
 from marks import of_json, thorough_but
-from matplotlib.axes import Axes
 from PIL import Image
 
 from common.start import ROOT
 from datasets.small_world import SmallLand
-from measures.predictions import read
 from studies import command as study_command
 from studies import demo, executor
 from studies.spec import Study
@@ -171,49 +169,17 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     shutil.copytree(drawn / "small_objects", root / "small_objects")
     monkeypatch.setattr(demo, "Study", partial(Study, shots=(2,)))  # to save time
     monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
-    argv = [
-        "--output",
-        str(output),
-        "--root",
-        str(root),
-        "--methods",
-        "CoOp",
-        "--seeds",
-        "1",
-        "--workers",
-        "1",
-    ]
-    words = []
-    monkeypatch.setattr(Axes, "text", lambda axes, x, y, word, **how: words.append(word))
+    line = f"--output {output} --root {root} --methods CoOp --seeds 1 --workers 1"
+    argv = line.split()
     demo.main(argv)
-    summary = of_json(output / "summary.json")
-    cells = [
-        cell
-        for cell in summary["cells"]
-        if (cell["part"], cell["dataset"]) == ("base", "small_objects")
-    ]
-    base = {cell["method"]: cell["mean"] for cell in cells}
+    base = {}
+    for cell in of_json(output / "summary.json")["cells"]:
+        if (cell["part"], cell["dataset"]) == ("base", "small_objects"):
+            base[cell["method"]] = cell["mean"]
     assert base["ZeroshotCLIP"] == pytest.approx(card("SmallObjects")[1], abs=0.7)
     assert base["CoOp"] > base["ZeroshotCLIP"] + 5
     with Image.open(output / "images.png") as picture:
         assert min(picture.size) > 300
-    # The words of the picture: three classes of six images by zero-shot CLIP, then by CoOp, which
-    # sorts the images.
-    runs = [next((output / "base2new/train_base").glob(f"*/*/{name}/*/seed1")) for name in base]
-    before, after = map(read, runs)
-    rows = [before["label"].tolist().index(label) for label in range(6)]
-    right = [
-        dict(zip(after["classes"][row], after["probabilities"][row], strict=True)) for row in rows
-    ]
-    order = sorted(range(6), key=lambda label: -right[label].get(label, 0))
-    assert words == [
-        f"{found['class_names'][index]} {value:.0%}"
-        for row in (rows[label] for label in order)
-        for found in (before, after)
-        for index, value in zip(
-            found["classes"][row][:3], found["probabilities"][row][:3], strict=True
-        )
-    ]
     printed = capsys.readouterr().out
     assert "| CoOp |" in printed and "summary.json" in printed and "cannot rank methods" in printed
     monkeypatch.setattr(

@@ -18,9 +18,7 @@ from learned import own_test, rows_of
 from marks import one_line, parquet_library, thorough_but
 from PIL import Image
 
-from clip import load_backbone, tokenize
 from common.start import ROOT
-from fit.images import find
 from inference import batches, export, predict, shards, tables
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
@@ -143,20 +141,6 @@ def test_the_ending_of_a_file_decides_its_form(finished, command, photos, tmp_pa
     assert header == "path,model,answer,probability" and len(lines) == len(rows)
 
 
-def test_corrected_answers_are_labels_of_a_fit(finished, command, photos, tmp_path):
-    file = tmp_path / "answers.csv"
-    command.works(predict, finished("CoOp"), photos, "--to", file)
-    header, *lines = file.read_text().splitlines()
-    names = "grey", "white snow"
-    rows = [line.split(",") for line in lines]
-    for number, row in enumerate(rows):
-        row[2] = names[number % 2]
-    text = [header.replace("answer,", "label,", 1), *map(",".join, rows)]
-    file.write_text("\n".join(text))
-    found = {photo.path: photo.label for photo in find(file)}
-    assert found == {row[0]: row[2] for row in rows}
-
-
 def test_parquet_has_the_columns_of_csv(finished, command, photos, tmp_path):
     parquet = parquet_library().parquet
     odd = shutil.copy(photos / "b.png", tmp_path / os.fsdecode(b"\xff.png"))
@@ -217,19 +201,6 @@ def test_an_interrupted_prediction_leaves_what_was_there(
     assert done.status == 130 and "Written" not in done.printed
     assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
     assert file.read_text() == "of before"
-
-
-def test_zero_shot_needs_a_backbone_and_names_only(command, photos, deep):
-    names = ["a cat", "a dog"]
-    file = photos / "a.jpg"
-    line = file, "--backbone", deep, "--template", "{} in winter", "--classes", *names
-    (row,) = rows_of(command, *line)
-    clip = load_backbone(str(deep))
-    image = PromptedClassifier.zero_shot(str(deep), names).pixels([file])
-    logits, _ = clip(image, tokenize(["a cat in winter", "a dog in winter"]))
-    expected = dict(zip(names, logits[0].softmax(dim=0).tolist(), strict=True))
-    found = {top["class"]: top["probability"] for top in row["top"]}
-    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path):

@@ -17,41 +17,26 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_coop", "words"),
     [
-        (
-            (50, 50, 50),
-            "5.0 points above CoOp. The 3 seeds show that it is better (95% interval "
-            "+2.5 to +7.5).",
-        ),
-        (
-            (40, 56, 60),
-            "do not show that it is better (95% interval -21.0 to +27.0): with 3 seeds only a "
-            "difference above",
-        ),
+        ((50, 50, 50), "The 3 seeds show that it is better (95% interval +2.5 to +7.5)."),
+        ((40, 56, 60), "do not show that it is better (95% interval -21.0 to +27.0)"),
         ((50, 51, 52), "4.0 points above CoOp. All 3 seeds have the same difference."),
-        ((40,), "10.0 points above CoOp. With 1 complete seed, nothing says how sure this is."),
-        (
-            (40, None, None),
-            "15.0 points above CoOp. With 1 complete seed, nothing says how sure this is.",
-        ),
+        ((40,), "10.0 points above CoOp. With 1 complete seed, nothing says"),
+        ((40, None, None), "15.0 points above CoOp. With 1 complete seed, nothing says"),
     ],
 )
 def test_the_first_page_says_how_sure_the_first_place_is(of_coop, words, tmp_path):
     values = {"CoOp": of_coop, "MPL": (54, 55, 56) if len(of_coop) > 1 else (50,)}
 
-    def accuracy(run):
-        choose = (
-            [{"what": "epoch", "split": "val", "test_images": 0}]
-            if run.variant.name == "MPL"
-            else []
-        )
-        value = values[run.variant.name][run.seed]
-        return value and (value, {"data_use": {"choose": choose}})
+    choices = {"CoOp": [], "MPL": [{"what": "epoch", "split": "val", "test_images": 0}]}
 
-    summary = summarise(
-        study_of(tmp_path, ("CoOp", "MPL"), seeds=tuple(range(len(of_coop)))), accuracy
-    )
+    def accuracy(run):
+        name = run.variant.name
+        value = values[name][run.seed]
+        return value and (value, {"data_use": {"choose": choices[name]}})
+
+    summary = summarise(study_of(tmp_path, tuple(values), seeds=(*range(len(of_coop)),)), accuracy)
     (sentence,) = headlines(summary)
-    assert sentence.startswith("few_shot: MPL is first with 16 shots 5") and words in sentence
+    assert "MPL is first with 16 shots 5" in sentence and words in sentence
     (table,) = overview(summary)
     assert [(row[0].text, row[-1].text) for row in table.rows] == [
         ("MPL", "epoch: val"),
@@ -92,11 +77,14 @@ HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], ROWS, "n=2")
 
 def test_latex_escapes_special_characters():
     text = latex([HARD])
-    assert text.startswith("% 50 \\% of \\{it\\} \\& \\#1\n" r"\begin{tabular}{lc}")
-    hard = r"\textbf{x $\pm$ $-$1.00} & \underline{($-$0.50 to $-$0.20) \textasciitilde{}\textasciicircum{}"
-    assert hard + r"\textbackslash{}\$$|$}" in text and text.isascii()
-    # After the \\ of the row above
-    assert "\n{}[1ex] & a-1 \\\\\n{}[x] &  y \\\\\n{}* & - \\\\\n" in text
+    for escaped in (
+        r"% 50 \% of \{it\} \& \#1",
+        r"\textbf{x $\pm$ $-$1.00} & \underline{($-$0.50 to $-$0.20)",
+        r"\textasciitilde{}\textasciicircum{}\textbackslash{}\$$|$}",
+        "\n{}[1ex] & a-1 \\\\\n{}[x] &  y \\\\\n{}* & - \\\\\n",  # after the \\ of the row above
+    ):
+        assert escaped in text
+    assert text.isascii()
 
 
 # The page of a study: every table with its marks, and names and errors as text.
@@ -131,15 +119,12 @@ def test_page_has_every_table_with_its_marks_and_escapes_names_and_errors(
     tables = tables_of(summarise(study)).values()
     assert len(tables) > 3
     pages = re.findall(r"<table>(.*?)</table>", html, re.DOTALL)
+    marks = "span", "strong", "u"
     for table, shown in zip(tables, pages, strict=False):
-        cells = [
-            (unescape(text), mark)
-            for mark, text in re.findall(r"<(span|strong|u)>(.*?)</\1>", shown, re.DOTALL)
-        ]
-        rows = [
-            (cell.text, ("span", "strong", "u")[cell.rank]) for row in table.rows for cell in row
-        ]
-        assert cells == [*((name, "span") for name in table.header), *rows]
+        found = re.findall(r"<(span|strong|u)>(.*?)</\1>", shown, re.DOTALL)
+        cells = [("span", name) for name in table.header]
+        cells += [(marks[cell.rank], cell.text) for row in table.rows for cell in row]
+        assert [(mark, unescape(text)) for mark, text in found] == cells
         assert table.title in texts(html, "h3") and table.note in texts(html, "p")
     (rates,) = re.findall(r"<tr><th[^>]*><span>OPTIM\.LR</span>.*?</tr>", html)
     assert re.findall("<span>(.*?)</span>", rates)[1:] == ["0.5", "0.1"]
