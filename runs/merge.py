@@ -14,7 +14,7 @@ from clip.digest import digest
 from common.errors import UsageError
 from common.files import new_folder, write_text
 from common.names import printable
-from common.start import Parser, path
+from common.start import Parser, any_seed, path
 from common.version import made
 from inference.arguments import check_exists
 from inference.artefact import EXPORT_CONFIG_FILE
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--how", type=how, default=How("mean"), metavar="HOW", help=words + " (default: mean)")
     words = "labelled validation images instead of those of the first run: CLASS/*, or a bank"
     add("--images", type=path, metavar="FOLDER", help=words)
-    add("--seed", type=int, default=1, help="of what dare leaves out (default: 1)")
+    add("--seed", type=any_seed, default=1, help="of what dare leaves out (default: 1)")
     add_common_options(parser)
     return parser.parse_args(argv)
 

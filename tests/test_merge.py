@@ -286,6 +286,7 @@ def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosa
     refused("1.5 is not from 0 to 1", "wise-ft:1.5", lora)
     refused("is not one of mean, greedy", "soup", lora, other)
     refused("'half' is not a number", "wise-ft:half", lora)
+    refused("expected 0 to 4294967295", "dare", lora, other, "--seed", 2**70)
     refused("--images has no use here", "mean", lora, other, "--images", tmp_path)
     refused("is for the entries of weights", "ties", lora, other)
     refused("CoOp does not start from CLIP's weights", "wise-ft:0.5", coop)
