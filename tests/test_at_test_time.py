@@ -234,9 +234,8 @@ def four(method, *pairs):
 
 def test_run_without_training_prints_one_line_and_tests(launch, argv, eurosat, tmp_path):
     run = tmp_path / "run"
-    status, printed, errors = launch(*argv(*four("ZERO", "TEST.MAX_IMAGES", 10), output="run"))
-    assert (status, errors) == (0, [])
-    assert "ZERO has nothing to train: it is only tested" in printed
+    done = launch.works(*argv(*four("ZERO", "TEST.MAX_IMAGES", 10), output="run"))
+    assert "ZERO has nothing to train: it is only tested" in done.printed
     results = of_json(run / "results.json")
     used = results["data_use"]
     assert (results["n_test"], results["epochs"]) == (10, 0)
@@ -245,12 +244,8 @@ def test_run_without_training_prints_one_line_and_tests(launch, argv, eurosat, t
     chosen = [rows[number * 24 // 10] for number in range(10)]
     lines = "".join(f"eurosat/2750/{path}\0{label}\0{name}\n" for path, label, name in chosen)
     assert used["test"]["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
-    assert (used["kind"], used["fit"], used["choose"], used["test"]["evaluations"]) == (
-        "test-time",
-        [],
-        [],
-        1,
-    )
+    assert used["kind"] == "test-time" and used["fit"] == used["choose"] == []
+    assert used["test"]["evaluations"] == 1
 
 
 def of_run(folder):
@@ -258,23 +253,12 @@ def of_run(folder):
 
 
 def test_tuning_starts_from_learned_context_vectors(launch, argv, command, tmp_path):
-    coop = [
-        "TRAINER.COOP.CTX_INIT",
-        "",
-        "TRAINER.COOP.N_CTX",
-        5,
-        "OPTIM.MAX_EPOCH",
-        1,
-        "DATASET.NUM_SHOTS",
-        1,
-    ]
+    coop = ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 5, "OPTIM.MAX_EPOCH", 1]
     launch.works(*argv("CoOp", *coop, output="coop"))
     own = ["TRAINER.CTPT.CTX_INIT", "", "TRAINER.CTPT.N_CTX", 5]
-    unmoved = argv(
-        *four("CTPT", *own, "TRAINER.CTPT.LR", 0), output="run", options=of_run(tmp_path / "coop")
-    )
-    status, printed, errors = launch(*unmoved)
-    assert (status, errors) == (0, []) and f"Loading prompts from {tmp_path}/coop" in printed
+    unmoved = four("CTPT", *own, "TRAINER.CTPT.LR", 0)
+    done = launch.works(*argv(*unmoved, output="run", options=of_run(tmp_path / "coop")))
+    assert f"Loading prompts from {tmp_path}/coop" in done.printed
     accuracies = [of_json(tmp_path / run / "results.json")["accuracy"] for run in ("coop", "run")]
     assert accuracies[0] == accuracies[1]  # without a step it is CoOp
     file = ["MODEL.INIT_WEIGHTS", tmp_path / "coop/prompt_learner/model.pth.tar-1"]

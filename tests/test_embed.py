@@ -103,25 +103,31 @@ def test_the_same_call_computes_what_is_missing_or_changed(embedded, photos, mon
 def test_features_say_what_they_depend_on_and_others_are_refused(
     embedded, command, deep, tiny, finished, photos, tmp_path
 ):
+    def facts_of(folder):
+        return json.loads(parquet.read_schema(folder / "00000.parquet").metadata[b"embed"])
+
     folder = embedded(photos)
-    facts = json.loads(parquet.read_schema(folder / "00000.parquet").metadata[b"embed"])
+    facts = facts_of(folder)
     assert facts["backbone"] == deep.name and len(facts["backbone_sha256"]) == 64
     assert facts["input"]["SIZE"] == [32, 32] and facts["precision"] == "float16"
-    line = [photos, "--to", folder, "--backbone"]
-    assert "has features of another model" in command(embed, *line, tiny).error
-    assert "has features of another" in command(embed, *line, deep, "--precision", "float32").error
-    assert "is not empty" in command(embed, photos, "--to", photos, "--backbone", deep).error
     run = embedded(finished("MPL"), photos, to="run")
-    of_run = json.loads(parquet.read_schema(run / "00000.parquet").metadata[b"embed"])
-    assert of_run["method"] == "MPL" and len(of_run["model_sha256"]) == 64
-    found = np.array([row["feature"] for row in rows_in(run)])
-    files = [row["path"] for row in rows_in(run)]
-    expected = load(finished("MPL")).features(files).numpy()
+    facts = facts_of(run)
+    assert facts["method"] == "MPL" and len(facts["model_sha256"]) == 64
+    rows = rows_in(run)
+    found = np.array([row["feature"] for row in rows])
+    expected = load(finished("MPL")).features([row["path"] for row in rows]).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert np.abs(found - [row["feature"] for row in rows_in(folder)]).max() > 0.01
+
+    def refused(words, images, to, *options):
+        assert words in command(embed, images, "--to", to, "--backbone", deep, *options).error
+
+    refused("has features of another model", photos, folder, "--backbone", tiny)
+    refused("has features of another", photos, folder, "--precision", "float32")
+    refused("is not empty", photos, photos)
     (tmp_path / "empty").mkdir()
-    done = command(embed, tmp_path / "empty", "--to", tmp_path / "new", "--backbone", deep)
-    assert "there are no images" in done.error and not (tmp_path / "new").exists()
+    refused("there are no images", tmp_path / "empty", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_layout_of_clip_retrieval(embedded, photos, monkeypatch):
@@ -193,8 +199,7 @@ def test_lists_name_images(embedded, command, deep, photos, tmp_path):
     for ending in ("txt", "csv", "parquet"):
         rows = rows_in(embedded(photos / f"list.{ending}", to=ending, errors=1))
         assert [(row["path"], bool(row["error"])) for row in rows] == expected
-    again = embedded(photos / "list.csv", to="csv", errors=1)
-    assert len(rows_in(again)) == 4
+    assert len(rows_in(embedded(photos / "list.csv", to="csv", errors=1))) == 4
     line = ["--to", tmp_path / "new", "--backbone", deep]
     (photos / "names.csv").write_text("name\na.jpg\n")
     (photos / "long.txt").write_text("a" * 70_000)

@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 from drawn import differing, prompts_of
+from marks import one_line
 
-import clip
 from clip import tokenize
-from common.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +27,7 @@ def step(trainer):
 
 def words_of(trainer, words):
     """Token embeddings of words of one token each."""
-    ids = clip.tokenize(words)[0]
+    ids = tokenize(words)[0]
     return trainer.model.clip.token_embedding(ids[1 : 1 + len(words.split())])
 
 
@@ -67,26 +66,16 @@ def test_context_starts_from_zeros_and_then_words(method, words, length, build):
 
 
 @pytest.mark.parametrize(
-    ("method", "words", "options", "problem"),
+    ("method", "words", "template", "problem"),
     [
-        (
-            "ProGrad",
-            "one two three",
-            (),
-            "CTX_INIT has 3 words .*, and N_CTX is 2: give 1 to N_CTX words, or False",
-        ),
-        ("ProGrad", True, ("DATASET.TEMPLATE", "{} from above"), "CTX_INIT has 0 words"),
-        (
-            "CoCoOp",
-            True,
-            (),
-            "TRAINER.COCOOP.CTX_INIT has 5 words .*, and N_CTX is 2: give 1 to N_CTX words, or "
-            "False",
-        ),
+        ("ProGrad", "one two three", "", "TRAINER.PROGRAD.CTX_INIT has 3 words"),
+        ("ProGrad", True, "{} from above", "TRAINER.PROGRAD.CTX_INIT has 0 words"),
+        ("CoCoOp", True, "", "TRAINER.COCOOP.CTX_INIT has 5 words"),
     ],
 )
-def test_more_words_than_context_vectors_are_refused(method, words, options, problem, build):
-    with pytest.raises(UsageError, match=problem):
+def test_more_words_than_context_vectors_are_refused(method, words, template, problem, build):
+    options = "DATASET.TEMPLATE", template
+    with one_line(problem, "and N_CTX is 2"):
         build(method, "base", "CTX_INIT", words, "N_CTX", 2, options=options)
 
 
@@ -112,13 +101,12 @@ def test_teacher_of_an_amp_run_computes_in_fp32(build):
     kl = {}
     for precision in ("fp32", "amp"):
         trainer = build("ProGrad", "base", "PREC", precision)
-        seen = []
+        seen = kl[precision] = []
         logits = trainer.model.logits
         trainer.model.logits = lambda image, text, logits=logits, seen=seen: (
             seen.append(image) or logits(image, text)
         )
         step(trainer)
-        kl[precision] = seen
     student, teacher = kl["amp"]
     assert torch.equal(teacher, kl["fp32"][1]) and not torch.equal(student, teacher)
 
@@ -186,7 +174,6 @@ def test_a_plugin_keeps_the_schedule_of_its_method(build):
 # TCP: which words of a dataset's sentence are learned.
 
 
-NAMES = ["red", "green field", "blue lake", "grey", "white snow", "black"]
 TCP_DATASETS = {  # the learned sentence and the teacher's
     "EuroSAT": ("X X X X {}.", "a centered satellite photo of {}."),
     "StanfordCars": ("X X X X {}, a type of car", "a photo of a {}."),
@@ -203,21 +190,18 @@ def test_tcp_replaces_the_first_words_of_the_sentence_of_a_dataset(
 ):
     template, taught = TCP_DATASETS[dataset]
     stand_in(dataset)
-    trainer = build(
-        "TCP", "all", "N_CTX", n_ctx, "CTX_INIT", init, options=("DATASET.NAME", dataset)
-    )
-    embedding = trainer.model.clip.token_embedding
+    of_dataset = "DATASET.NAME", dataset
+    trainer = build("TCP", "all", "N_CTX", n_ctx, "CTX_INIT", init, options=of_dataset)
+    names = trainer.method.class_names
     learner = trainer.model.prompt_learner
     prompts = learner.text(torch.empty(0))
-    ids = tokenize([template.format(name) for name in NAMES])
+    ids = tokenize([template.format(name) for name in names])
     assert torch.equal(prompts.ids, ids)
-    assert trainer.method.teacher.texts == [[taught.format(name)] for name in NAMES]
+    assert trainer.method.teacher.texts == [[taught.format(name)] for name in names]
     assert learner.ctx.shape == (n_ctx, 64)
     if init:
-        torch.testing.assert_close(learner.ctx.data, embedding(tokenize("a photo of a")[0, 1:5]))
-    torch.testing.assert_close(
-        prompts.ctx, torch.cat([learner.ctx, embedding(ids[0, 1 + n_ctx : 5])])
-    )
-    assert [edit.remove for edit in prompts.deep] == [0] * 8 + [4] and prompts.deep[
-        8
-    ].add.shape == (6, 4, 64)
+        torch.testing.assert_close(learner.ctx.data, words_of(trainer, "a photo of a"))
+    fixed = trainer.model.clip.token_embedding(ids[0, 1 + n_ctx : 5])
+    torch.testing.assert_close(prompts.ctx, torch.cat([learner.ctx, fixed]))
+    assert [edit.remove for edit in prompts.deep] == [0] * 8 + [4]
+    assert prompts.deep[8].add.shape == (6, 4, 64)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from drawn import results
 from marks import of_json, one_line
+from scipy.special import softmax
 from sklearn.metrics import f1_score
 
 from common.arrays import read_arrays
@@ -55,19 +56,10 @@ def arrays_of(folder):
 def test_numbers_of_results_are_computed_from_the_predictions(drawn, tmp_path):
     """On the demo's synthetic set, with the small CLIP."""
     configs = ROOT / "configs"
-    argv = [
-        "--root",
-        drawn,
-        "--output-dir",
-        tmp_path,
-        "--trainer",
-        "ZeroshotCLIP",
-        "--backbone",
-        "small",
-        "--quiet",
-    ]
+    argv = ["--root", drawn, "--output-dir", tmp_path, "--backbone", "small", "--quiet"]
+    argv += ["--trainer", "ZeroshotCLIP", "--config-file", configs / "trainers/CoOp/small.yaml"]
     argv += ["--dataset-config-file", configs / "datasets/small_objects.yaml"]
-    train([str(item) for item in (*argv, "--config-file", configs / "trainers/CoOp/small.yaml")])
+    train([*map(str, argv)])
     run = results(tmp_path)
     found = arrays_of(tmp_path)
     assert differs(run, found) == []
@@ -90,16 +82,13 @@ def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
     assert (str(found["dataset"]), str(found["split"])) == ("EuroSAT", "test")
     assert str(found["images_sha256"]) == run["data_use"]["test"]["sha256"]
     logits = found["logits"].astype(float)
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
+    p = softmax(logits, axis=1)
     of_label = p[np.arange(len(p)), found["label"]]
-    assert np.take_along_axis(p, found["classes"].astype(int), 1) == pytest.approx(
-        found["probabilities"], abs=1e-6
-    )
+    of_classes = np.take_along_axis(p, found["classes"].astype(int), 1)
+    brier = ((p - np.eye(len(NAMES))[found["label"]]) ** 2).sum(axis=1)
+    assert of_classes == pytest.approx(found["probabilities"], abs=1e-6)
     assert np.log(of_label) == pytest.approx(found["log_probability"], rel=1e-5, abs=1e-6)
-    assert ((p - np.eye(len(NAMES))[found["label"]]) ** 2).sum(axis=1) == pytest.approx(
-        found["brier"], abs=1e-6
-    )
+    assert brier == pytest.approx(found["brier"], abs=1e-6)
     with_entry(folder / PREDICTIONS_FILE, "logits.npy", b"damaged")  # readers do not load them
     assert "logits" not in read(folder)
 
@@ -198,24 +187,23 @@ def test_a_long_class_name_is_in_memory_once(tmp_path):
     name = "x" * 100_000
     number = 2000
     digest = digest_of_rows(("", 0, name) for _ in range(number))
-    columns = {"label": np.zeros(number, int), "classes": np.zeros((number, 1), int)}
-    columns |= {
-        key: np.zeros((number, 1) if key == "probabilities" else number, "f4")
-        for key in COLUMNS[2:]
+    zeros = np.zeros(number, "f4")
+    arrays = {
+        "label": np.zeros(number, int),
+        "classes": np.zeros((number, 1), int),
+        "probabilities": zeros[:, None],
+        "log_probability": zeros,
+        "brier": zeros,
+        "image": np.array([""] * number),
+        "class_names": np.array([name]),
+        "dataset": np.array(""),
+        "split": np.array(""),
+        "images_sha256": np.array(digest),
     }
-    texts = {
-        "image": [""] * number,
-        "class_names": [name],
-        "dataset": "",
-        "split": "",
-        "images_sha256": digest,
-    }
-    save(
-        tmp_path / PREDICTIONS_FILE,
-        columns | {key: np.array(value) for key, value in texts.items()},
-    )
+    file = tmp_path / PREDICTIONS_FILE
+    save(file, arrays)
     tracemalloc.start()
     names = predictions.COLUMNS | predictions.WORDS
-    predictions.check(read_arrays(tmp_path / PREDICTIONS_FILE, names, predictions.LARGEST_READ))
+    predictions.check(read_arrays(file, names, predictions.LARGEST_READ))
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()

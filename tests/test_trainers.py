@@ -16,7 +16,6 @@ from torch import nn
 
 from clip import Tokenizer, tokenize
 from clip.random_weights import random_clip
-from common.errors import UsageError
 from common.start import ROOT
 from configs.recipes import recipe
 from trainers import methods
@@ -56,20 +55,11 @@ def resnet(tmp_path_factory):
 # ---------------------------------------------------------------- published settings
 
 
-def configured(file, backbone, size, root, output, *overrides, trainer=None):
-    argv = [
-        "--root",
-        root,
-        "--backbone",
-        backbone,
-        "--output-dir",
-        output,
-        "--trainer",
-        trainer or file.parent.name,
-    ]
+def configured(file, backbone, size, root, output, *overrides):
+    argv = ["--root", root, "--backbone", backbone, "--output-dir", output]
     argv += ["--dataset-config-file", CONFIGS / "datasets/eurosat.yaml", "--config-file", file]
-    argv += ["INPUT.SIZE", (size, size), "DATALOADER.NUM_WORKERS", 0, *overrides]
-    return cfg_from(*argv)
+    argv += ["--trainer", file.parent.name, "INPUT.SIZE", (size, size)]
+    return cfg_from(*argv, "DATALOADER.NUM_WORKERS", 0, *overrides)
 
 
 @pytest.mark.slow
@@ -87,15 +77,9 @@ def test_every_published_setting_learns_and_is_tested(
         options += [f"TRAINER.{method.section()}.AUGMENT_EPOCH", 5]
     if name == "CoCoOp/rn50_c4_ep10_batch1_ctxv1":
         # EuroSAT's sentence has more than four words
-        options += [
-            "DATASET.TEMPLATE",
-            "a photo of a {}.",
-        ]
-    options += (
-        ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)]
-        if file.parent.name in NEED_SENTENCES
-        else []
-    )
+        options += ["DATASET.TEMPLATE", "a photo of a {}."]
+    if file.parent.name in NEED_SENTENCES:
+        options += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)]
     set_random_seed(1)
     trainer = build_trainer(configured(file, backbone, size, eurosat, tmp_path, *options))
     before = prompts_of(trainer)
@@ -111,21 +95,16 @@ def test_every_published_setting_learns_and_is_tested(
         trainer.num_batches = 2
         batches = itertools.chain.from_iterable(itertools.repeat(trainer.train_loader_x))
         for trainer.batch_idx, batch in zip(range(2), batches, strict=False):
-            assert all(
-                np.isfinite(float(value)) for value in trainer.forward_backward(batch).values()
-            )
-        second_stage = method.__name__ == "TwoStage"
-        later = {"prompt_learner.classifier"} if second_stage else set()
-        assert differing(prompts_of(trainer), before) == [
-            name for name in before if name not in later
-        ]
+            values = trainer.forward_backward(batch).values()
+            assert all(np.isfinite(float(value)) for value in values)
+        later = "prompt_learner.classifier" if method.__name__ == "TwoStage" else ""
+        learned = differing(prompts_of(trainer), before)
+        assert learned == [name for name in before if name != later]
 
     trainer.set_model_mode("eval")
     scores, labels = next(trainer.test_outputs(trainer.test_loader))
-    assert len(labels) == (1 if issubclass(method, ViewsMethod) else 24) and scores.shape == (
-        len(labels),
-        6,
-    )
+    images = 1 if issubclass(method, ViewsMethod) else 24
+    assert len(labels) == images and scores.shape == (images, 6)
     assert scores.dtype == torch.float32 and scores.isfinite().all()
 
 
@@ -143,11 +122,7 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
 )
 def test_a_warm_up_of_all_epochs_is_told(name, epochs, told, build, capsys):
     build(name, options=("OPTIM.MAX_EPOCH", epochs, "OPTIM.WARMUP_EPOCH", 1)).before_train()
-    line = (
-        "OPTIM.WARMUP_EPOCH is 1 and MAX_EPOCH is 1: the learning rate stays below OPTIM.LR in "
-        "all epochs"
-    )
-    assert capsys.readouterr().out.count(line) == told
+    assert capsys.readouterr().out.count("the learning rate stays below OPTIM.LR") == told
 
 
 def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
@@ -194,19 +169,15 @@ def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
             transformer.resblocks[1].attn.out_proj.register_forward_hook(note)
         trainer.batch_idx = 0
         trainer.num_batches = 2
-        losses[precision] = trainer.forward_backward(
-            {"img": IMAGES, "label": torch.tensor([0, 3, 5])}
-        )["loss"]
+        batch = {"img": IMAGES, "label": torch.tensor([0, 3, 5])}
+        losses[precision] = trainer.forward_backward(batch)["loss"]
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
-    expected = {"fp32": torch.float32, "amp": torch.bfloat16}
     # FineTune's classifier takes the place of the texts
     towers = ("image",) if method == "FineTune" else ("image", "text")
-    assert types == {
-        (precision, tower): expected[precision] for precision in expected for tower in towers
-    }
-    assert losses["amp"] != losses["fp32"] and losses["amp"] == pytest.approx(
-        losses["fp32"], rel=0.05
-    )
+    expected = {"fp32": torch.float32, "amp": torch.bfloat16}
+    assert types == {(key, tower): expected[key] for key in expected for tower in towers}
+    assert losses["amp"] != losses["fp32"]
+    assert losses["amp"] == pytest.approx(losses["fp32"], rel=0.05)
 
 
 # ---------------------------------------------------------------- sizes
@@ -247,10 +218,7 @@ def test_methods_without_vision_prompts_run_on_a_resnet(method, build, resnet):
 
 @pytest.mark.parametrize("method", DEEP[:1])
 def test_methods_with_vision_prompts_refuse_a_resnet(method, build, resnet):
-    with pytest.raises(
-        UsageError,
-        match=f"{method} needs a vision transformer such as ViT-B/16, .*: choose another",
-    ):
+    with one_line(f"{method} needs a vision transformer such as ViT-B/16"):
         build(method, backbone=resnet, options=["INPUT.SIZE", (64, 64)])
 
 
@@ -270,18 +238,13 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
         rows, slots = move_class_tokens(ids, n_ctx, names, position, Tokenizer(ids.shape[1]))
         for name, row, places in zip(names, rows.tolist(), slots.tolist(), strict=True):
             # A last mark of the name may share a token with the full stop: "!." is one.
-            spelled = bpe.encode(f"{name}.")
             length = len(bpe.encode(name))
-            expected = (
-                [placeholder] * ahead
-                + spelled[:length]
-                + [placeholder] * (n_ctx - ahead)
-                + spelled[length:]
-            )
+            expected = bpe.encode(f"{name}.")
+            expected[length:length] = [placeholder] * (n_ctx - ahead)
+            expected[:0] = [placeholder] * ahead
             assert row == [sos, *expected, eot] + [0] * (75 - len(expected))
-            assert places == [
-                1 + at for at in range(n_ctx + length) if not ahead <= at < ahead + length
-            ]
+            after = range(ahead + length, n_ctx + length)
+            assert places == [1 + at for at in (*range(ahead), *after)]
 
 
 def test_a_trainer_is_tested_without_observers_too(build):
