@@ -1,34 +1,33 @@
-"""Shared by the benchmarks of fits: data, images of each class, fits, promises and records."""
+"""Shared by the benchmarks of fits: options, cells that resume, draws, fits and tables."""
 
-import argparse
 import io
 import json
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dassl.config import get_cfg_default
 from numpy.typing import ArrayLike, NDArray
+from pandas import DataFrame, Series
 from torch import Tensor
 
-import datasets
 from common.errors import UsageError
-from common.names import plain
+from common.start import Parser
 from fit.candidates import CANDIDATES, SENTENCES, Candidate
 from fit.decision import Decision, decide_among
 from fit.heads import Heads
 from fit.plan import Plan
 from fit.request import FitRequest
 from fit.trials import Backbone, Examples
-from inference.calibration import Sample, Threshold
-from inference.classifier import PromptedClassifier
+from inference.calibration import Threshold
 
-ERRORS = 5, 20, 50  # percent that are promised
 HEADS = [one for one in CANDIDATES if one.method != SENTENCES]
+RESUMES = "from the cells that are done"  # `run_command`
 Record = dict[str, Any]
 
 
@@ -62,19 +61,6 @@ class Data(NamedTuple):
         rng = np.random.default_rng([seed, shots])
         drawn = self.train.part(of_each_class(self.train.labels, shots, rng))
         return drawn, swap(drawn.labels, swapped, len(self.heads.names), rng)
-
-
-def dataset(kind: Any, root: Path) -> Any:
-    """A dataset of Dassl's form, of this class, in the folder of the datasets."""
-    cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
-    cfg.DATASET.ROOT = str(root)
-    return kind(cfg)
-
-
-def small_heads(names: Iterable[str]) -> Heads:
-    """Heads on the small CLIP."""
-    return Heads(PromptedClassifier.zero_shot("small", list(map(plain, names))))
 
 
 def of_each_class(labels: NDArray[Any], number: int, rng: np.random.Generator) -> NDArray[Any]:
@@ -111,11 +97,15 @@ def decided(
         end: `Plan.end`; 0 for no learning curve.
     """
     heads.seed = seed
-    backbone = Backbone("", heads, examples, candidates)
     began = time.process_time()
-    with redirect_stdout(io.StringIO()):
-        _, decision = decide_among([backbone], request_of(seed), Plan(end=end))
+    _, decision = decided_among([Backbone("", heads, examples, candidates)], seed, end)
     return decision, time.process_time() - began
+
+
+def decided_among(backbones: list[Backbone], seed: int, end: float) -> tuple[int, Decision]:
+    """The place of the chosen backbone, and the decision among its heads."""
+    with redirect_stdout(io.StringIO()):
+        return decide_among(backbones, request_of(seed), Plan(end=end))
 
 
 def logits_of(heads: Heads, decision: Decision, examples: Examples, x: Tensor) -> NDArray[Any]:
@@ -138,34 +128,36 @@ def estimate_of(decision: Decision) -> dict[str, float]:
     return {"estimate": found.accuracy, "low": found.low, "high": found.high} if found else {}
 
 
-def contained(records: Iterable[Record], key: str) -> list[bool]:
+def contained(records: DataFrame, key: str) -> Series:
     """Whether the interval contains this accuracy, of each record with an estimate."""
-    return [one["low"] <= one[key] <= one["high"] for one in records if "low" in one]
+    told = records.reindex(columns=[key, "low", "high"]).dropna()
+    return told[key].between(told["low"], told["high"])
 
 
-def promised(
-    decision: Decision, logits: NDArray[Any], errors: Sequence[int], sample: Sample | None = None
-) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """The errors in percent that can be promised, each with the images (images,) to answer."""
-    assert decision.trials is not None
-    labels = decision.trials.sample.labels
-    for error in errors:
-        try:
-            threshold = Threshold.fit(decision.logits[0], labels, error / 100, sample=sample)
-        except UsageError:
-            continue
-        yield error, threshold.apply(logits)
+def covered(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """(images,): whether the set for 90% has the class."""
+    assert decision.certainty is not None
+    return decision.certainty.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
 
 
 def kept_promises(
-    decision: Decision, logits: NDArray[Any], labels: NDArray[Any]
+    decision: Decision, logits: NDArray[Any], labels: NDArray[Any], errors: Sequence[int]
 ) -> dict[int, list[float]]:
-    """Of each of ERRORS that can be promised, in percent: the share of answered images, and of
-    wrong answers.
+    """Of each of the errors in percent that can be promised: the share of the answered images, and
+    of wrong answers among them, in percent.
     """
+    assert decision.trials is not None
+    sample = decision.trials.sample
     wrong = logits.argmax(axis=1) != labels
-    answered = promised(decision, logits, ERRORS)
-    return {error: [percent(given), percent(wrong[given])] for error, given in answered}
+    kept = {}
+    for error in errors:
+        try:
+            threshold = Threshold.fit(decision.logits[0], sample.labels, error / 100, sample=sample)
+        except UsageError:
+            continue
+        answered = threshold.apply(logits)
+        kept[error] = [percent(answered), percent(wrong[answered])]
+    return kept
 
 
 def percent(flags: NDArray[np.bool_]) -> float:
@@ -173,34 +165,63 @@ def percent(flags: NDArray[np.bool_]) -> float:
     return 100 * float(flags.mean()) if len(flags) else 0.0
 
 
-def read_records(file: Path) -> list[Record]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+def parser(description: str | None) -> Parser:
+    """The options that all have in common."""
+    made = Parser(description=description)
+    made.add_argument("--output", type=Path, required=True, help="folder of the records")
+    made.add_argument("--table", action="store_true", help="print what the records say")
+    made.add_argument("--sources", type=Path, nargs="+", default=[], help="opened packages")
+    return made
 
 
-def measure_each(file: Path, places: Iterable[Record], measure: Callable[[Record], Record]) -> None:
-    """Add a line to the file for each place that it lacks: what names it, and what was measured."""
-    done = read_records(file)
+def parser_of_sets(description: str | None) -> Parser:
+    """Of a program that reads datasets."""
+    made = parser(description)
+    made.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets")
+    return made
+
+
+def grid(**values: Iterable[Any]) -> Iterator[Record]:
+    """What names each cell: all combinations, of which the last value changes fastest."""
+    for combination in product(*values.values()):
+        yield dict(zip(values, combination, strict=True))
+
+
+def run(
+    args: Namespace,
+    name: str,
+    places: Iterable[Record],
+    cell: Callable[..., Record],
+    table: Callable[[DataFrame], Iterable[str]],
+) -> None:
+    """Add a line to a file of records for each place that it lacks: what names it, and what
+    `cell(args, **place)` measures. With `--table`, print the lines of the table instead.
+    """
+    file = args.output / name
+    done = [json.loads(line) for line in file.open()] if file.is_file() else []
+    if args.table:
+        if not done:
+            raise UsageError(f"{file} has no records", "run the same command without --table")
+        print("\n".join(table(DataFrame(done))))
+        return
+    torch.set_num_threads(1)
     file.parent.mkdir(parents=True, exist_ok=True)
     for place in places:
         if any(place.items() <= record.items() for record in done):
             continue
         began = time.monotonic()
-        record = place | measure(place)
+        record = place | cell(args, **place)
         with open(file, "a") as lines:
             lines.write(json.dumps(record) + "\n")
         print(f"{place}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all have in common."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("--output", type=Path, required=True, help="folder of the records")
-    made.add_argument("--table", action="store_true", help="print what the records say")
-    return made
+def shown(values: Series) -> str:
+    """Their mean and its standard error."""
+    return f"{values.mean():.1f} ± {values.sem():.1f}"
 
 
-def parser_of_sets(description: str | None) -> argparse.ArgumentParser:
-    """Of a program that reads datasets."""
-    made = parser(description)
-    made.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets")
-    return made
+def markdown(frame: DataFrame) -> str:
+    """The columns and rows as a table of Markdown."""
+    lines = [frame.columns, ["---"] * len(frame.columns), *frame.to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -2,51 +2,41 @@
 `python benchmarks/label_forecast.py --output DIR`.
 
 The command asks for the labels of a pool in rounds. A line of forecasts.jsonl in DIR has the rounds
-of one pool, so that the same command resumes.
+of one pool, so that the same command resumes; `--table` prints the means over pools.
 """
 
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "toolbox")]
+# The project instead of benchmarks/, so that its packages are found first
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
+from pandas import DataFrame
 
-from benchmarks.fits import Data, Record, measure_each, parser_of_sets, read_records
-from benchmarks.labelling import (
-    COMMAND,
-    POOLS,
-    asked,
-    data_of,
-    drawn,
-    first_pool,
-    fitted,
-    guessed_again,
-)
+from benchmarks.fits import RESUMES, Record, grid, markdown, parser_of_sets, run
+from benchmarks.labelling import COMMAND, POOLS, at_random, drawn, fitted, rounds
 from fit.decision import Decision
 from fit.labeller.advice import MORE, expected
-from fit.labelling import DRAWN
+from runs.session import run_command
 
 ROUNDS = 6
+COLUMNS = "added", "truth", "next_width", "width"
 
 
-def rounds(data: Data, seed: int) -> list[Record]:
+def cell(args: Namespace, pool: str, seed: int) -> Record:
     """The forecast after each round, None if there is none, and the truth."""
-    pool = first_pool(data, seed)
-    random: list[int] = []
+    data = drawn(args, pool, seed)
+    budgets = [MORE] * ROUNDS
     found = []
-    for _ in range(ROUNDS):
-        picks = asked(COMMAND, pool, MORE, data.train.labels)
-        random += picks[MORE - MORE // DRAWN :]
-        pool = guessed_again(pool.after(picks), data)
-        decision, truth = fitted(data, pool, np.isin(pool.labelled, random))
-        forecast = forecast_of(decision, len(pool.labelled), len(data.heads.names))
+    for labelled in rounds(data, COMMAND, budgets, seed):
+        decision, truth = fitted(data, labelled, at_random(labelled, budgets))
+        forecast = forecast_of(decision, len(labelled.labelled), len(data.heads.names))
         found.append({"truth": truth, **forecast})
-    return found
+    return {"rounds": found}
 
 
 def forecast_of(decision: Decision, labels: int, classes: int) -> Record:
@@ -57,22 +47,31 @@ def forecast_of(decision: Decision, labels: int, classes: int) -> Record:
     return {"added": added, "width": at.high - at.low, "next_width": width}
 
 
-def table(records: Sequence[Record]) -> None:
-    """Print the means over pools."""
-    for kind, number in product(POOLS, range(ROUNDS - 1)):
-        own = [one["rounds"][number : number + 2] for one in records if one["pool"] == kind]
-        pairs = [
-            (now, after)
-            for now, after in own
-            if now["added"] is not None and after["added"] is not None
-        ]
-        if not pairs:
-            continue
-        added = np.mean([now["added"] for now, _ in pairs])
-        truth = np.mean([after["truth"] - now["truth"] for now, after in pairs])
-        widths = np.mean([[now["next_width"], after["width"]] for now, after in pairs], axis=0)
-        cells = f"{added:.1f} | {truth:.1f} | {widths[0]:.0f} | {widths[1]:.0f}"
-        print(f"| {kind} | {MORE * (number + 1)} | {len(pairs)} of {len(own)} | {cells} |")
+def table(records: DataFrame) -> Iterator[str]:
+    """Points added and width of the interval, each as foreseen and in truth: means over pools."""
+    rows = []
+    for kind, pools in records.groupby("pool")["rounds"]:
+        for number in range(ROUNDS - 1):
+            pairs = DataFrame(map(pair, (one[number : number + 2] for one in pools))).dropna()
+            if len(pairs):
+                labels = MORE * (number + 1)
+                means = pairs.mean().map("{:.1f}".format)
+                rows.append([kind, labels, f"{len(pairs)} of {len(pools)}", *means[[*COLUMNS]]])
+    yield markdown(DataFrame(rows, columns=["pool", "labels", "pools with a forecast", *COLUMNS]))
+
+
+def pair(rounds: Sequence[Record]) -> Record:
+    """The forecast of a round and what came in the next; without numbers if one has no forecast."""
+    now, after = rounds
+    if now["added"] is None or after["added"] is None:
+        return dict.fromkeys(COLUMNS)
+    truth = after["truth"] - now["truth"]
+    return {
+        "added": now["added"],
+        "truth": truth,
+        "next_width": now["next_width"],
+        "width": after["width"],
+    }
 
 
 def main() -> None:
@@ -80,18 +79,9 @@ def main() -> None:
     parser.add_argument("--pools", type=int, default=10)
     parser.add_argument("--only", choices=POOLS, nargs="+", default=POOLS)
     args = parser.parse_args()
-    file = args.output / "forecasts.jsonl"
-
-    def measured(place: Record) -> Record:
-        kind, seed = place.values()
-        return {"rounds": rounds(drawn(data_of(args.root, kind), kind, seed), seed)}
-
-    pairs = product(range(1, args.pools + 1), args.only)
-    if not args.table:
-        measure_each(file, ({"pool": kind, "seed": seed} for seed, kind in pairs), measured)
-    print("pool, labels, pools with a forecast, points added: forecast, truth; width: same")
-    table(read_records(file))
+    places = grid(seed=range(1, args.pools + 1), pool=args.only)
+    run(args, "forecasts.jsonl", places, cell, table)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, RESUMES)

@@ -7,83 +7,64 @@ from them.
 """
 
 import sys
-import time
+from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "toolbox")]
+# The project instead of benchmarks/, so that its packages are found first
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pandas import DataFrame
 from scipy.integrate import trapezoid
-from scipy.stats import sem
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.fits import (
+    RESUMES,
     Data,
     Record,
     contained,
-    dataset,
     decided,
     estimate_of,
+    grid,
     logits_of,
-    measure_each,
+    markdown,
     of_each_class,
     parser_of_sets,
     percent,
-    read_records,
-    small_heads,
+    run,
 )
-from benchmarks.near_copies import eurosat, images_of
-from benchmarks.real.data import SMALL, loaded
-from datasets.small_world import SmallLand
+from benchmarks.sets import EUROSAT, LANDSCAPES, RANKED, data_of
 from fit.candidates import CANDIDATES, Candidate
 from fit.decision import Decision
 from fit.heads import Heads
 from fit.labelling import DRAWN
 from inference.classifier import PromptedClassifier
 from measures.labelling import METHODS, Pool, choose, uncertain
+from runs.session import run_command
 from trainers.base.prompted import normalize
 
-TRAIN = 400  # images of each class, of which pools are drawn
-OF_POOL = 200
-TEST = 100
-RANKED = ", 1/rank"  # after the name of a set: sizes of classes fall so
-POOLS = "EuroSAT", "EuroSAT" + RANKED, "landscapes"
+OF_POOL = 200  # images of each class of EuroSAT; of other sets three quarters
+POOLS = EUROSAT, EUROSAT + RANKED, LANDSCAPES
 SETS = "digits", "emoji", "fashion_mnist", "openclipart", "stamps", "stamps_fine"
 REAL = tuple(name + kind for name in SETS for kind in ("", RANKED))
 POINTS = 0.5, 1, 2, 4, 8, 16  # labels for each class
 LEARNERS = "SSText", "logistic"
+RANDOM = "random"
 COMMAND = "the command"  # the default, and the last quarter at random
 BALANCED = "balanced by true labels"  # which nobody has
 ALL = (*METHODS, "margin", COMMAND, BALANCED)
+ESTIMATES = "estimate of random", "estimate of all"
 HEAD = Candidate("SSText", {"RULE": "SStext"})
 OF_FIT = "ZeroshotCLIP", "SSText", "GDA", "VisionProbe"
 CANDIDATES_OF_FIT = [one for one in CANDIDATES if one.method in OF_FIT]
-
-
-class Landscapes(SmallLand):
-    """SmallLand with more training images."""
-
-    dataset_dir = "labelling_land"
-    per_class = {"train": OF_POOL, "val": 1, "test": TEST}
-
-
-@cache
-def data_of(root: Path, kind: str) -> Data:
-    if kind in REAL:
-        return loaded(kind.removesuffix(RANKED), SMALL, (), root)
-    images = dataset(Landscapes, root) if kind == POOLS[2] else eurosat(root)
-    heads = small_heads(images.classnames)
-    train = images_of(heads, images.train_x, TRAIN)
-    return Data(heads, train, images_of(heads, images.test, TEST))
 
 
 def imbalanced(labels: NDArray[np.int64], largest: int, seed: int) -> NDArray[np.int64]:
@@ -96,13 +77,15 @@ def imbalanced(labels: NDArray[np.int64], largest: int, seed: int) -> NDArray[np
     return np.sort(np.concatenate(kept))
 
 
-def drawn(data: Data, kind: str, seed: int) -> Data:
-    """The data with one pool instead of all training images."""
+def drawn(args: Namespace, pool: str, seed: int) -> Data:
+    """The data of a set with one pool instead of all training images."""
+    data = data_of(pool.removesuffix(RANKED), args.root, tuple(args.sources))
     labels = data.train.labels
-    if kind.endswith(RANKED):
-        places = imbalanced(labels, int(np.bincount(labels).max()), seed)
+    largest = int(np.bincount(labels).max())
+    if pool.endswith(RANKED):
+        places = imbalanced(labels, largest, seed)
     else:
-        number = OF_POOL if kind == POOLS[0] else 3 * int(np.bincount(labels).max()) // 4
+        number = OF_POOL if pool == EUROSAT else 3 * largest // 4
         places = np.sort(of_each_class(labels, number, np.random.default_rng(seed)))
     return data._replace(train=data.train.part(places))
 
@@ -119,11 +102,14 @@ def asked(method: str, pool: Pool, budget: int, labels: NDArray[np.int64]) -> li
         return balanced(pool, budget, labels)
     if method == "margin":
         return uncertain(pool, budget)
-    at_random = choose(*given(pool), budget // DRAWN, pool.seed, "random")
     if method != COMMAND:
-        return choose(*given(pool), budget, pool.seed, method)
-    beside = pool.after(at_random)
-    return choose(*given(beside), budget - len(at_random), pool.seed) + at_random
+        return chosen(pool, budget, method)
+    at_random = chosen(pool, budget // DRAWN, RANDOM)
+    return chosen(pool.after(at_random), budget - len(at_random)) + at_random
+
+
+def chosen(pool: Pool, budget: int, *method: str) -> list[int]:
+    return choose(pool.features, pool.logits, pool.labelled, budget, pool.seed, *method)
 
 
 def balanced(pool: Pool, budget: int, labels: NDArray[np.int64]) -> list[int]:
@@ -138,10 +124,6 @@ def balanced(pool: Pool, budget: int, labels: NDArray[np.int64]) -> list[int]:
         left.remove(place)
         picks.append(place)
     return picks
-
-
-def given(pool: Pool) -> tuple[Any, Any, Sequence[int]]:
-    return pool.features, pool.logits, pool.labelled
 
 
 def first_pool(data: Data, seed: int) -> Pool:
@@ -159,25 +141,36 @@ def guessed_again(pool: Pool, data: Data) -> Pool:
     return Pool(pool.features, guesses, pool.labelled, pool.seed)
 
 
-def rounds(data: Data, method: str, seed: int) -> Record:
-    """The record of a method on a pool."""
+def rounds(data: Data, method: str, budgets: Sequence[int], seed: int) -> Iterator[Pool]:
+    """The pool after each round of a method, in which so many images get a label."""
     pool = first_pool(data, seed)
-    record: Record = defaultdict(list)
-    random: list[int] = []
-    for number in numbers_of_labels(data):
-        budget = number - len(pool.labelled)
-        began = time.process_time()
+    for budget in budgets:
         picks = asked(method, pool, budget, data.train.labels)
-        record["seconds"].append(time.process_time() - began)
-        random += picks[budget - budget // DRAWN :]
         pool = guessed_again(pool.after(picks), data)
-        record["labels"].append(number)
-        for name, value in learned(data, pool.labelled).items():
+        yield pool
+
+
+def at_random(pool: Pool, budgets: Sequence[int]) -> NDArray[np.bool_]:
+    """(labelled,): the images that COMMAND has drawn at random, the last ones of each round."""
+    parts = [np.arange(budget) >= budget - budget // DRAWN for budget in budgets]
+    return np.concatenate(parts)[: len(pool.labelled)]
+
+
+def cell(args: Namespace, pool: str, seed: int, method: str) -> Record:
+    """The record of a method on a pool."""
+    data = drawn(args, pool, seed)
+    numbers = numbers_of_labels(data)
+    budgets = np.diff(numbers, prepend=0).tolist()
+    record: Record = defaultdict(list, labels=numbers)
+    for labelled in rounds(data, method, budgets, seed):
+        for name, value in learned(data, labelled.labelled).items():
             record[name].append(value)
     if method == COMMAND:
-        record["estimate of random"] = estimated(data, pool, np.isin(pool.labelled, random))
-        record["estimate of all"] = estimated(data, pool, None)
-    return dict(record)
+        for name, mask in zip(ESTIMATES, (at_random(labelled, budgets), None), strict=True):
+            decision, truth = fitted(data, labelled, mask)
+            found = estimate_of(decision)
+            record[name] = found | {"truth": truth} if found else {}
+    return record
 
 
 def numbers_of_labels(data: Data) -> list[int]:
@@ -207,17 +200,12 @@ def logistic(labels: NDArray[np.int64], x: NDArray[Any], rows: NDArray[Any]) -> 
     return LogisticRegression(C=0.1, max_iter=500).fit(x, labels).predict(rows)
 
 
-def estimated(data: Data, pool: Pool, mask: NDArray[np.bool_] | None) -> dict[str, float]:
-    """What a fit says of its accuracy, from images in a mask or from all, and the truth; nothing if
-    there are too few in the mask.
-    """
-    decision, truth = fitted(data, pool, mask)
-    found = estimate_of(decision)
-    return found | {"truth": truth} if found else {}
-
-
 def fitted(data: Data, pool: Pool, mask: NDArray[np.bool_] | None) -> tuple[Decision, float]:
-    """A fit of the images with labels, and its accuracy for classes as frequent as in the pool."""
+    """A fit of the images with labels, and its accuracy for classes as frequent as in the pool.
+
+    Args:
+        mask: (labelled,), the images of the estimate; None for all.
+    """
     known = data.train.part(pool.labelled)
     classes, numbers = np.unique(known.labels, return_inverse=True)
     names = np.array(data.heads.names)[classes].tolist()
@@ -230,115 +218,72 @@ def fitted(data: Data, pool: Pool, mask: NDArray[np.bool_] | None) -> tuple[Deci
     return decision, 100 * float(np.average(answers == data.test.labels, weights=weights))
 
 
-def tables(records: list[Record]) -> None:
-    """Print what the records say."""
-    by_cell = {(one["pool"], one["seed"], one["method"]): one for one in records}
-    seeds = sorted({seed for _, seed, method in by_cell if method == "random"})
-    kinds = sorted({kind for kind, _, _ in by_cell}, key=(*POOLS, *REAL).index)
+def table(records: DataFrame) -> Iterator[str]:
+    """Areas, means, how far random draws are exceeded, and the errors of estimates."""
+    kinds = [kind for kind in (*POOLS, *REAL) if kind in set(records["pool"])]
     for learner in LEARNERS:
-        print(f"\n{learner}: area, difference to random\n\n| method | {' | '.join(kinds)} |")
-        for method in ALL:
-            cells = [difference(by_cell, kind, method, seeds, learner) for kind in kinds]
-            print(f"| {method} | {' | '.join(cells)} |")
-    for kind, method in product(kinds, ("random", COMMAND, BALANCED)):
-        print_means(by_cell, kind, method, seeds)
+        yield f"{learner}: area, difference to random\n\n{markdown(areas(records, learner, kinds))}"
+    for kind, method in product(kinds, (RANDOM, COMMAND, BALANCED)):
+        means = accuracies(records, kind, method, "SSText").mean()
+        texts = [f"{accuracy:.1f} with {labels}" for labels, accuracy in means.items()]
+        yield f"{kind}, {method}: {', '.join(texts)}"
     for method in ALL:
-        if method != "random":
-            print_bars(by_cell, kinds, method, seeds)
-    for kind, name in product(kinds, ("estimate of random", "estimate of all")):
-        own = [one for one in records if one["pool"] == kind and one.get(name)]
-        print_errors(f"{kind} | {name}", [one[name] for one in own])
+        if method != RANDOM:
+            yield from leads(records, kinds, method)
+    for kind, name in product(kinds, ESTIMATES):
+        yield f"{kind}, {name}: {errors_of(records[records['pool'] == kind], name)}"
 
 
-def print_means(by_cell: dict[Any, Any], kind: str, method: str, seeds: Sequence[int]) -> None:
-    """Print the mean accuracies of a method."""
-    labels, accuracies = accuracies_of(by_cell, kind, method, seeds, "SSText")
-    means = " | ".join(f"{mean:.1f}" for mean in accuracies.mean(axis=0))
-    print(f"| {kind} | {method} | {labels} | {means} |")
+def areas(records: DataFrame, learner: str, kinds: Sequence[str]) -> DataFrame:
+    """A row for each method, a column for each kind of pool: the mean of the paired differences to
+    random, and its standard error.
+    """
+    values = map(area, records["labels"], records[learner])
+    every = records.assign(area=list(values)).pivot(
+        index=["pool", "seed"], columns="method", values="area"
+    )
+    every = every.reindex(columns=ALL)
+    groups = every.sub(every[RANDOM], axis=0).groupby("pool")
+    means = groups.mean().map("{:+.1f}".format)
+    errors = groups.sem().map("{:.1f}".format)
+    cells = (means + " (" + errors + ")").where(groups.count() > 1, "-")
+    cells[RANDOM] = every[RANDOM].groupby("pool").mean().map("{:.1f}".format)
+    return cells.loc[kinds].T.reset_index()
 
 
-def print_errors(name: str, estimates: list[Record]) -> None:
-    """Print how far estimates are from the truth."""
-    if not estimates:
-        return
-    errors = np.array([one["estimate"] - one["truth"] for one in estimates])
-    inside = contained(estimates, "truth")
-    numbers = f"{errors.mean():+.1f} | {errors.std():.1f} | {sum(inside)} of {len(inside)}"
-    print(f"| {name} | {numbers} |")
+def accuracies(records: DataFrame, kind: str, method: str, learner: str) -> DataFrame:
+    """A row for each pool, a column for each number of labels that all of them have."""
+    own = records[(records["pool"] == kind) & (records["method"] == method)]
+    rows = map(zip, own["labels"], own[learner])
+    return DataFrame(map(dict, rows), index=own["seed"]).dropna(axis=1)
 
 
-def accuracies_of(
-    by_cell: dict[Any, Any], kind: str, method: str, seeds: Sequence[int], learner: str
-) -> tuple[list[int], NDArray[Any]]:
-    """The numbers of labels that all pools have, and the accuracies (pools, numbers)."""
-    own = [by_cell[kind, seed, method] for seed in seeds if (kind, seed, method) in by_cell]
-    if not own:
-        return [], np.empty((1, 0))
-    shortest = min(len(one["labels"]) for one in own)  # small pools have fewer rounds
-    return own[0]["labels"][:shortest], np.array([one[learner][:shortest] for one in own])
-
-
-def print_bars(
-    by_cell: dict[Any, Any], kinds: Sequence[str], method: str, seeds: Sequence[int]
-) -> None:
-    """Print where a method is below random draws by more than one standard error, by how many
-    standard errors its mean up to 4 labels for each class is above, and what it saves.
+def leads(records: DataFrame, kinds: Sequence[str], method: str) -> Iterator[str]:
+    """By how many standard errors the mean of a method up to 4 labels for each class is above
+    random draws, and where it is below them by more than one.
     """
     lowest = []
     for kind, learner in product(kinds, LEARNERS):
-        labels, of_random = accuracies_of(by_cell, kind, "random", seeds, learner)
-        _, of_method = accuracies_of(by_cell, kind, method, seeds, learner)
-        if of_method.shape != of_random.shape:
+        own = accuracies(records, kind, method, learner)
+        differences = own - accuracies(records, kind, RANDOM, learner)
+        if differences.empty or differences.isna().any(axis=None):
             continue
-        differences = of_method - of_random
-        lowest += list(differences.mean(axis=0)[in_errors(differences) < -1])
-        print(f"{method}, {kind}, {learner}: {lead(differences):+.1f} standard errors")
-        needed = labels_needed(labels, of_method.mean(axis=0), of_random.mean(axis=0)[-1])
-        print(f"{needed:.0f} labels for the accuracy of {labels[-1]} at random")
-    print(f"{method}: below random in {len(lowest)} cells, by {min(lowest, default=0):.1f} at most")
+        means = differences.iloc[:, : POINTS.index(4) + 1].mean(axis=1)
+        yield f"{method}, {kind}, {learner}: {means.mean() / means.sem():+.1f} standard errors"
+        cells = differences.mean()
+        lowest += cells[cells / differences.sem() < -1].tolist()
+    yield f"{method}: below random in {len(lowest)} cells, by {min(lowest, default=0):.1f} at most"
 
 
-def lead(differences: NDArray[Any]) -> float:
-    """The mean of (pools, numbers) up to 4 labels for each class, in its standard errors."""
-    means = differences[:, : POINTS.index(4) + 1].mean(axis=1, keepdims=True)
-    return float(in_errors(means)[0])
-
-
-def in_errors(differences: NDArray[Any]) -> NDArray[Any]:
-    """The means over pools of (pools, cells) in units of their standard errors."""
-    return differences.mean(axis=0) / sem(differences)
-
-
-def labels_needed(labels: Sequence[int], accuracies: NDArray[Any], accuracy: float) -> float:
-    """How many labels reach an accuracy, interpolated in the logarithm of their number; infinity if
-    none do.
-    """
-    if accuracies[0] >= accuracy:
-        return labels[0]
-    reached = np.flatnonzero(accuracies >= accuracy)
-    if not len(reached):
-        return float("inf")
-    place = reached[0]
-    share = (accuracy - accuracies[place - 1]) / (accuracies[place] - accuracies[place - 1])
-    return float(labels[place - 1] * (labels[place] / labels[place - 1]) ** share)
-
-
-def difference(
-    by_cell: dict[Any, Any], kind: str, method: str, seeds: Sequence[int], learner: str
-) -> str:
-    """The mean of the paired differences to random, and its standard error."""
-    pairs = [
-        [by_cell[kind, seed, name] for name in (method, "random")]
-        for seed in seeds
-        if {(kind, seed, method), (kind, seed, "random")} <= by_cell.keys()
-    ]
-    areas = np.array([[area(one["labels"], one[learner]) for one in pair] for pair in pairs])
-    if len(areas) < 2:
-        return "-"
-    if method == "random":
-        return f"{areas[:, 0].mean():.1f}"
-    differences = areas[:, 0] - areas[:, 1]
-    return f"{differences.mean():+.1f} ({sem(differences):.1f})"
+def errors_of(records: DataFrame, name: str) -> str:
+    """How far estimates are from the truth."""
+    estimates = DataFrame([one for one in records.get(name, ()) if isinstance(one, dict) and one])
+    if estimates.empty:
+        return "none"
+    errors = estimates["estimate"] - estimates["truth"]
+    inside = contained(estimates, "truth")
+    spread = errors.std(ddof=0)
+    return f"{errors.mean():+.1f}, {spread:.1f}; {sum(inside)} of {len(inside)} contain the truth"
 
 
 def main() -> None:
@@ -347,21 +292,9 @@ def main() -> None:
     parser.add_argument("--only", choices=(*POOLS, *REAL), nargs="+", default=POOLS)
     parser.add_argument("--methods", choices=ALL, nargs="+", default=ALL)
     args = parser.parse_args()
-    file = args.output / "labelling.jsonl"
-    if args.table:
-        tables(read_records(file))
-        return
-
-    def measured(place: Record) -> Record:
-        kind, seed, method = place.values()
-        return rounds(drawn(data_of(args.root, kind), kind, seed), method, seed)
-
-    places = [
-        {"pool": kind, "seed": seed, "method": method}
-        for seed, kind, method in product(range(1, args.pools + 1), args.only, args.methods)
-    ]
-    measure_each(file, places, measured)
+    places = grid(seed=range(1, args.pools + 1), pool=args.only, method=args.methods)
+    run(args, "labelling.jsonl", places, cell, table)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, RESUMES)

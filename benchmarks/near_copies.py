@@ -8,40 +8,42 @@ the same command resumes; `--table` prints the table of docs/own_classes.md from
 
 import io
 import sys
-from collections import defaultdict
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "toolbox")]
+# The project instead of benchmarks/, so that its packages are found first
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import torch
-from dassl.data.datasets import DATASET_REGISTRY
 from numpy.typing import NDArray
+from pandas import DataFrame
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from benchmarks.fits import (
-    Data,
+    RESUMES,
     Images,
     Record,
     contained,
-    dataset,
+    covered,
     decided,
     estimate_of,
+    grid,
+    kept_promises,
     logits_of,
-    measure_each,
+    markdown,
     of_each_class,
     parser_of_sets,
     percent,
-    promised,
-    read_records,
-    small_heads,
+    run,
 )
+from benchmarks.sets import EUROSAT, dataset, features, images_of, pictures, small_heads
 from datasets import copies
 from fit import groups
 from fit.decision import Decision
@@ -49,6 +51,7 @@ from fit.features import Row
 from fit.heads import Heads
 from fit.rows import Photo
 from fit.trials import Examples
+from runs.session import run_command
 
 # Of each class
 IMAGES = 8
@@ -83,8 +86,11 @@ def next_frame(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def turned(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Mirrored in most cases, and turned by up to 8 degrees."""
-    mirror = rng.choice([ImageOps.mirror, ImageOps.flip, lambda same: same], p=[0.5, 0.15, 0.35])
-    image = mirror(image)
+    mirror = rng.choice(["left to right", "top to bottom", "none"], p=[0.5, 0.15, 0.35])
+    if mirror == "left to right":
+        image = ImageOps.mirror(image)
+    elif mirror == "top to bottom":
+        image = ImageOps.flip(image)
     width, height = image.size
     pixels = np.pad(np.asarray(image), ((12, 12), (12, 12), (0, 0)), mode="reflect")
     large = Image.fromarray(pixels).rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC)
@@ -93,18 +99,6 @@ def turned(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 KINDS = {"saved again": saved_again, "next frame": next_frame, "turned": turned}
 CELLS = [("none", 0), *((kind, number) for number in (2, 4, 9) for kind in KINDS)]
-
-
-def pictures(paths: list[str]) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in paths]
-
-
-@torch.no_grad()
-def features(heads: Heads, images: list[Image.Image]) -> Tensor:
-    """(images, width)."""
-    parts = [images[start : start + 64] for start in range(0, len(images), 64)]
-    pixels = (torch.stack([heads.zero_shot.transform(image) for image in part]) for part in parts)
-    return torch.cat([heads.tower.image_output(batch).feature.float() for batch in pixels])
 
 
 class Drawn(NamedTuple):
@@ -145,76 +139,60 @@ def examples_of(heads: Heads, found: Drawn, named: bool) -> Examples:
     return Examples(x, found.labels, copies.numbered(scenes), heads.names)
 
 
-def fitted(data: Data, examples: Examples, seed: int) -> Record:
+@cache
+def heads_and_test(root: Path) -> tuple[Heads, Images]:
+    images = dataset(EUROSAT, root)
+    heads = small_heads(images.classnames)
+    return heads, images_of(heads, images.test, TEST)
+
+
+def cell(args: Namespace, kind: str, copies: int, seed: int) -> Record:
     """The record of one fit, with a test."""
-    decision, seconds = decided(data.heads, examples, seed)
-    logits = logits_of(data.heads, decision, examples, data.test.x)
-    labels = data.test.labels
+    heads, test = heads_and_test(args.root)
+    found = drawn(dataset(EUROSAT, args.root).train_x, kind, copies, seed)
+    examples = examples_of(heads, found, args.named)
+    decision, seconds = decided(heads, examples, seed)
+    logits = logits_of(heads, decision, examples, test.x)
     record: Record = {"seconds": seconds, "scenes": len(np.unique(examples.scenes))}
-    record["truth"] = percent(logits.argmax(axis=1) == labels)
+    record["truth"] = percent(logits.argmax(axis=1) == test.labels)
     record |= {"ungrouped": decision.ungrouped, "chosen": decision.name}
     if decision.certainty is None:
         return record
-    return record | estimate_of(decision) | certainty_of(decision, logits, labels)
+    return record | estimate_of(decision) | certainty_of(decision, logits, test.labels)
 
 
 def certainty_of(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> Record:
     """How sets, confidences and promises of a fit hold on a test, in percent."""
-    sure: Any = decision.certainty
-    trials: Any = decision.trials
-    sets = sure.sets.apply(logits, 0.9)[np.arange(len(logits)), labels]
-    probabilities = np.exp(sure.temperature.apply(logits))
+    assert decision.certainty is not None
+    probabilities = np.exp(decision.certainty.temperature.apply(logits))
     confidence = probabilities.max(axis=1) / probabilities.sum(axis=1)
-    wrong = logits.argmax(axis=1) != labels
-    answered = promised(decision, logits, ERRORS, trials.sample)
+    kept = kept_promises(decision, logits, labels, ERRORS)
     return {
-        "sets": percent(sets),
+        "sets": percent(covered(decision, logits, labels)),
         "confidence": 100 * float(confidence.mean()),
-        "errors": {error: percent(wrong[given]) for error, given in answered},
+        "errors": {error: wrong for error, (_, wrong) in kept.items()},
     }
 
 
-def table(records: list[Record]) -> None:
-    """Print what the records say."""
-    by_cell = defaultdict(list)
-    for record in records:
-        by_cell[record["copies"], record["kind"]].append(record)
-    columns = ["near-copies of each image", "groups of 80", "truth", "estimate", "contained"]
-    print(f"| {' | '.join([*columns, 'without groups', 'sets for 90%'])} |")
-    print("| --- " * 7 + "|")
-    for (number, kind), cell in sorted(by_cell.items()):
-        print(row_of(f"{number}, {kind}" if number else "none", cell))
-    print_summary(records)
-
-
-def print_summary(records: list[Record]) -> None:
-    """The summary of all fits."""
-    differences = np.array([one["estimate"] - one["truth"] for one in records])
-    inside = np.mean(contained(records, "truth"))
-    print(f"{len(records)} fits: {100 * inside:.1f}% of the intervals contain the truth")
-    print(
-        f"estimate - truth: mean {differences.mean():+.2f}, standard deviation "
-        f"{differences.std():.2f}"
-    )
-    print(f"sets for 90%: {np.mean([one['sets'] for one in records]):.1f}%")
-    confidence = np.mean([one["confidence"] - one["truth"] for one in records])
-    print(f"confidence - truth: {confidence:+.1f}")
-    for error in map(str, ERRORS):
-        wrong = [one["errors"][error] for one in records if error in one["errors"]]
-        over = sum(value > float(error) for value in wrong)
-        kept = f"{len(wrong)} fits promise it, {over} have more"
-        print(f"at most {error}% wrong: {kept}; mean {np.mean(wrong or [0]):.1f}%")
-
-
-def row_of(name: str, cell: list[Record]) -> str:
-    """The row of the fits of one kind."""
-    scenes, truth, estimate, sets = (
-        np.mean([one[key] for one in cell]) for key in ("scenes", "truth", "estimate", "sets")
-    )
-    inside = contained(cell, "truth")
-    without = np.mean([one["ungrouped"] or one["estimate"] for one in cell])
-    numbers = f"{scenes:.0f} | {truth:.1f} | {estimate:.1f} | {sum(inside)} of {len(inside)}"
-    return f"| {name} | {numbers} | {without:.1f} | {sets:.1f} |"
+def table(records: DataFrame) -> Iterator[str]:
+    """A row for each kind and number of near-copies, and a summary of all fits."""
+    records["contained"] = contained(records, "truth")
+    records["without groups"] = records["ungrouped"].astype(float).fillna(records["estimate"])
+    cells = records.groupby(["copies", "kind"])
+    means = cells[["scenes", "truth", "estimate", "without groups", "sets"]].mean()
+    rows = means.map("{:.1f}".format).assign(contained=cells["contained"].sum(), fits=cells.size())
+    yield markdown(rows.reset_index())
+    errors = records["estimate"] - records["truth"]
+    inside = 100 * records["contained"].mean()
+    yield f"{len(records)} fits: {inside:.1f}% of the intervals contain the truth"
+    spread = errors.std(ddof=0)
+    yield f"estimate - truth: mean {errors.mean():+.2f}, standard deviation {spread:.2f}"
+    yield f"sets for 90%: {records['sets'].mean():.1f}%"
+    yield f"confidence - truth: {(records['confidence'] - records['truth']).mean():+.1f}"
+    for error, wrong in DataFrame([*records["errors"]]).items():
+        over = (wrong > float(error)).sum()
+        kept = f"{wrong.count()} fits promise it, {over} have more"
+        yield f"at most {error}% wrong: {kept}; mean {wrong.mean():.1f}%"
 
 
 def main() -> None:
@@ -222,45 +200,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--named", action="store_true", help="the user names the groups")
     args = parser.parse_args()
-    file = args.output / "near_copies.jsonl"
-    if args.table:
-        table(read_records(file))
-        return
-
-    def measured(place: Record) -> Record:
-        data = data_of(args.root)
-        items = eurosat(args.root).train_x
-        found = drawn(items, place["kind"], place["copies"], place["seed"])
-        return fitted(data, examples_of(data.heads, found, args.named), place["seed"])
-
     places = [
-        {"kind": kind, "copies": number, "seed": seed}
-        for seed, (kind, number) in product(range(1, args.seeds + 1), CELLS)
+        {"kind": kind, "copies": number, **one}
+        for one in grid(seed=range(1, args.seeds + 1))
+        for kind, number in CELLS
     ]
-    measure_each(file, places, measured)
-
-
-@cache
-def eurosat(root: Path) -> Any:
-    return dataset(DATASET_REGISTRY.get("EuroSAT"), root)
-
-
-@cache
-def data_of(root: Path) -> Data:
-    """No training images: they are drawn for each fit."""
-    found = eurosat(root)
-    heads = small_heads(found.classnames)
-    test = images_of(heads, found.test, TEST)
-    return Data(heads, test, test)
-
-
-def images_of(heads: Heads, items: list[Any], number: int) -> Images:
-    """So many images of each class."""
-    labels = np.array([item.label for item in items])
-    places = of_each_class(labels, number, np.random.default_rng(0))
-    images = pictures([items[place].impath for place in places])
-    return Images(features(heads, images), labels[places])
+    run(args, "near_copies.jsonl", places, cell, table)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, RESUMES)

@@ -40,7 +40,8 @@ def build(way: Namespace) -> Any:
     cfg = get_cfg_default()
     if way.official:
         sys.path.insert(0, way.checkout)
-        import_module("clip.clip")._download = lambda *arguments, **options: way.backbone
+        official_clip: Any = import_module("clip.clip")
+        official_clip._download = lambda *arguments, **options: way.backbone
         import_module("train").extend_cfg(cfg)
     else:
         room = "runs" if Path(way.checkout, "runs").is_dir() else "experiments"  # before 1.1

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from golden_inputs import drawn
 from marks import golden_cases
+from pandas import DataFrame
 
 from benchmarks import label_forecast
-from benchmarks.labelling import area, imbalanced, labels_needed
+from benchmarks.labelling import area, imbalanced, leads
 from measures.labelling import (
     METHODS,
     Pool,
@@ -235,13 +236,21 @@ def test_copies_of_an_image_do_not_end_a_choice():
         assert len(set(choose(rows, rows, [0, 31], 40, 0, method))) == 40
 
 
-def test_labels_for_an_accuracy():
-    accuracies = np.array([10.0, 20.0, 15.0, 40.0])
-    for accuracy, labels in ((5, 5), (15, 50**0.5), (20, 10), (30, 30.3), (41, np.inf)):
-        assert labels_needed([5, 10, 20, 40], accuracies, accuracy) == pytest.approx(labels, 0.02)
+def test_a_method_is_compared_with_random_draws_of_the_same_pools():
+    accuracies = {"random": ([10.0, 20.0], [12.0, 20.0]), "margin": ([13.0, 19.0], [17.0, 18.5])}
+    records = [
+        {"pool": "digits", "seed": seed, "method": method, "labels": [5, 10]}
+        | dict.fromkeys(("SSText", "logistic"), accuracies)
+        for method, pools in accuracies.items()
+        for seed, accuracies in enumerate(pools)
+    ]
+    *each, last = leads(DataFrame(records), ["digits"], "margin")
+    # On average 1 and 1.75 points more: 1.375 / 0.375
+    assert each[0] == "margin, digits, SSText: +3.7 standard errors"
+    assert last == "margin: below random in 2 cells, by -1.2 at most"
 
 
-def test_forecasts_are_compared_with_what_came(capsys, monkeypatch):
+def test_forecasts_are_compared_with_what_came(monkeypatch):
     monkeypatch.setattr(label_forecast, "ROUNDS", 3)
 
     def one(truth, added=None, width=20.0):
@@ -251,8 +260,9 @@ def test_forecasts_are_compared_with_what_came(capsys, monkeypatch):
         [{"truth": 40.0, "added": None}, one(50.0, 4.0), one(53.0, 2.0, 16.0)],
         [one(30.0, 6.0), one(40.0, 3.0, 18.0), one(42.0, 1.0, 14.0)],
     ]
-    label_forecast.table([{"pool": "EuroSAT", "rounds": rounds} for rounds in pools])
-    assert capsys.readouterr().out.splitlines() == [
-        "| EuroSAT | 50 | 1 of 2 | 6.0 | 10.0 | 15 | 18 |",
-        "| EuroSAT | 100 | 2 of 2 | 3.5 | 2.5 | 15 | 15 |",
+    records = DataFrame({"pool": "EuroSAT", "rounds": pools})
+    (table,) = label_forecast.table(records)
+    assert table.splitlines()[2:] == [
+        "| EuroSAT | 50 | 1 of 2 | 6.0 | 10.0 | 15.0 | 18.0 |",
+        "| EuroSAT | 100 | 2 of 2 | 3.5 | 2.5 | 15.0 | 15.0 |",
     ]

@@ -7,48 +7,49 @@ seed, with some of the labels swapped, and a test on images that it never saw. A
 has one cell, so that the same command resumes. `--table` prints what the cells say.
 """
 
-import argparse
-import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from benchmarks.fit import first_suspects, photos_of
 from benchmarks.fits import (
+    RESUMES,
     Data,
     Images,
     Record,
+    covered,
     decided,
     estimate_of,
+    grid,
     kept_promises,
-    measure_each,
     percent,
-    read_records,
     request_of,
+    run,
 )
-from common.errors import UsageError
 from fit.candidates import CANDIDATES, ZERO_SHOT, Candidate
 from fit.decision import Decision
-from fit.report import probabilities
+from fit.photos import Photos
+from fit.report import suspects
 from fit.result import Fit
+from fit.rows import Photo
 from fit.story import methods_of
 from fit.trials import Examples
+from runs.session import run_command
 
 from . import recipes
-from .data import SMALL, loaded
-from .options import parser_of_heads
-from .table import table
+from .data import SMALL, data_for, parser
+from .table import ERRORS, table
 
 SHOTS = 1, 2, 4, 8, 16, 40
 SWAPPED = 0, 5, 15  # percent of the labels
 FEWEST_WITH_SWAPS = 16  # images of a class
 
 
-def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]) -> Record:
+def measured(
+    data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str] = ()
+) -> Record:
     """The record of one fit, of all heads or those of some methods, and of its rivals."""
     drawn, wrong = data.draw(shots, seed, swapped)
     candidates = methods_of(request_of(seed, methods), CANDIDATES, data.heads)
@@ -57,7 +58,8 @@ def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]
     decision, seconds = decided(data.heads, examples, seed, candidates, end=0.0)
     record: Record = {"seconds": seconds, "chosen": decision.name}
     if swapped:
-        record |= doubted(Fit(request_of(seed), photos_of(examples), decision), wrong)
+        found = first_suspects(Fit(request_of(seed), photos_of(examples), decision))
+        record |= {"found": len(found & wrong), "wrong": len(wrong)}
     record["recipes"] = rivals(data, drawn)
     return record | answers_of(data, examples, decision, candidates)
 
@@ -80,27 +82,17 @@ def accuracy(logits: NDArray[Any], data: Data) -> float:
     return percent(logits.argmax(axis=1) == data.test.labels)
 
 
-def doubted(fit: Fit, wrong: set[int]) -> Record:
-    """How many wrong labels are among the first to check."""
-    return {
-        "found": len(first_suspects(fit) & wrong),
-        "cleanlab": len(first_of_cleanlab(fit) & wrong),
-        "wrong": len(wrong),
-    }
-
-
-def first_of_cleanlab(fit: Fit) -> set[int]:
-    """The places of the tenth of the photos whose labels cleanlab doubts most, by the same
-    probabilities.
-    """
-    from cleanlab.rank import get_label_quality_scores
-
-    trials = fit.decision.trials
-    if fit.calibration is None or trials is None:
-        return set()
-    scores = get_label_quality_scores(trials.sample.labels, probabilities(fit, fit.calibration))
+def first_suspects(fit: Fit) -> set[int]:
+    """The places of the tenth of the photos whose labels are least likely."""
     tenth = round(0.1 * len(fit.photos.training))
-    return {*trials.held[np.argsort(scores, kind="stable")[:tenth]].tolist()}
+    return {int(one["path"]) for one in suspects(fit)[:tenth]}
+
+
+def photos_of(examples: Examples) -> Photos:
+    """Photos whose paths are their places."""
+    names = list(examples.names)
+    images = [Photo(str(place), names[label]) for place, label in enumerate(examples.y)]
+    return Photos(images, names, {}, [])
 
 
 def rivals(data: Data, drawn: Images) -> dict[str, float]:
@@ -119,44 +111,37 @@ def promises(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> 
     """The estimate, and how sets and thresholds keep what they promise."""
     if decision.certainty is None:
         return {}
-    inside = decision.certainty.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
+    inside = covered(decision, logits, labels)
     return estimate_of(decision) | {
         "sets": percent(inside),
         "sets_of_classes": [percent(inside[labels == label]) for label in np.unique(labels)],
-        "max_error": kept_promises(decision, logits, labels),
+        "max_error": kept_promises(decision, logits, labels, ERRORS),
     }
 
 
-def cells(args: argparse.Namespace) -> Iterator[Record]:
+def places(args: Namespace) -> Iterator[Record]:
     """What names each cell, seed after seed."""
-    names = "seed", "set", "encoder", "shots", "swapped"
-    for values in product(args.seeds, args.sets, args.encoders, args.shots, args.swapped):
-        one = dict(zip(names, values, strict=True))
-        if not one["swapped"] or one["shots"] >= FEWEST_WITH_SWAPS:
-            yield one
+    for place in grid(
+        seed=args.seeds,
+        set=args.sets,
+        encoder=args.encoders,
+        shots=args.shots,
+        swapped=args.swapped,
+    ):
+        if not place["swapped"] or place["shots"] >= FEWEST_WITH_SWAPS:
+            yield place
+
+
+def cell(args: Namespace, set: str, encoder: str, **draw: int) -> Record:
+    return measured(data_for(args, set, encoder), methods=args.methods, **draw)
 
 
 def main() -> None:
-    parser = parser_of_heads(__doc__, encoders=[SMALL, "lite2"], shots=SHOTS)
-    parser.add_argument("--swapped", nargs="+", type=int, default=SWAPPED)
-    args = parser.parse_args()
-    file = args.output / "cells.jsonl"
-    if args.table:
-        print("\n".join(table(read_records(file))))
-        return
-
-    def measured(place: Record) -> Record:
-        seed, name, encoder, shots, swapped = place.values()
-        data = loaded(name, encoder, tuple(args.sources), args.output)
-        return cell(data, shots, seed, swapped, args.methods)
-
-    torch.set_num_threads(1)
-    measure_each(file, cells(args), measured)
+    options = parser(__doc__, encoders=[SMALL, "lite2"], shots=SHOTS)
+    options.add_argument("--swapped", nargs="+", type=int, default=SWAPPED)
+    args = options.parse_args()
+    run(args, "cells.jsonl", places(args), cell, table)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_command(main, RESUMES)

@@ -1,13 +1,17 @@
-"""The features of a data set by an encoder, and draws of training images."""
+"""The features of a data set by an encoder, and the options of the programs of this folder."""
 
+from argparse import Namespace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.fits import Data, Images
+from benchmarks.fits import parser as parser_of_fits
 from common.files import checksum
+from common.start import Parser
 from fit.features import Features
 from fit.heads import Heads
 from inference.classifier import PromptedClassifier
@@ -48,3 +52,20 @@ def loaded(name: str, encoder: str, sources: tuple[Path, ...], output: Path) -> 
     if encoder != SMALL:
         backbone = str(encoders.build(encoder, output / "encoders" / encoder))
     return data_of(folder, backbone)
+
+
+def data_for(args: Namespace, name: str, encoder: str) -> Data:
+    """The same by the options of a program."""
+    return loaded(name, encoder, tuple(args.sources), args.output)
+
+
+def parser(description: str | None, **defaults: Any) -> Parser:
+    """The options that the programs have in common."""
+    made = parser_of_fits(description)
+    made.add_argument("--sets", nargs="+", default=[*images.SETS])
+    made.add_argument("--encoders", nargs="+")
+    made.add_argument("--shots", nargs="+", type=int)
+    made.add_argument("--seeds", nargs="+", type=int, default=range(1, 11))
+    made.add_argument("--methods", nargs="+", default=[], help="heads to try (default: all)")
+    made.set_defaults(**defaults)
+    return made

@@ -98,16 +98,19 @@ def eurosat(sources: Sequence[Path]) -> Iterator[Picture]:
 
 def fashion_mnist(sources: Sequence[Path]) -> Iterator[Picture]:
     """Fashion-MNIST, from its four files; its own parts."""
-    for part, prefix in (("train", "train"), ("test", "t10k")):
-        images, labels = (
-            read_idx(only(sources, f"{prefix}-{kind}-idx*-ubyte.gz"))
-            for kind in ("images", "labels")
-        )
+    for part, (_, images, labels) in zip(MOST, mnist_parts(sources), strict=True):
         for label, name in enumerate(GARMENTS):
             places = np.flatnonzero(labels == label)
             chosen = np.random.default_rng(0).permutation(places)[: MOST[part]]
             for place in chosen:
                 yield part, name, str(place), Image.fromarray(images[place])
+
+
+def mnist_parts(sources: Sequence[Path]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """`train` and `t10k`, each with its pixels (images, height, width) and labels (images,)."""
+    for part in ("train", "t10k"):
+        pixels = read_idx(only(sources, f"{part}-images-idx*-ubyte.gz"))
+        yield part, pixels, read_idx(only(sources, f"{part}-labels-idx*-ubyte.gz"))
 
 
 def stamps(sources: Sequence[Path]) -> Iterator[Picture]:

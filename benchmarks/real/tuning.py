@@ -7,32 +7,32 @@ draw, so that the same command resumes. `--table` prints means with their standa
 
 import os
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from pandas import DataFrame
 
-from benchmarks.fits import Data, Record, measure_each, of_each_class, read_records
+from benchmarks.fits import RESUMES, Record, grid, markdown, of_each_class, run, shown
 from configs.files import CONFIGS
 from fit.candidates import ZERO_SHOT
 from measures.results import read_results
 from runs.arguments import parse_arguments
 from runs.run import train_and_test
 from runs.run_spec import RunSpec
+from runs.session import run_command
 
-from .__main__ import cell
-from .data import SMALL, images_in, loaded
-from .options import parser
+from .__main__ import measured
+from .data import SMALL, data_for, images_in, parser
 
 # Of an EfficientNet-Lite; the rates are the best of five pairs on a draw of openclipart or stamps
 SETTINGS = (
     "INPUT.SIZE", "(224, 224)", "OPTIM.MAX_EPOCH", "10",
     "OPTIM.LR", "0.001", "TRAINER.FINETUNE.TOWER_RATE", "0.1",
 )  # fmt: skip
-ROWS = "FineTune", "heads", ZERO_SHOT
+ROWS = ["FineTune", "heads", ZERO_SHOT]
 
 
 def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> Record:
@@ -40,10 +40,11 @@ def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> Re
     paths = images_in(folder / "train")
     labels = np.array([path.parent.name for path in paths])
     root = output / "images"
-    shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(folder / "test", root / "test", copy_function=os.link)
     for place in of_each_class(labels, shots, np.random.default_rng([seed, shots])):
-        link(paths[place], root / paths[place].relative_to(folder))
+        copy = root / paths[place].relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        os.link(paths[place], copy)
     words = ["--root", root, "--output-dir", output / "run", "--seed", seed, "--quiet"]
     words += ["--trainer", "FineTune", "--backbone", encoder]
     words += ["--config-file", CONFIGS / "trainers/FineTune/small.yaml"]
@@ -53,11 +54,6 @@ def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> Re
     words += SETTINGS if encoder != SMALL else ()
     results = learned(words, output / "run")
     return {"FineTune": results["accuracy"], "seconds": results["train_seconds"]}
-
-
-def link(file: Path, copy: Path) -> None:
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    os.link(file, copy)
 
 
 def learned(words: list[Any], folder: Path) -> Record:
@@ -70,57 +66,33 @@ def learned(words: list[Any], folder: Path) -> Record:
     return results
 
 
-def record(data: Data, one: Record, output: Path) -> Record:
+def cell(args: Namespace, set: str, encoder: str, shots: int, seed: int) -> Record:
     """The accuracies of FineTune, of the heads that a fit chooses, and of zero-shot CLIP."""
-    shots, seed = one["shots"], one["seed"]
-    heads = cell(data, shots, seed, 0, ())
+    heads = measured(data_for(args, set, encoder), shots, seed, 0, args.methods)
     found = {"heads": heads["fit"], ZERO_SHOT: heads["singles"][ZERO_SHOT]}
     found["seconds_heads"] = heads["seconds"]
-    name = one["encoder"]
-    encoder = name if name == SMALL else str(output / "encoders" / name)
-    folder = output / "sets" / one["set"]
-    run = output / "tuning" / "_".join(map(str, one.values()))
-    shutil.rmtree(run, ignore_errors=True)
-    found |= tuned(folder, encoder, shots, seed, run)
-    shutil.rmtree(run)
+    backbone = encoder if encoder == SMALL else str(args.output / "encoders" / encoder)
+    folder = args.output / "tuning" / f"{set}_{encoder}_{shots}_{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    found |= tuned(args.output / "sets" / set, backbone, shots, seed, folder)
+    shutil.rmtree(folder)
     return found
 
 
-def table(records: list[Record]) -> Iterator[str]:
+def table(records: DataFrame) -> Iterator[str]:
     """A row for each data set, encoder and number of images."""
-    yield f"| data set | encoder | images | draws | {' | '.join(ROWS)} | seconds |"
-    yield f"{'| --- ' * (len(ROWS) + 5)}|"
-    for place in dict.fromkeys((one["set"], one["encoder"], one["shots"]) for one in records):
-        here = [one for one in records if (one["set"], one["encoder"], one["shots"]) == place]
-        cells = [shown(np.array([one[name] for one in here])) for name in ROWS]
-        seconds = np.median([one["seconds"] for one in here])
-        yield f"| {' | '.join(map(str, [*place, len(here), *cells, round(seconds)]))} |"
-
-
-def shown(values: np.ndarray) -> str:
-    """Their mean and its standard error."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{values.mean():.1f} ± {error:.1f}"
+    groups = records.groupby(["set", "encoder", "shots"], sort=False)
+    rows = groups[ROWS].agg(shown)
+    rows.insert(0, "draws", groups.size())
+    yield markdown(rows.assign(seconds=groups["seconds"].median().round()).reset_index())
 
 
 def main() -> None:
-    args = parser(__doc__, sets=["stamps", "emoji"], encoders=["lite2"], shots=[4, 16]).parse_args()
-    file = args.output / "tuning.jsonl"
-    if args.table:
-        print("\n".join(table(read_records(file))))
-        return
-
-    def measured(place: Record) -> Record:
-        data = loaded(place["set"], place["encoder"], tuple(args.sources), args.output)
-        return record(data, place, args.output)
-
-    places = [
-        {"set": name, "encoder": encoder, "shots": shots, "seed": seed}
-        for seed, name, encoder, shots in product(args.seeds, args.sets, args.encoders, args.shots)
-    ]
-    torch.set_num_threads(1)
-    measure_each(file, places, measured)
+    options = parser(__doc__, sets=["stamps", "emoji"], encoders=["lite2"], shots=[4, 16])
+    args = options.parse_args()
+    places = grid(seed=args.seeds, set=args.sets, encoder=args.encoders, shots=args.shots)
+    run(args, "tuning.jsonl", places, cell, table)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, RESUMES)
