@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -33,11 +32,13 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
+from pandas import DataFrame, concat
 from PIL import Image
 
+from benchmarks.fits import markdown
 from clip.random_weights import random_clip
 from common.errors import UsageError
-from common.files import write_text
+from common.files import write_json, write_text
 from common.start import ROOT, Parser, at_least
 from common.version import source
 from configs.files import config_folder
@@ -48,8 +49,12 @@ from trainers.base.feature_method import FeatureMethod
 from trainers.base.settings import PRECISIONS
 from trainers.base.test_time import ViewsMethod
 
-COMMANDS = {"imports": ["-c", "import torch, torchvision, open_clip"]}
-WHAT = ("train_step", "test_batch", "open_clip", "predict", *COMMANDS)
+COMMANDS = {
+    "predict": ["tools/predict.py", "--classes", "cat", "dog"],
+    "imports": ["-c", "import torch, torchvision, open_clip"],
+}
+STEPS = "train_step", "test_batch"
+WHAT = (*STEPS, "open_clip", *COMMANDS)
 PARTS = ("train.py", "clip/clip.py", "datasets", "trainers", "configs/trainers")  # of official code
 SECTIONS = {
     "A training step of MPL": "--classes 5 50 200",
@@ -95,29 +100,27 @@ def parser() -> Parser:
     return made
 
 
-def records(args: Namespace) -> Iterator[dict]:
-    """A record for each method, number of classes, kind of work and way."""
-    trainers = list(args.trainer)
-    if "all" in trainers:  # whose steps go through the towers
-        kinds = methods().items()
-        trainers = [
-            name for name, kind in kinds if kind.learns and not issubclass(kind, FeatureMethod)
-        ]
+def jobs(args: Namespace) -> Iterator[tuple[dict, list[dict]]]:
+    """What is measured, and the ways that are compared."""
+    codes = [{"code": str(code)} for code in ("this", *args.against)]
     for what in args.what:
-        if what in COMMANDS:
-            yield from compare(args, {"what": what}, [{"code": "this"}])
-        elif what == "predict":
-            codes = [{"code": str(code)} for code in ("this", *args.against)]
+        if what == "predict":
             for images in args.images:
-                yield from compare(args, {"what": what, "images": images}, codes)
-        elif what == "open_clip":
-            yield from compare(args, {"what": what}, [{"code": "open_clip"}])
+                yield {"what": what, "images": images}, codes
+        elif what not in STEPS:
+            yield {"what": what}, codes[:1]
         else:
-            for name, classes in product(trainers, args.classes):
-                if what == "test_batch" or methods()[name].learns:
-                    yield from compare(
-                        args, {"what": what, "trainer": name, "classes": classes}, list(ways(args))
-                    )
+            for name, classes in product(trainers(args, what), args.classes):
+                yield {"what": what, "trainer": name, "classes": classes}, list(ways(args))
+
+
+def trainers(args: Namespace, what: str) -> list[str]:
+    """The methods to measure; all are those whose steps go through the towers."""
+    kinds = methods()
+    if "all" in args.trainer:
+        stepped = [name for name, kind in kinds.items() if not issubclass(kind, FeatureMethod)]
+        return [name for name in stepped if kinds[name].learns]
+    return [name for name in args.trainer if what == "test_batch" or kinds[name].learns]
 
 
 def ways(args: Namespace) -> Iterator[dict]:
@@ -128,23 +131,17 @@ def ways(args: Namespace) -> Iterator[dict]:
         yield from ({"code": "official", "form": "", "prec": prec} for prec in args.prec)
 
 
-def compare(args: Namespace, kind: dict, ways: list[dict]) -> Iterator[dict]:
-    """A record for each way. Each is measured once in every round, so that other processes slow
-    down all of them.
+def compare(args: Namespace, kind: dict, ways: list[dict]) -> DataFrame:
+    """A row for each way. Each is measured once in every round, so that other processes slow down
+    all of them.
     """
-    rounds = [[measured(args, kind | way) for way in ways] for _ in range(args.rounds)]
-    for number, way in enumerate(ways):
-        own = [measurements[number] for measurements in rounds]
-        ratios = [
-            measurements[0]["seconds"] / measurements[number]["seconds"] for measurements in rounds
-        ]
-        medians = {key: statistics.median(record[key] for record in own) for key in own[0]}
-        yield (
-            kind
-            | way
-            | {"seconds": medians.pop("seconds"), "ratio": statistics.median(ratios)}
-            | medians
-        )
+    rounds = []
+    for _ in range(args.rounds):
+        found = DataFrame([measured(args, kind | way) for way in ways])
+        found["ratio"] = found["seconds"].iloc[0] / found["seconds"]
+        rounds.append(found)
+    medians = concat(rounds).groupby(level=0).median()
+    return DataFrame([kind | way for way in ways]).join(medians)
 
 
 def of_method(trainer: str, checkout: Path) -> dict:
@@ -164,39 +161,31 @@ def of_method(trainer: str, checkout: Path) -> dict:
 
 def measured(args: Namespace, way: dict) -> dict:
     """The seconds, and more, of one way in new processes."""
-    official = way["code"] == "official"
-    here = way["code"] in ("this", "open_clip")
-    checkout = (ROOT if here else args.official if official else Path(way["code"])).resolve()
+    checkouts = {"this": ROOT, "official": args.official}
+    checkout = Path(checkouts.get(way["code"], way["code"])).resolve()
     if way["what"] in COMMANDS:
-        return command_time(COMMANDS[way["what"]], checkout, args.threads)
-    if way["what"] == "predict":
-        files = args.photos[: way["images"]]
-        command = [
-            "tools/predict.py",
-            *files,
-            "--backbone",
-            args.backbone,
-            "--classes",
-            "cat",
-            "dog",
-        ]
-        return command_time(command, checkout, args.threads)
-    settings = vars(args) | way | {"checkout": str(checkout), "official": official, "views": False}
+        command = [*COMMANDS[way["what"]]]
+        if way["what"] == "predict":
+            command += ["--backbone", args.backbone, *photos(args.folder, way["images"])]
+        start = time.perf_counter()
+        execute(command, checkout, args.threads)
+        return {"seconds": time.perf_counter() - start}
+    settings = vars(args) | way | {"checkout": str(checkout), "views": False}
+    settings["official"] = way["code"] == "official"
     if trainer := way.get("trainer"):
         settings |= of_method(trainer, checkout)
-    done = execute(
-        [str(ROOT / "benchmarks/worker.py"), json.dumps(settings, default=str)],
-        checkout,
-        args.threads,
-    )
+    worker = str(ROOT / "benchmarks/worker.py")
+    done = execute([worker, json.dumps(settings, default=str)], checkout, args.threads)
     return json.loads(done.splitlines()[-1])
 
 
-def command_time(command: list[str], checkout: Path, threads: int) -> dict:
-    """The seconds of a command from its start to its end."""
-    start = time.perf_counter()
-    execute(command, checkout, threads)
-    return {"seconds": time.perf_counter() - start}
+def photos(folder: str, number: int) -> list[str]:
+    """So many image files in a folder, which are written if they are not there."""
+    files = [f"{folder}/{place}.png" for place in range(number)]
+    for file in files:
+        if not Path(file).is_file():
+            Image.effect_noise((256, 256), 60).convert("RGB").save(file)
+    return files
 
 
 def execute(command: list[str], checkout: Path, threads: int) -> str:
@@ -217,29 +206,21 @@ def execute(command: list[str], checkout: Path, threads: int) -> str:
     return done.stdout
 
 
-def table(found: list[dict]) -> list[str]:
-    """The lines of a Markdown table of records."""
-    columns = list(dict.fromkeys(key for record in found for key in record))
-    cells = ([record.get(key, "") for key in columns] for record in found)
-    rows = (
-        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
-        for row in cells
-    )
-    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+def table(found: DataFrame) -> str:
+    """The rows as a table of Markdown."""
+    return markdown(found.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value))
 
 
 def machine(threads: int) -> str:
     """The day, the machine and the commit."""
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()}, {threads} threads"
-    )
+    device = f"{platform.machine()}, {threads} threads"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     commit = (source()["commit"] or "unknown")[:12]
     return f"{date.today()}, {device}, torch {torch.__version__}, commit {commit}"
 
 
-def page(args: Namespace) -> None:
+def write_page(args: Namespace) -> None:
     """Measure the sections, and write them after each, so that a stopped program keeps its
     numbers.
     """
@@ -248,26 +229,31 @@ def page(args: Namespace) -> None:
         f"this page. {NOTE}"
     ]
     for title, options in SECTIONS.items():
-        words = [
-            *shlex.split(options),
-            "--rounds",
-            str(args.rounds),
-            "--seconds",
-            str(args.seconds),
-        ]
-        section = parser().parse_args([*words, "--threads", str(args.threads)])
-        section.backbone = args.backbone
-        section.photos = args.photos
-        print(f"{title}: {options}", flush=True)
+        words = f"{options} --rounds {args.rounds}"
+        section = parser().parse_args(shlex.split(words), Namespace(**vars(args)))
+        print(f"{title}: {words}", flush=True)
         try:
-            body = "\n".join(table(list(records(section))))
+            found = concat([compare(section, *job) for job in jobs(section)])
+            body = table(found.fillna(""))
         except UsageError as error:
             body = f"Not measured: {error}"
-        lines.append(
-            f"## {title}\n\n`python benchmarks/measure.py {options} --rounds "
-            f"{args.rounds}`\n\n{body}"
-        )
+        lines.append(f"## {title}\n\n`python benchmarks/measure.py {words}`\n\n{body}")
         write_text(args.page, "\n\n".join(lines) + "\n")
+
+
+def print_records(args: Namespace) -> None:
+    """Print a row for each way when it is measured, and a header where the columns change."""
+    print(machine(args.threads))
+    records: list[dict] = []
+    head = ""
+    for job in jobs(args):
+        found = compare(args, *job)
+        lines = table(found).splitlines()
+        print(*(lines[2:] if lines[0] == head else ["", *lines]), sep="\n", flush=True)
+        head = lines[0]
+        records += found.to_dict("records")
+        if args.json:
+            write_json(args.json, records)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -278,27 +264,14 @@ def main(argv: list[str] | None = None) -> None:
                 f"{args.official} has no {part}", "give --official a checkout in the form of CoOp's"
             )
     with TemporaryDirectory() as folder:
-        args.photos = [
-            f"{folder}/{number}.png" for number in range(max(args.images) if not args.page else 60)
-        ]
-        for file in args.photos:
-            Image.effect_noise((256, 256), 60).convert("RGB").save(file)
+        args.folder = folder
         if not args.backbone:
             args.backbone = f"{folder}/random.pt"
             torch.save(random_clip("ViT-B-16").state_dict(), args.backbone)
         if args.page:
-            page(args)
-            return
-        print(machine(args.threads))
-        found: list[dict] = []
-        head = ""
-        for record in records(args):
-            found.append(record)
-            lines = table(found)
-            print(*(lines[-1:] if lines[0] == head else ["", *lines]), sep="\n", flush=True)
-            head = lines[0]
-            if args.json:
-                write_text(args.json, json.dumps(found, indent=1) + "\n")
+            write_page(args)
+        else:
+            print_records(args)
 
 
 if __name__ == "__main__":
