@@ -30,6 +30,11 @@ def of_json(file):
     return json.loads(file.read_text())
 
 
+def times(folder):
+    """When each file and folder below was changed."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def to_json(file, content):
     """Write a JSON file."""
     file.write_text(json.dumps(content))

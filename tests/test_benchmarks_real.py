@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from marks import one_line
+from marks import one_line, times
 from pandas import DataFrame
 from PIL import Image
 
@@ -33,9 +33,9 @@ def test_halves_keep_near_names_together_and_images_are_on_white(tmp_path):
     }
     image = Image.open(next(target.rglob("*.png")))
     assert image.size == (256, 17) and image.getpixel((0, 0)) == (255, 255, 255)
-    before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    before = times(target)
     assert images.build("stamps_fine", [], tmp_path / "sets") == target
-    assert before == {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    assert before == times(target)
 
 
 def test_files_of_mnists_form(tmp_path):

@@ -58,11 +58,10 @@ def test_original_layout_is_read_with_labels_from_0_in_both_halves(name, load, t
         data = load(name, "DATASET.SUBSAMPLE_CLASSES", which)
         assert (data.num_classes, data.classnames) == (len(expected), expected)
         assert {item.classname for item in data.test} == set(expected)
-        assert [item.label for item in data.test] == [
-            label for label in range(len(expected)) for _ in range(2)
-        ]
+        assert [item.label for item in data.test] == sorted([*range(len(expected))] * 2)
 
 
+IMAGE = "images/banded/banded_0001.jpg"
 NO_FILE = "1 of 24 images of .* are not regular files, the first PATH"
 
 
@@ -72,19 +71,9 @@ NO_FILE = "1 of 24 images of .* are not regular files, the first PATH"
         ("dtd", ".", None, "no folder PATH: set --root"),
         ("imagenetv2", class_of("imagenetv2").image_dir, None, "no folder PATH"),
         ("eurosat", "split_zhou_EuroSAT.json", None, "PATH is missing"),
-        (
-            "dtd",
-            "images/banded/banded_0001.jpg",
-            None,
-            "1 of 24 images of .* are missing, the first PATH",
-        ),
-        ("dtd", "images/banded/banded_0001.jpg", os.mkdir, NO_FILE),
-        (
-            "dtd",
-            "images/banded/banded_0001.jpg",
-            lambda path: path.symlink_to("/dev/zero"),
-            NO_FILE,
-        ),
+        ("dtd", IMAGE, None, "1 of 24 images of .* are missing, the first PATH"),
+        ("dtd", IMAGE, os.mkdir, NO_FILE),
+        ("dtd", IMAGE, lambda path: path.symlink_to("/dev/zero"), NO_FILE),
     ],
 )
 def test_what_is_missing_is_reported_with_the_command_to_get_it(

@@ -14,6 +14,7 @@ import torch
 from learned import images_of
 from marks import thorough_but
 from PIL import Image
+from published import files_below
 from safetensors.torch import load_file
 from tiny_models import saved
 
@@ -232,17 +233,17 @@ def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_
 ):
     options = ["--to", tmp_path / "out"]
     command.works(export, finished("CoOp"), *options)
-    content = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    content = files_below(tmp_path / "out")
     (tmp_path / "out/README.md").unlink()  # an existing folder is filled file by file
     assert "is not empty" in command(export, finished("MaPLe"), *options).error
     (tmp_path / ".out.partial-x").mkdir()  # of a call that was killed when its files were in place
     command.works(export, finished("CoOp"), *options)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
+    assert files_below(tmp_path / "out") == content
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (
         "is the model itself" in command(export, tmp_path / "out", "--to", tmp_path / "out").error
     )
-    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
+    assert files_below(tmp_path / "out") == content
 
 
 def test_other_methods_have_no_adapter(finished, command, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from dassl.data.datasets import build_dataset
 from drawn import arguments, make_cfg
-from marks import of_json, to_json
+from marks import of_json, one_line, to_json
 from trees import write_image
 
 from common.start import ROOT
@@ -81,26 +81,18 @@ def test_file_of_class_names(file, text, birds, capsys):
 
 
 def test_inconsistent_folders_are_rejected(birds, tmp_path):
-    with pytest.raises(DatasetError, match=f"no folder {tmp_path}/nowhere: .*docs/own_classes.md"):
-        load(tmp_path / "nowhere")
+    def refused(words, folder, *settings):
+        with one_line(words, error=DatasetError):
+            load(folder, *settings)
+
+    refused(f"no folder {tmp_path}/nowhere: ", tmp_path / "nowhere")
     folders(birds / "test", 1, ["wren"])
-    with pytest.raises(
-        DatasetError,
-        match="class 'wren' .* has images for validation or test, and none for training",
-    ):
-        load(birds)
+    refused("has images for validation or test, and none for training", birds)
     (birds / "train/wren").mkdir()
-    with pytest.raises(DatasetError, match=f"no images in {birds}/train/wren"):
-        load(birds)
-    with pytest.raises(
-        DatasetError, match="already has folders train and test: remove DATASET.SPLIT_SEED"
-    ):
-        load(birds, "DATASET.SPLIT_SEED", 1)
+    refused(f"no images in {birds}/train/wren", birds)
+    refused("already has folders train and test", birds, "DATASET.SPLIT_SEED", 1)
     shutil.rmtree(birds / "test")
-    with pytest.raises(
-        DatasetError, match=f"no folders train and test in {birds}: .*SPLIT_SEED 1 .* YAML file"
-    ):
-        load(birds)
+    refused(f"no folders train and test in {birds}: ", birds)
 
 
 def test_seeded_split_is_saved_and_reused(unsplit, capsys):

@@ -138,7 +138,6 @@ def test_commands_name_themselves(installed):
     assert "with its extra [onnx]" in installed("-c", code.format("requirements-export.txt"))
     words = {file.stem for file in (ROOT / "tools").glob("[a-z]*.py")} - {"mpl"}
     assert words <= COMMANDS.keys()  # so that texts do not name what is not there
-    assert "`mpl calibrate`" in installed("predict", "--help") or "mpl" in installed("fit", "-h")
 
 
 def test_files_of_the_project_are_found_from_any_folder(installed):

@@ -6,6 +6,7 @@ from datetime import datetime
 import pytest
 import torch
 from drawn import arguments, results
+from marks import times
 
 from common.errors import UsageError
 from common.files import checksum
@@ -19,10 +20,6 @@ pytestmark = pytest.mark.slow
 
 LEARNED = "MultiModalPromptLearner"
 BASE = "DATASET.SUBSAMPLE_CLASSES", "base"
-
-
-def times(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 # In this process

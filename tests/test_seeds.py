@@ -6,6 +6,7 @@ import signal
 import pytest
 import yaml
 from drawn import arguments, differing, prompts_in, results
+from marks import times
 
 from common.lock import LOCK, is_locked
 from runs.arguments import parse_arguments
@@ -74,9 +75,9 @@ def test_an_interrupt_ends_the_command_and_leaves_later_seeds_alone(seeds, monke
 
 def test_no_seed_starts_if_the_folder_of_one_holds_another_run(seeds, tmp_path):
     assert seeds(2).status == 0
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = times(tmp_path)
     assert "seed2 holds a run with OPTIM.LR" in seeds(1, 2, overrides=["OPTIM.LR", 0.5]).error
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert times(tmp_path) == before
 
 
 WRONG = {

@@ -11,7 +11,7 @@ import torch
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from drawn import arguments, results, write_eurosat
-from marks import of_json, to_json
+from marks import of_json, times, to_json
 from torch import nn
 from trees import write_image
 
@@ -82,12 +82,12 @@ def test_refusal_comes_before_the_first_step_and_touches_no_other_run(
     folder = on_imagenet("out")
     assert choices(folder) == [] and results(folder)["tested_epoch"] == 2 and logged(folder) == []
     (folder / "config.yaml").unlink()  # so that its settings do not differ
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = times(folder)
     monkeypatch.setattr(methods()["MPL"], "training_step", None)
     assert (
         WHY in launch(*arguments(imagenet, tiny, folder, *BEST, options=dataset("imagenet"))).error
     )
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert times(folder) == before
 
 
 def test_accepted_selection_is_marked_also_in_evaluations_unless_they_name_an_epoch(on_imagenet):

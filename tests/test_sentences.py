@@ -46,7 +46,6 @@ def test_a_method_reads_the_mean_of_the_sentences_and_else_its_template(
         make_cfg(method, eurosat, deep, tmp_path / "out", *options, "OPTIM.MAX_EPOCH", 1)
     )
     clip = trainer.model.frozen
-    model = trainer.model
     unit = {"SSText", "KgCoOp", "PromptSRC", "DePT+KgCoOp"}.isdisjoint({method})
 
     def mean(*texts):
@@ -55,14 +54,11 @@ def test_a_method_reads_the_mean_of_the_sentences_and_else_its_template(
         return (normalize(features) if unit else features).mean(dim=0)
 
     teacher = getattr(trainer.method, "teacher", None)
-    own = getattr(trainer.method, "texts", None)
-    found = (
-        teacher.text_features
-        if teacher
-        else own
-        if isinstance(own, torch.Tensor)
-        else model.class_texts
-    )
+    found = getattr(trainer.method, "texts", None)
+    if teacher:
+        found = teacher.text_features
+    elif not isinstance(found, torch.Tensor):
+        found = trainer.model.class_texts
     assert found.shape[0] == 6
     expected = [mean("green field seen from above", "grass", "grass"), mean("water.")]
     if method != "PromptSRC":  # it has sixty templates
@@ -77,52 +73,29 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
     own = ("TRAINER.TIPADAPTER.SEARCH_STEP", "[4, 3]", "OPTIM.MAX_EPOCH", 1)
     given = ("DATASET.SENTENCES", str(tmp_path / "{dataset}.json"))
     (tmp_path / "EuroSAT.json").write_bytes(file.read_bytes())
-    facts = {
-        "sentences": "{dataset}.json",
-        "sentences_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-    }
-    folders = [
-        run("tip", *own, *given, trainer="TipAdapter", config="small"),
-        run("zero", *given, trainer="ZeroshotCLIP"),
-    ]
-    cards = [results(folder)["data_use"] for folder in folders]
-    assert [card["kind"] for card in cards] == ["extra text"] * 2
-    assert facts.items() <= cards[0]["fit"][0].items() and facts.items() <= cards[1]["test"].items()
-    images = list(images_of(eurosat, range(6)))[:3]
-    for folder in folders:
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    facts = {"sentences": "{dataset}.json", "sentences_sha256": sha256}.items()
+    tip = run("tip", *own, *given, trainer="TipAdapter", config="small")
+    zero = run("zero", *given, trainer="ZeroshotCLIP")
+    of_tip, of_zero = (results(folder)["data_use"] for folder in (tip, zero))
+    assert of_tip["kind"] == of_zero["kind"] == "extra text"
+    assert facts <= of_tip["fit"][0].items() and facts <= of_zero["test"].items()
+    line = *list(images_of(eurosat, range(6)))[:3], "--backbone", tiny, "--json"
+    names = "--classes", "red", "green field"
+    for folder, classes in ((tip, ()), (zero, names)):
         to = tmp_path / f"exported {folder.name}"
-        names = () if folder.name == "tip" else ("--classes", "red", "green field", "blue lake")
-        command.works(export, folder, "--to", to, "--backbone", tiny, *names)
+        command.works(export, folder, "--to", to, "--backbone", tiny, *classes)
         printed = [
-            command(predict, path, *images, "--backbone", tiny, *names, "--json").printed
+            command(predict, path, *line, *classes).printed.replace(str(path), "")
             for path in (folder, to)
         ]
-        assert printed[0].replace(str(folder), "") == printed[1].replace(str(to), "") != ""
+        assert printed[0] == printed[1] != ""
         assert PromptedClassifier.from_pretrained(to, str(tiny)).description.sentences == SENTENCES
-    bare = command(
-        predict, *images, "--backbone", tiny, "--classes", "red", "green field", "--json"
-    ).printed
-    told = command.works(
-        predict,
-        *images,
-        "--backbone",
-        tiny,
-        "--classes",
-        "red",
-        "green field",
-        "--json",
-        "--sentences",
-        file,
-    )
-    assert told.printed != bare
+    told = command.works(predict, *line, *names, "--sentences", file)
+    assert told.printed != command(predict, *line, *names).printed
     (tmp_path / "EuroSAT.json").write_text('{"red": ["a red thing"]}')
     changed = "is not the file with the checksum DATASET.SENTENCES_SHA256"
-    assert (
-        changed
-        in command(
-            predict, folders[1], *images, "--backbone", tiny, "--classes", "red", "blue"
-        ).error
-    )
+    assert changed in command(predict, zero, *line, *names).error
     again = launch(*argv("TipAdapter", *own, *given, output="tip"))
     assert "DATASET.SENTENCES_SHA256" in again.error
 
@@ -165,21 +138,16 @@ def test_files_that_are_no_sentences_for_the_classes_are_refused(
 def test_sentences_that_a_method_does_not_read_or_lacks_are_refused(
     file, refused, argv, command, tiny, tmp_path
 ):
+    given = "DATASET.SENTENCES", str(file)
     for method in ("CoOp", "LinearProbe", "TPT"):
-        refused(
-            argv(method, "DATASET.SENTENCES", str(file)),
-            f"DATASET.SENTENCES has no effect: {method} reads no",
-        )
-    refused(
-        argv("CuPL", "DATASET.SENTENCES", str(tmp_path / "none.json")), "cannot read", "none.json"
-    )
+        refused(argv(method, *given), f"DATASET.SENTENCES has no effect: {method} reads no")
+    refused(argv("CuPL", given[0], tmp_path / "none.json"), "cannot read", "none.json")
     for method in ("CuPL", "DCLIP", "WaffleCLIP"):
-        refused(
-            argv(method), f"{method} has no sentences for the classes: give DATASET.SENTENCES FILE"
-        )
+        refused(argv(method), f"{method} has no sentences for the classes")
     assert not (tmp_path / "out").exists()  # all of it is known before a run claims its folder
-    (words := tmp_path / "words.txt").touch()
-    waffle = argv("WaffleCLIP", "DATASET.SENTENCES", str(file))
+    words = tmp_path / "words.txt"
+    words.touch()
+    waffle = argv("WaffleCLIP", *given)
     refused([*waffle, "TRAINER.WAFFLECLIP.WORDS", str(words)], "TRAINER.WAFFLECLIP.WORDS is empty")
     file.write_text('{"red": ["., ."]}')
     refused(waffle, "DATASET.SENTENCES has no letters")
@@ -202,14 +170,8 @@ def test_prepare_compares_a_file_with_a_dataset(file, prepare, prepare_fails, eu
 
 
 def test_a_study_ranks_methods_with_sentences_among_those_with_extra_text():
-    plain = Variant("a", "GDA")
-    told = Variant("b", "GDA", overrides=("DATASET.SENTENCES", "file.json"))
-    of_single = Variant(
-        "c", "GDA", dataset_overrides={"eurosat": ("DATASET.SENTENCES", "file.json")}
-    )
-    assert [variant.kind for variant in (plain, told, of_single)] == [
-        "inductive",
-        "extra text",
-        "extra text",
-    ]
-    assert Variant("d", "TDA", overrides=("DATASET.SENTENCES", "file.json")).kind == "transductive"
+    given = "DATASET.SENTENCES", "file.json"
+    assert Variant("a", "GDA").kind == "inductive"
+    assert Variant("b", "GDA", overrides=given).kind == "extra text"
+    assert Variant("c", "GDA", dataset_overrides={"eurosat": given}).kind == "extra text"
+    assert Variant("d", "TDA", overrides=given).kind == "transductive"

@@ -13,7 +13,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import load_checkpoint, save_checkpoint
 from drawn import arguments
 from finished import finish
-from marks import of_json, one_line, to_json
+from marks import of_json, one_line, times, to_json
 from torch import nn
 
 from clip.random_weights import random_tensor
@@ -90,11 +90,11 @@ def test_a_run_refuses_other_weights_under_the_same_name(
         same = train(again, "base", *options)
         assert same.status == 0 and "on which weights" not in same.printed
         before = checksum(backbone)
-        changed = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+        changed = times(run)
         other_weights(backbone)
         expected = words.format(run=run, file=backbone, before=before, now=checksum(backbone))
         assert expected in train(folder, "base", *options).error
-        assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == changed
+        assert times(run) == changed
 
 
 @pytest.mark.parametrize(
