@@ -247,7 +247,8 @@ def areas(records: DataFrame, learner: str, kinds: Sequence[str]) -> DataFrame:
     means = groups.mean().map("{:+.1f}".format)
     errors = groups.sem().map("{:.1f}".format)
     cells = (means + " (" + errors + ")").where(groups.count() > 1, "-")
-    cells[RANDOM] = every[RANDOM].groupby("pool").mean().map("{:.1f}".format)
+    area_of_random = every[RANDOM].groupby("pool").mean()
+    cells[RANDOM] = area_of_random.map("{:.1f}".format, na_action="ignore").fillna("-")
     return cells.loc[kinds].T.reset_index()
 
 

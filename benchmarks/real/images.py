@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.errors import UsageError
+from common.errors import UsageError, check_name
 
 MOST = {"train": 48, "test": 60}  # images of a class
 SIDE = 256  # pixels; larger images are made smaller
@@ -206,13 +206,15 @@ def build(name: str, sources: Sequence[Path], folder: Path) -> Path:
         sources: folders with the opened packages.
 
     Raises:
-        UsageError: a package is not there.
+        UsageError: a package is not there, or the name is unknown.
     """
     target = folder / name
     if (target / "finished").is_file():
         return target
+    known = SETS | TUNING
+    check_name(name, known, "data set")
     counts: dict[tuple[str, str], int] = {}
-    for part, label, stem, image in (SETS | TUNING)[name](sources):
+    for part, label, stem, image in known[name](sources):
         number = counts.get((part, label), 0)
         if number == MOST[part]:
             continue
