@@ -180,7 +180,8 @@ def build_uncached(
         model = empty_clip(arguments, precision)
         state = unpacked(convert_state_dict(model, state), model)
         fill_model(model, state, resize)
-        set_statistics(model, (config or {}).get("preprocess_cfg", {}))
+        if config:
+            set_statistics(model, config.get("preprocess_cfg", {}))
     except KeyError as error:
         raise ClipError(f"{source} is not a CLIP: {error} is missing", remedy) from error
     # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
@@ -253,34 +254,27 @@ def fill(name: str, weight: Tensor, value: Tensor) -> None:
 
 
 def empty_clip(config: dict, precision: str) -> CLIP:
-    """A CLIP of this configuration for weights that are loaded later: random ones would take a
-    second.
+    """A CLIP of this configuration (arguments of `CLIP`) for weights that are loaded later: fp32,
+    or half ones in open_clip's way. Random weights would take a second.
     """
     # The constructors of these libraries compute buffers.
-    if config["vision_cfg"].get("timm_model_name") or config["text_cfg"].get("hf_model_name"):
-        with torch.random.fork_rng(devices=[]):
-            return new_clip(config, precision)
-    with torch.device("meta"):
-        model = new_clip(config, precision)
+    of_timm = config["vision_cfg"].get("timm_model_name")
+    computes = of_timm or config["text_cfg"].get("hf_model_name")
+    with torch.random.fork_rng(devices=[]) if computes else torch.device("meta"):
+        model = CLIP(**config)
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        if half and of_timm:
+            model.to(half)
+            for module in model.modules():
+                if isinstance(module, LayerNormFp32):
+                    module.float()
+        elif half:
+            open_clip.convert_weights_to_lp(model, half)
+    if computes:
+        return model
     model.to_empty(device="cpu")
     if model.attn_mask is not None:
         model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
-    return model
-
-
-def new_clip(config: dict, precision: str) -> CLIP:
-    """A CLIP of this configuration (arguments of `CLIP`) with random weights: fp32, or half ones in
-    open_clip's way.
-    """
-    model = CLIP(**config)
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-    if half and isinstance(model.visual, TimmModel):
-        model.to(half)
-        for module in model.modules():
-            if isinstance(module, LayerNormFp32):
-                module.float()
-    elif half:
-        open_clip.convert_weights_to_lp(model, half)
     return model
 
 

@@ -48,9 +48,10 @@ class Accepts:
         if kind in (list, tuple):
             if not isinstance(value, list | tuple) or len(value) > self.most:
                 return False
-            if self._is_pair and len(value) != len(inner):
+            if kind is tuple and Ellipsis not in inner and len(value) != len(inner):
                 return False
-            return all(map(self._item.accepts, value))
+            item = self._part((*inner, int | float | str)[0])
+            return all(map(item.accepts, value))
         if kind is str:
             return isinstance(value, str) and len(value) <= LONGEST and not CONTROL.search(value)
         if kind in (int, float):
@@ -67,8 +68,10 @@ class Accepts:
             parts = [part for part in inner if not (part is int and float in inner)]
             text = " or ".join(str(self._part(part)) for part in parts)
         elif kind in (list, tuple):
-            number = len(inner) if self._is_pair else f"at most {self.most:,}"
-            text = f"a list of {number} values, each {self._item}"
+            item = self._part((*inner, int | float | str)[0])
+            is_pair = kind is tuple and Ellipsis not in inner
+            number = len(inner) if is_pair else f"at most {self.most:,}"
+            text = f"a list of {number} values, each {item}"
         elif kind in (int, float):
             text = (
                 f"{'an integer' if kind is int else 'a number'} from {self.low:,} to {self.high:,}"
@@ -80,16 +83,6 @@ class Accepts:
             }
             text = texts.get(kind) or kind.__name__
         return f"{text} ({self.note})" if self.note else text
-
-    @property
-    def _is_pair(self) -> bool:
-        """Whether it is a tuple of so many values."""
-        return get_origin(self.kind) is tuple and Ellipsis not in get_args(self.kind)
-
-    @property
-    def _item(self) -> "Accepts":
-        """The type of the items of a list."""
-        return self._part((*get_args(self.kind), int | float | str)[0])
 
     def _part(self, kind: Any) -> "Accepts":
         return Accepts(kind, self.low, self.high, most=self.most)

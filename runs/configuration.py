@@ -165,19 +165,10 @@ class Given(NamedTuple):
 
     options: Mapping[str, Any]  # {key: value} of its options
     words: Sequence[str]  # KEY, VALUE, ...; the last value of a key counts
+    pairs: Mapping[str, str]  # the same as {key: text}
     chosen: Mapping[str, str]  # {key: text} of what the trials of a study have chosen
     config_file: str
     dataset_config_file: str
-
-    @property
-    def pairs(self) -> dict[str, str]:
-        """{key: text} of KEY VALUE."""
-        return dict(zip(self.words[::2], self.words[1::2], strict=True))
-
-    @property
-    def keys(self) -> list[str]:
-        """All keys that are given."""
-        return [*self.options, *self.pairs, *self.chosen]
 
 
 def set_up(cfg: CfgNode, given: Given) -> list[str]:
@@ -198,10 +189,11 @@ def set_up(cfg: CfgNode, given: Given) -> list[str]:
             raise UsageError(what, "leave one of them out")
         check_chosen(key, cfg.TRAINER.NAME)
         cfg.merge_from_list([key, value])
+    keys = [*given.options, *given.pairs, *given.chosen]
     if cfg.BY_DATASET:
-        merge_by_dataset(cfg, given.keys)
+        merge_by_dataset(cfg, keys)
     datasets.set_title(cfg, given.dataset_config_file)
-    of_backbone = follow_backbone(cfg, given.keys)
+    of_backbone = follow_backbone(cfg, keys)
     if cfg.DATASET.SENTENCES or cfg.DATASET.SENTENCES_SHA256:
         cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.file_of(cfg)[1]
     method = trainers.methods().get(cfg.TRAINER.NAME)

@@ -108,6 +108,7 @@ class RunSpec:
         given = configuration.Given(
             self.options,
             self.args.opts,
+            self.pairs,
             self.chosen.settings,
             self.args.config_file,
             self.args.dataset_config_file,

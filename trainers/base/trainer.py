@@ -137,7 +137,6 @@ class MethodTrainer(TrainerX):
         super().before_train()
 
     def before_epoch(self) -> None:
-        super().before_epoch()
         self.method.training.epoch = self.epoch
         self.train_loader_x = self.method.batches(self.dm.train_loader_x)
 
@@ -168,8 +167,8 @@ class MethodTrainer(TrainerX):
             self.save_model(self.epoch, self.output_dir, **best)
 
     def set_model_mode(self, mode: str = "train", names: Any = None) -> None:
-        self.model.train(mode == "train")  # also where a part of it is saved, or nothing
-        super().set_model_mode(mode, names)
+        """Put the whole model in a mode, also where a part of it is saved, or nothing."""
+        self.model.train(mode == "train")
 
     # A test
 

@@ -121,43 +121,38 @@ class CfgNode(YacsNode):
         )
 
 
-def read_config(file):
+def read_config(file, including=()):
     """The content of a YAML file and of the files that it includes, [(path, {key: value})]. Later
     values count.
+
+    ``including`` are the paths that were read before, a list to which this adds its own.
     """
-    read = []
-
-    def included(path):
-        read.append(path)
-        if len(read) > MAX_FILES:
-            raise UsageError(
-                f"{read[0]} includes more than {MAX_FILES} files, or itself: drop some of "
-                f"{BASE_KEY}"
-            )
-        tree = dict(_parsed(path, *_facts(path)))
-        bases = tree.pop(BASE_KEY, None) or []
-        content = []
-        for base in bases if isinstance(bases, list) else [bases]:
-            if not TEXT.accepts(base):
-                raise UsageError(
-                    f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of "
-                    "paths"
-                )
-            content += included(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
-        return [*content, (path, tree)]
-
-    return included(os.fspath(file))
-
-
-def _facts(path):
+    path = os.fspath(file)
+    read = including or []
+    read.append(path)
+    if len(read) > MAX_FILES:
+        what = f"{read[0]} includes more than {MAX_FILES} files, or itself"
+        raise UsageError(f"{what}: drop some of {BASE_KEY}")
+    facts = ()
     with suppress(OSError, ValueError):  # reading the file says why
-        return identity(path)
-    return ()
+        facts = identity(path)
+    tree = dict(_parsed(path, facts))
+    bases = tree.pop(BASE_KEY, None) or []
+    content = []
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not TEXT.accepts(base):
+            what = f"{BASE_KEY} in {path} is {shown(base)}"
+            raise UsageError(f"{what}: give the path of a file, or a list of paths")
+        there = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        content += read_config(there, read)
+    return [*content, (path, tree)]
 
 
 @lru_cache(256)
-def _parsed(path, *_):
-    """The content of a file as it is now: the runs of a study name the same ones."""
+def _parsed(path, facts):
+    """The content of a file, read again if its facts change: the runs of a study name the same
+    ones.
+    """
     return parse_yaml(read_yaml_text(path), path)
 
 

@@ -57,7 +57,8 @@ def build_data_loader(  # noqa: PLR0913
         data_source, tfm, is_train: as for `DatasetWrapper`, or for the class `dataset_wrapper`
             instead of it.
         n_domain, n_ins: unused; published callers pass them.
-        persistent_workers: whether a training loader of a `DatasetWrapper` is a `SteadyLoader`.
+        persistent_workers: whether a training loader of a `DatasetWrapper` is a `SteadyLoader`, if
+            it has workers.
 
     Raises UsageError if there is no data, the sampler is unknown, or neither a transform nor a
     dataset wrapper makes tensors of the images.
@@ -69,7 +70,8 @@ def build_data_loader(  # noqa: PLR0913
     dataset = make(cfg, data_source, transform=tfm, is_train=is_train)
     make = DataLoader
     # Test images are usually read once in a run, so persistent workers would save nothing.
-    if persistent_workers and is_train and isinstance(dataset, DatasetWrapper):
+    steady = persistent_workers and is_train and cfg.DATALOADER.NUM_WORKERS
+    if steady and isinstance(dataset, DatasetWrapper):
         make = SteadyLoader
     return make(
         dataset,
@@ -259,19 +261,15 @@ class SteadyLoader(DataLoader):
     toolbox/tests/test_data.py checks.
     """
 
-    def __init__(self, dataset, sampler, num_workers, **options):
-        options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-        super().__init__(
-            dataset, sampler=SeededIndices(sampler) if num_workers else sampler, **options
-        )
+    def __init__(self, dataset, sampler, **options):
+        sampler = SeededIndices(sampler)
+        super().__init__(dataset, sampler=sampler, persistent_workers=True, **options)
 
     def __iter__(self):
-        if self.num_workers:
-            # A new iterator draws the first seed itself.
+        self.sampler.seed = None  # a new iterator draws the first seed itself
+        if self._iterator is not None:
             seed = torch.empty((), dtype=torch.int64)
-            self.sampler.seed = (
-                None if self._iterator is None else seed.random_(generator=self.generator).item()
-            )
+            self.sampler.seed = seed.random_(generator=self.generator).item()
         return super().__iter__()
 
     def stop_workers(self):

@@ -83,8 +83,12 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
         raise ImageError(f"{what}: replace or remove it") from error
 
 
-def _content(path, name, sha256):
-    """The bytes of a file, or those that are given."""
+def _opened(path, name, sha256):
+    """An image whose header is read, or a copy of an image of Pillow."""
+    if isinstance(path, Image.Image):
+        image = path.copy()
+        image.format = path.format  # which a copy lacks
+        return image
     content = path if isinstance(path, bytes) else read_bytes(path, MAX_BYTES)
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
@@ -92,21 +96,12 @@ def _content(path, name, sha256):
     if sha256 is not None and hashlib.sha256(content).digest() != sha256:
         what = f"the image {name} changed after its checksum was read"
         raise ChangedImageError(f"{what}: run the command again")
-    return content
-
-
-def _opened(path, name, sha256):
-    """An image whose header is read, or a copy of an image of Pillow."""
-    if isinstance(path, Image.Image):
-        image = path.copy()
-        image.format = path.format  # which a copy lacks
-        return image
-    content = _content(path, name, sha256)
+    formats = _formats_with_heif() if content[4:12] in HEIC else FORMATS
     with opening:  # Pillow has one limit for the whole process, which does not apply here
         usual = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
-            image = Image.open(io.BytesIO(content), formats=_formats(content))
+            image = Image.open(io.BytesIO(content), formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = usual
     scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
@@ -128,10 +123,8 @@ def decoders():
     return found
 
 
-def _formats(content):
-    """FORMATS, and that of pillow-heif for a file in HEIC; ValueError if this is not installed."""
-    if content[4:12] not in HEIC:
-        return FORMATS
+def _formats_with_heif():
+    """FORMATS, and that of pillow-heif; ValueError if this is not installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
