@@ -103,10 +103,7 @@ def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.intege
     seeds = sorted(one.results.keys() & other.results.keys())
     if not seeds:
         raise UsageError("the runs have no seed in common", "give runs with the same seeds")
-    ours, theirs = (
-        method.correct[[list(method.results).index(seed) for seed in seeds]]
-        for method in (one, other)
-    )
+    ours, theirs = (method.correct[np.isin(list(method.results), seeds)] for method in (one, other))
     return seeds, ours.astype(int) - theirs.astype(int)
 
 
@@ -119,20 +116,17 @@ def bootstrap_interval(differences: NDArray[Any]) -> tuple[float, float]:
     from scipy.stats import bootstrap  # slow to import
 
     rng = np.random.default_rng(0)
-    options: dict[str, Any] = {
-        "n_resamples": RESAMPLES,
-        "confidence_level": LEVEL,
-        "method": "percentile",
-    }
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": LEVEL}
+    options |= {"method": "percentile", "random_state": rng}
     if len(differences) == 1:
-        resampled = bootstrap((differences[0],), np.mean, batch=100, random_state=rng, **options)
+        resampled = bootstrap((differences[0],), np.mean, batch=100, **options)
     else:
         ranges = tuple(np.arange(size) for size in differences.shape)
 
         def mean(seeds: Any, images: Any) -> float:
             return float(differences[np.ix_(seeds, images)].mean())
 
-        resampled = bootstrap(ranges, mean, vectorized=False, random_state=rng, **options)
+        resampled = bootstrap(ranges, mean, vectorized=False, **options)
     low, high = resampled.confidence_interval
     return 100 * float(low), 100 * float(high)
 
@@ -229,20 +223,20 @@ def lines_of_difference(differences: NDArray[Any]) -> Iterator[str]:
     by_seed = 100 * differences.mean(axis=1)
     intervals = [bootstrap_interval(differences)]
     over = "seeds and images" if len(by_seed) > 1 else "images: of this seed only"
-    interval = f"{between(intervals[0])} (bootstrap over {over})"
+    interval = f"95% interval {between(intervals[0])} (bootstrap over {over})"
     yield f"Difference: {signed(by_seed.mean())} points; {interval}"
     why = "the interval includes 0"
     if len(by_seed) > 1:
         intervals.append(seed_interval(list(by_seed)))
-        yield f"Over other seeds: {between(intervals[1])} (paired t)"
+        yield f"Over other seeds: 95% interval {between(intervals[1])} (paired t)"
         yield smallest_shown(by_seed)
         why = "one of the two intervals includes 0"
     if min(low for low, _ in intervals) <= 0 <= max(high for _, high in intervals):
         yield f"These runs do not show which of the two is better: {why}."
 
 
-def between(interval: tuple[float, float]) -> str:
-    return f"95% interval {signed(interval[0])} to {signed(interval[1])}"
+def between(interval: tuple[float, float], digits: int = 2) -> str:
+    return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"
 
 
 def mean_accuracy(name: str, method: Compared, seeds: list[int]) -> str:

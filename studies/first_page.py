@@ -7,7 +7,7 @@ import pandas as pd
 
 from common.names import printable
 
-from .comparing import seed_interval, signed, smallest_difference
+from .comparing import between, seed_interval, smallest_difference
 from .render import MISSING, Cell, Table, about_mark, accuracy, describe_spread, grid, number
 from .tables import Summary, marked
 
@@ -129,18 +129,18 @@ def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str
     one = summary.by_seed(protocol, part, first)
     other = summary.by_seed(protocol, part, second)
     seeds = (one - other)["average"].dropna()
-    low, high = seed_interval(seeds)
-    interval = f"{signed(low, 1)} to {signed(high, 1)}"
-    if pd.isna(low):
+    interval = seed_interval(seeds)
+    shown = f"95% interval {between(interval, digits=1)}"
+    if pd.isna(interval[0]):
         return (
             f"With {len(seeds)} complete seed{'s' * (len(seeds) != 1)}, nothing says how sure "
             "this is."
         )
     if pd.isna(least := smallest_difference(seeds)):
         return f"All {len(seeds)} seeds have the same difference."
-    if low > 0:
-        return f"The {len(seeds)} seeds show that it is better (95% interval {interval})."
+    if interval[0] > 0:
+        return f"The {len(seeds)} seeds show that it is better ({shown})."
     return (
-        f"The seeds do not show that it is better (95% interval {interval}): with {len(seeds)} "
+        f"The seeds do not show that it is better ({shown}): with {len(seeds)} "
         f"seeds only a difference above {least:.1f} points would show."
     )

@@ -135,8 +135,7 @@ class StudyKeys:
 
     def check_keys(self, variant: Variant) -> None:
         """Check that a method has the keys to try, and that nothing else in the study sets them."""
-        settings = [variant.overrides, *variant.dataset_overrides.values()]
-        elsewhere = {key for pairs in settings for key in pairs[::2]}
+        elsewhere = variant.overridden
         both = sorted(elsewhere.intersection(SET_BY_CHOOSE))
         if both and self.keys_of(variant):
             what = f"{variant.name} has {both[0]}, which choose sets"

@@ -6,7 +6,7 @@ predictions.npz.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, cycle, product
@@ -16,7 +16,6 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -304,20 +303,14 @@ def reliability(summary: Summary) -> Figure:
     the diagonal a method is too confident, above it not confident enough. Bins with fewer than ten
     images are left out.
     """
-    panels: dict[tuple[str, str], dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
+    panels: Any = defaultdict(Counter)  # the sums of bins over datasets
     for (protocol, part, method, _), outcome in read_outcomes(summary).items():
-        panels[protocol, method][part].append(outcome)
+        panels[protocol, method][part] += outcome.bins
     styles = looks(dict.fromkeys(chain(*panels.values())), ("-", *LINES))
     figure, drawn = subplots_grid(panels, 3.2, 3.4, 4)
     for ax, (protocol, method), parts in drawn:
-        for part, outcomes in parts.items():
-            draw_reliability(
-                ax,
-                np.sum([outcome.bins for outcome in outcomes], axis=0),
-                **styles[part],
-                markersize=4,
-                label=part,
-            )
+        for part, bins in parts.items():
+            draw_reliability(ax, bins, **styles[part], markersize=4, label=part)
         ax.set_title(f"{method}\n{protocol}", fontsize=10)
     return figure
 
@@ -325,7 +318,7 @@ def reliability(summary: Summary) -> Figure:
 def risk_coverage(summary: Summary) -> Figure:
     """Risk against coverage: the error on the images that a method is most sure of, mean over
     datasets and seeds. A lower curve knows better which of its predictions are right."""
-    panels: dict[tuple[str, str], dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    panels: Any = defaultdict(lambda: defaultdict(list))
     for (protocol, part, method, _), outcome in read_outcomes(summary).items():
         panels[protocol, part][method] += outcome.risks
     styles = plot_styles(summary)

@@ -1,7 +1,7 @@
 """The results of a study as tables to read: Markdown, and LaTeX's tabular."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from common.results import MEASURES, OTHER_MEASURES, Measure
 from runs.configuration import read_chosen
 from trainers import methods
 
-from .comparing import POWER, signed
+from .comparing import POWER, between, signed
 from .critical import ranking
 from .planned import Search
 from .rules import ORACLE
@@ -90,10 +90,10 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
     )
     if not {"ece", "nll"} & set(means.columns):
         return []
-    texts = {
-        key: [number(value, FORMS.get(key, AUROC.form)) for value in means[key]] for key in means
+    columns = {
+        key: means[key].map(partial(number, form=FORMS.get(key, AUROC.form))) for key in means
     }
-    rows = [list(map(Cell, row)) for row in zip(means.index, *texts.values(), strict=True)]
+    rows = [list(map(Cell, row)) for row in pd.DataFrame(columns).itertuples()]
     note = (
         f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL "
         "(nats) and the Brier score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and "
@@ -145,10 +145,6 @@ def number(value: float, form: str = ".2f") -> str:
 
 def format_p(p: float) -> str:
     return "<0.001" if p < 0.0005 else number(p, ".3f")
-
-
-def between(interval: tuple[float, float]) -> str:
-    return "" if pd.isna(interval[0]) else f" ({signed(interval[0])} to {signed(interval[1])})"
 
 
 def grid(
@@ -257,11 +253,12 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
         return []
     rows = []
     for row in tests.itertuples():
-        texts = [marked(row.against, row.against in row.selected_on_test)]
-        texts += [signed(row.difference) + between(row.interval), number(row.smallest)]
-        texts += [p_value(row.p_seeds, row.holm_seeds, row.seeds)]
-        texts += [p_value(row.p_datasets, row.holm_datasets, row.datasets)]
-        rows.append(list(map(Cell, texts)))
+        interval = "" if pd.isna(row.interval[0]) else f" ({between(row.interval)})"
+        words = [marked(row.against, row.against in row.selected_on_test)]
+        words += [signed(row.difference) + interval, number(row.smallest)]
+        words += [p_value(row.p_seeds, row.holm_seeds, row.seeds)]
+        words += [p_value(row.p_datasets, row.holm_datasets, row.datasets)]
+        rows.append(list(map(Cell, words)))
     note = PAIRED
     selected = list(dict.fromkeys(tests["selected_on_test"].sum()))
     if selected:
@@ -309,13 +306,16 @@ def markdown(tables: list[Table]) -> str:
 
 def markdown_grid(table: Table) -> str:
     """The header and the rows."""
-    marks = {0: "{}", 1: "**{}**", 2: "_{}_"}
-    lines = [[name.replace("|", "\\|") for name in table.header], ["---"] * len(table.header)]
-    lines += [
-        [marks[cell.rank].format(cell.text.replace("|", "\\|")) for cell in row]
-        for row in table.rows
-    ]
+    header, *rows = texts(table, lambda text: text.replace("|", "\\|"), ["{}", "**{}**", "_{}_"])
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def texts(table: Table, escape: Callable[[str], str], marks: Sequence[str]) -> Iterator[list[str]]:
+    """The texts of the header and of each row; `marks` are the forms of cells by their ranks."""
+    yield list(map(escape, table.header))
+    for row in table.rows:
+        yield [marks[cell.rank].format(escape(cell.text)) for cell in row]
 
 
 LATEX = str.maketrans(
@@ -336,16 +336,14 @@ def escape_latex(text: str) -> str:
 
 def latex(tables: list[Table]) -> str:
     """A `tabular` for each table, after a comment with its title. No package is needed."""
-    marks = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
+    marks = ["{}", r"\textbf{{{}}}", r"\underline{{{}}}"]
     lines = []
     for table in tables:
         columns = "c" * (len(table.header) - 1)
-        header = " & ".join(map(escape_latex, table.header))
+        header, *rows = map(" & ".join, texts(table, escape_latex, marks))
         lines.append(f"% {escape_latex(table.title)}")
         lines.append(rf"\begin{{tabular}}{{l{columns}}}")
         lines.append(rf"\hline {header} \\ \hline")
-        for row in table.rows:
-            cells = [marks[cell.rank].format(escape_latex(cell.text)) for cell in row]
-            lines.append(rf"{' & '.join(cells)} \\")
+        lines += [rf"{row} \\" for row in rows]
         lines += [r"\hline", r"\end{tabular}", ""]
     return "\n".join(lines)

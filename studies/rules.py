@@ -129,5 +129,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
-def by_key(values: Values) -> dict[str, str]:
+def by_key(values: Sequence[str]) -> dict[str, str]:
+    """The values of KEY, VALUE, KEY, VALUE, ... by their keys."""
     return dict(zip(values[::2], values[1::2], strict=True))

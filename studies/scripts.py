@@ -20,6 +20,7 @@ from configs.files import config_folder
 from configs.recipes import Recipe, recipe, recipes_of, small_cfg
 
 from .protocols import PROTOCOLS, SEEDS, Protocol
+from .rules import by_key
 
 HERE = Path(__file__).parent
 FOLDER = ROOT / "scripts"
@@ -173,7 +174,7 @@ def run(script: Script, step: int | str) -> dict[str, str]:
 def pairs_of(settings: str) -> list[str]:
     """KEY VALUE pairs; a value in braces is that of a variable."""
     words = settings.replace("{", '"$').replace("}", '"').split()
-    return [f"{key} {value}" for key, value in zip(words[::2], words[1::2], strict=True)]
+    return list(map(" ".join, by_key(words).items()))
 
 
 def main() -> None:

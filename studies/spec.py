@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 from configs.files import CONFIGS, config_folder
 from configs.methods import plugin_of
@@ -16,6 +17,7 @@ from .merges import Merge, file_of, model_of, name_of
 from .planned import Run, RunSequence, Search, Training
 from .protocols import PROTOCOLS, Step
 from .rules import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Values, by_key, chosen_place, trial_place
+from .variant import Variant
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,9 @@ class Study(StudyKeys):
 
     def merge_of(self, training: Training, seeds: tuple[int, ...]) -> Merge:
         how = How.read(training.variant.how)
-        (base,) = (each for each in self.variants if each.name == training.variant.merged)
-        step = PROTOCOLS[training.protocol].steps[0]
+        base = self.variant(training.variant.merged)
         trainings = [training._replace(variant=base, seed=seed) for seed in seeds]
-        members = tuple(self.run(step, one.dataset, one) for one in trainings)
+        members = tuple(map(self.training_run, trainings))
         place = Path("merged", name_of(how, [run.folder for run in members], self.output))
         folder = self.output / place
         words = ("--eval-only", "--model-dir", model_of(folder), "--chosen", file_of(folder))
@@ -79,9 +80,9 @@ class Study(StudyKeys):
         """A training run and its tests. With `model`, the options of train.py for another model,
         all of them are tests, in folders below `place`.
         """
-        train, *tests = PROTOCOLS[training.protocol].steps
+        _, *tests = PROTOCOLS[training.protocol].steps
         ood = ("--ood", ",".join(self.ood)) if self.ood else ()
-        trained = self.run(train, training.dataset, training, *model, *ood, place=place)
+        trained = self.training_run(training, *model, *ood, place=place)
         targets = self.tested_on
         if training.protocol != "cross_dataset":
             targets = (training.dataset,)
@@ -125,21 +126,13 @@ class Study(StudyKeys):
         trials = {}
         for combination in product(*keys.values()):
             values = tuple(chain(*zip(keys, combination, strict=True)))
-            trials[values] = tuple(self.trial(each, values) for each in trainings)
+            trials[values] = tuple(self.training_run(each, values=values) for each in trainings)
         return trials
-
-    def trial(self, training: Training, values: Values) -> Run:
-        """The run that tries values."""
-        step = PROTOCOLS[training.protocol].steps[0]
-        return self.run(step, training.dataset, training, values=values)
 
     def trials(self) -> list[Run]:
         """The runs that choose, each once."""
-        return list(
-            dict.fromkeys(
-                chain(*(runs for search in self.searches for runs in search.trials.values()))
-            )
-        )
+        every = (chain(*search.trials.values()) for search in self.searches)
+        return list(dict.fromkeys(chain(*every)))
 
     def folder(self, step: Step, dataset: str, training: Training) -> Path:
         """The folder of a run, below that of the results: the scripts', unless settings are
@@ -229,11 +222,14 @@ class Study(StudyKeys):
             values,
         )
 
-    def run_below(self, training: Training) -> Run:
-        """The training run whose answers a variant reads."""
-        (base,) = (each for each in self.variants if each.name == training.variant.over)
+    def training_run(self, training: Training, *options, **more: Any) -> Run:
+        """The run of the first step of a protocol; arguments as of `run`."""
         step = PROTOCOLS[training.protocol].steps[0]
-        return self.run(step, training.dataset, training._replace(variant=base))
+        return self.run(step, training.dataset, training, *options, **more)
+
+    def variant(self, name: str) -> Variant:
+        (found,) = (variant for variant in self.variants if variant.name == name)
+        return found
 
     def options(self, folder: Path, dataset: str, training: Training) -> list:
         """The options of train.py that every run has, with its results in `folder`."""
@@ -259,7 +255,8 @@ class Study(StudyKeys):
             words += ["TEST.CALIBRATE", True]
         words += [*self.recipe(training).settings, *variant.overrides]
         if variant.over:
-            words += [f"TRAINER.{variant.facts.section()}.OVER", self.run_below(training).folder]
+            below = self.training_run(training._replace(variant=self.variant(variant.over)))
+            words += [f"TRAINER.{variant.facts.section()}.OVER", below.folder]
         # The prompts have their source's settings, without those of its images
         if dataset != training.dataset:
             of_source = variant.dataset_overrides.get(training.dataset, ())

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from common.errors import UsageError, check_dataset_name, check_name
@@ -9,7 +10,7 @@ from configs.files import config_names, known_datasets
 from configs.methods import IN_A_FILE, methods
 from runs.how import OF_SUMS, How
 
-from .rules import Keys
+from .rules import Keys, Values, by_key
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -58,9 +59,19 @@ class Variant:
             check_name(config, names, f"YAML file of {self.name}")
         for dataset in self.dataset_overrides:
             check_dataset_name(dataset, known_datasets())
-        for pairs in (self.overrides, *self.dataset_overrides.values()):
-            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        for pairs in self.all_overrides:
+            for key, value in by_key(pairs).items():
                 self.check_key(key, "override", value)
+
+    @property
+    def all_overrides(self) -> list[Values]:
+        """Those of all datasets, and of single ones."""
+        return [self.overrides, *self.dataset_overrides.values()]
+
+    @property
+    def overridden(self) -> set[str]:
+        """The keys."""
+        return {key for pairs in self.all_overrides for key in by_key(pairs)}
 
     def check_key(self, key: str, verb: str, value: str = "") -> None:
         """UsageError if the study sets the key by one of its own, or the method has no such
@@ -104,7 +115,7 @@ class Variant:
     @property
     def corruption(self) -> str:
         """The corruption of the test images, such as `fog 5`; empty without one."""
-        given = dict(zip(self.overrides[::2], self.overrides[1::2], strict=True))
+        given = by_key(self.overrides)
         name = given.get("TEST.CORRUPTION", "")
         return f"{name} {given.get('TEST.SEVERITY', 5)}" if name else ""
 
@@ -113,18 +124,12 @@ class Variant:
         """The kind of the method (`Method.kind`), or `extra text` if a setting adds sentences for
         classes; with the corruption of the test images.
         """
-        keys = {
-            key
-            for pairs in (self.overrides, *self.dataset_overrides.values())
-            for key in pairs[::2]
-        }
-        extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in keys
+        extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in self.overridden
         kind = "extra text" if extra else self.facts.kind
         return f"{kind}, {self.corruption}" if self.corruption else kind
 
 
 def without_sums(pairs: tuple[str, ...]) -> tuple[str, ...]:
     """KEY, VALUE, ... without the settings that a sum of low-rank maps has of its own."""
-    given = zip(pairs[::2], pairs[1::2], strict=True)
-    kept = [pair for pair in given if pair[0].rpartition(".")[2] not in OF_SUMS]
-    return tuple(word for pair in kept for word in pair)
+    given = by_key(pairs).items()
+    return tuple(chain(*(pair for pair in given if pair[0].rpartition(".")[2] not in OF_SUMS)))
