@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 from golden_inputs import drawn
-from test_golden import AFTER, BEFORE, LOSSES, close, for_classes
+from test_golden import (
+    AFTER,
+    BEFORE,
+    LOSSES,
+    changes_of,
+    close,
+    for_classes,
+    gradients_of,
+    norms_of,
+    shapes_of,
+)
 
 from clip import ImageOutput
 from trainers.base.features import CachedOutput
@@ -23,23 +33,13 @@ def learned_of(trainer, figures):
             name = figures["case"].get("projection", "visual.proj")
         short = name.removeprefix(f"{trainer.model.prompt_learner.name}.")
         found[name if name in figures.get("trainable", {}) else short] = parameter
-    assert {name: list(parameter.shape) for name, parameter in found.items()} == figures.get(
-        "trainable", {}
-    )
+    assert shapes_of(found) == figures.get("trainable", {})
     return found
 
 
 def near(got, expected, relative=1e-5):
     """To a part of the largest value."""
     close(got, expected, relative * np.abs(expected).max())
-
-
-def norms_of(tensors):
-    return {name: tensor.norm().item() for name, tensor in tensors.items()}
-
-
-def gradients_of(learned):
-    return norms_of({name: parameter.grad for name, parameter in learned.items()})
 
 
 @torch.no_grad()
@@ -293,8 +293,8 @@ def check_projection(trainer, inputs, figures, learned):
     close([values["loss"] for values in logged], figures["losses"], LOSSES)
     for values, parts in zip(logged, figures["loss_parts"], strict=True):
         close([values[f"loss_{part}"] for part in parts], list(parts.values()), LOSSES)
-    changes = {name: value.detach() - start[name] for name, value in learned.items()}
-    assert norms_of(changes) == pytest.approx(figures["param_change_norms"], rel=2e-3)
+    expected = pytest.approx(figures["param_change_norms"], rel=2e-3)
+    assert changes_of(learned, start) == expected
     exact = {name: value.detach().double() for name, value in learned.items()}
     assert norms_of(exact) == pytest.approx(figures["param_norms_after"], rel=2e-5)
     for name, first in figures["first8_after"].items():

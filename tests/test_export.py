@@ -21,7 +21,6 @@ from tiny_models import saved
 from clip import load_backbone
 from common.errors import UsageError
 from common.start import ROOT
-from fit import command as fit
 from inference import export, programs
 from inference.classifier import PromptedClassifier
 from trainers import methods
@@ -128,32 +127,28 @@ def check_programs(folder, classifier, image):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", thorough_but(("shortest",), ("shortest", "squash")))
-def test_programs_of_a_fit_give_its_probabilities(mode, command, eurosat, tmp_path):
+def test_programs_of_a_fit_give_its_probabilities(mode, command, fitting, eurosat, tmp_path):
     backbone = saved("CLIP", tmp_path / "backbone", {"mean": [0.5, 0.4, 0.5], "resize_mode": mode})
     images = shutil.copytree(eurosat / "eurosat/2750", tmp_path / "images")
     for file in sorted((images / "1").iterdir())[:3]:  # wrong labels: the temperature is not 1
         file.rename(images / "0" / f"other_{file.name}")
-    command.works(
-        fit, images, "--to", tmp_path / "model", "--backbone", backbone, "--methods", "GDA"
-    )
-    command.works(
-        export, tmp_path / "model", "--to", tmp_path / "out", "--onnx", "--backbone", backbone
-    )
-    classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(backbone), device="cpu")
-    assert (
-        classifier.description.input["RESIZE_MODE"] == mode
-        and classifier.calibration.temperature.temperature != 1
-    )
+    fitting.works(images, "--backbone", backbone, "--methods", "GDA")
+    out = tmp_path / "out"
+    command.works(export, tmp_path / "model", "--to", out, "--onnx", "--backbone", backbone)
+    classifier = PromptedClassifier.from_pretrained(out, str(backbone), device="cpu")
+    assert classifier.description.input["RESIZE_MODE"] == mode
+    assert classifier.calibration.temperature.temperature != 1
     mixed = [
         Image.open(next((images / name).iterdir())).convert("RGB").resize((160, 40))
         for name in "35"
     ]
+    wide = tmp_path / "wide.png"
     for share in np.linspace(0, 1, 200):  # until no answer is sure
-        Image.blend(*mixed, share).save(tmp_path / "wide.png")
-        if classifier.probabilities([tmp_path / "wide.png"]).max() < 0.9:
+        Image.blend(*mixed, share).save(wide)
+        if classifier.probabilities([wide]).max() < 0.9:
             break
-    assert classifier.probabilities([tmp_path / "wide.png"]).max() < 0.9
-    check_programs(tmp_path / "out", classifier, tmp_path / "wide.png")
+    assert classifier.probabilities([wide]).max() < 0.9
+    check_programs(out, classifier, wide)
 
 
 @pytest.mark.slow

@@ -163,6 +163,22 @@ def close(got, expected, tolerance):
     assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
 
 
+def shapes_of(tensors):
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def norms_of(tensors):
+    return {name: tensor.detach().norm().item() for name, tensor in tensors.items()}
+
+
+def gradients_of(learned):
+    return norms_of({name: parameter.grad for name, parameter in learned.items()})
+
+
+def changes_of(learned, start):
+    return norms_of({name: learned[name].detach() - start[name] for name in learned})
+
+
 def test_method(method, towers, backbones, stand_in, tmp_path, monkeypatch):
     stand_in(method["case"].get("dataset", "EuroSAT"))
     check_method(method, towers, backbones, tmp_path, monkeypatch)
@@ -176,9 +192,7 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
     settings = method, towers, values, case["arch"], case["classnames"], figures["optimizer"]
     trainer = build(*settings, backbones, tmp_path, case.get("dataset", "EuroSAT"))
     learned = dict(trainer.model.named_parameters())
-    assert {name: list(parameter.shape) for name, parameter in learned.items()} == figures[
-        "trainable"
-    ]
+    assert shapes_of(learned) == figures["trainable"]
 
     images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
     batch = {"img": images, "label": torch.tensor(figures["labels"]).to(trainer.device)}
@@ -200,8 +214,7 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
             {name: float(value) for name, value in trainer.forward_backward(batch).items()}
         )
         if step == 0:
-            norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
-            assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
+            assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
     close([logged["loss"] for logged in steps], figures["losses"], LOSSES)
     named = [
         dict(zip(NAMES, values, strict=True))
@@ -216,14 +229,10 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
         close(got, list(expected.values()), LOSSES)
     if "projected" in figures:
         assert [bool(logged["projected"]) for logged in steps] == figures["projected"]
-    norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
-    assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
-    changes = {
-        name: (parameter.detach() - start[name]).norm().item()
-        for name, parameter in learned.items()
-    }
+    assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
     if "param_change_norms" in figures:
-        assert changes == pytest.approx(figures["param_change_norms"], rel=1e-3, abs=1e-4)
+        expected = pytest.approx(figures["param_change_norms"], rel=1e-3, abs=1e-4)
+        assert changes_of(learned, start) == expected
     check_logits(trainer, images, figures, "after", AFTER)
 
 

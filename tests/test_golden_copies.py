@@ -15,9 +15,13 @@ from test_golden import (
     COPIES,
     LOSSES,
     build,
+    changes_of,
     close,
     for_classes,
+    gradients_of,
     images_of,
+    norms_of,
+    shapes_of,
     towers,  # noqa: F401 - a fixture
 )
 
@@ -106,8 +110,8 @@ def train(trainer, batch, learned, figures, suffix=""):
             {name: float(value) for name, value in trainer.forward_backward(batch).items()}
         )
         if step == 0:
-            gradients = {name: value.grad.norm().item() for name, value in learned.items()}
-            assert gradients == pytest.approx(figures[f"grad_norms{suffix}"], **GRADIENTS)
+            expected = pytest.approx(figures[f"grad_norms{suffix}"], **GRADIENTS)
+            assert gradients_of(learned) == expected
             others = set(trainer.model.parameters()) - set(learned.values())
             # So that the optimiser leaves them out
             assert all(value.grad is None for value in others)
@@ -116,11 +120,9 @@ def train(trainer, batch, learned, figures, suffix=""):
         close([values[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
     if f"lrs{suffix}" in figures:
         assert rates == pytest.approx(figures[f"lrs{suffix}"], rel=1e-9)
-    changes = {
-        name: (value.detach() - start[name]).norm().item() for name, value in learned.items()
-    }
-    assert changes == pytest.approx(figures[f"param_change_norms{suffix}"], **CHANGES)
-    return {name: value.norm().item() for name, value in learned.items()}
+    expected = pytest.approx(figures[f"param_change_norms{suffix}"], **CHANGES)
+    assert changes_of(learned, start) == expected
+    return norms_of(learned)
 
 
 def test_method(built, figures):
@@ -130,10 +132,8 @@ def test_method(built, figures):
     head = {}
     if "trainable_head" in figures:
         head = {"classifier": learned.pop("classifier")}
-        assert {name: list(value.shape) for name, value in head.items()} == figures[
-            "trainable_head"
-        ]
-    assert {name: list(value.shape) for name, value in learned.items()} == figures["trainable"]
+        assert shapes_of(head) == figures["trainable_head"]
+    assert shapes_of(learned) == figures["trainable"]
     for name, value in (
         learned.items() if str(figures.get("start")).startswith("published +") else ()
     ):

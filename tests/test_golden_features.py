@@ -12,7 +12,7 @@ from drawn import make_cfg, write_eurosat
 from golden_checks import FORMS, learned_of
 from golden_inputs import Inputs
 from marks import case_of, golden, of_json, to_json
-from test_golden import close
+from test_golden import close, shapes_of
 
 import trainers
 from clip.random_weights import random_clip, random_tensor
@@ -137,7 +137,5 @@ def test_method(figures, built):
         assert text.norm(dim=1).tolist() == pytest.approx(figures["text_norms"], rel=1e-4)
     if "checkpoint_keys" in figures:
         state = trainer.method.saved_module().state_dict()
-        assert {name: list(tensor.shape) for name, tensor in state.items()} == figures[
-            "checkpoint_keys"
-        ]
+        assert shapes_of(state) == figures["checkpoint_keys"]
     FORMS[figures["case"]["trainer"]](trainer, inputs, figures, learned)

@@ -9,8 +9,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import clip
-from common.errors import UsageError
-from fit import command as fit
 from inference import export, predict
 from inference.classifier import PromptedClassifier
 
@@ -64,9 +62,9 @@ def test_features_are_those_of_timm(backbone):
 
 
 @pytest.mark.parametrize("backbone", thorough_but(MODELS[:1], MODELS), indirect=True)
-def test_a_fit_without_texts_is_exported_and_answers(backbone, command, photos, tmp_path):
-    line = [photos, "--to", tmp_path / "model", "--backbone", backbone, "--minutes", "0"]
-    printed = command(fit, *line, "--methods", "VisionProbe", "KernelProbe").printed
+def test_a_fit_without_texts_is_exported_and_answers(backbone, command, fitting, photos, tmp_path):
+    heads = "--methods", "VisionProbe", "KernelProbe"
+    printed = fitting(photos, "--backbone", backbone, *heads).printed
     assert "; guessing " in printed and "ZeroshotCLIP" not in printed
     config = of_json(tmp_path / "model/config.json")
     assert config["backbone"] == f"{backbone.rpartition(':')[0]}:weights.safetensors"
@@ -86,16 +84,15 @@ def test_a_fit_without_texts_is_exported_and_answers(backbone, command, photos, 
 
 
 @pytest.mark.thorough
-def test_texts_are_asked_of_a_clip_alone(command, photos, tiny, tmp_path):
+def test_texts_are_asked_of_a_clip_alone(command, fitting, photos, tiny, tmp_path):
     backbone = saved("test_resnet", tmp_path)
-    line = [photos, "--to", tmp_path / "model", "--minutes", "0", "--backbone"]
+    line = photos, "--backbone", backbone
     words = f"CLAP needs texts, and {backbone} has no text tower"
-    assert words in command(fit, *line, backbone, "--methods", "CLAP").error
+    assert words in fitting(*line, "--methods", "CLAP").error
     to_json(tmp_path / "s.json", {"red": ["a red {}"]})
-    with_sentences = [*line, backbone, "--sentences", tmp_path / "s.json"]
-    assert "--sentences needs texts" in command(fit, *with_sentences).error
-    done = command(fit, *line, backbone, tiny, "--methods", "CLAP", "VisionProbe")
-    assert "guessing" in done.printed and "CLAP" in done.printed
+    assert "--sentences needs texts" in fitting(*line, "--sentences", tmp_path / "s.json").error
+    printed = fitting(*line, tiny, "--methods", "CLAP", "VisionProbe").printed
+    assert "guessing" in printed and "CLAP" in printed
     what = command(predict, "--backbone", backbone, photos / "red/3.png", "--classes", "a", "b")
     assert "has no text tower" in what.error
 
@@ -110,6 +107,5 @@ def test_texts_are_asked_of_a_clip_alone(command, photos, tiny, tmp_path):
 )
 def test_what_is_no_backbone_is_one_line(name, words, tmp_path):
     file = saved("test_resnet", tmp_path).rpartition(":")[2]
-    with pytest.raises(UsageError) as error:
+    with one_line(words):
         clip.load_backbone(name.format(file=file))
-    assert words in str(error.value)
