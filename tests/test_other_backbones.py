@@ -3,12 +3,11 @@ wrong input.
 """
 
 import sys
-from contextlib import suppress
 
 import pytest
 import torch
 from drawn import arguments, results, section_pairs
-from marks import of_json, thorough_but, to_json
+from marks import of_json, thorough_but
 from tiny_models import FAMILIES, both, saved, small_timm, tiny_config, write_tokeniser
 
 import clip
@@ -87,23 +86,21 @@ def test_a_run_and_its_predictions(family, method, onnx, trained, command, euros
     ended = trained(family, method, folder)
     assert ended.status == 0, ended
     assert "PIXEL_MEAN [0.5, 0.5, 0.5]" in ended.printed and "RESIZE_MODE squash" in ended.printed
-    found = results(tmp_path / "run")
-    assert found["weights_sha256"] == clip.weights_sha256(str(folder)) and found["backbone"] == str(
-        folder
-    )
+    run = tmp_path / "run"
+    out = tmp_path / "out"
+    found = results(run)
+    assert found["weights_sha256"] == clip.weights_sha256(str(folder))
+    assert found["backbone"] == str(folder)
     with small_timm(tiny_config(FAMILIES[family])["vision_cfg"].get("timm_model_name")):
-        model = load(tmp_path / "run")
-        command.works(
-            export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder, *onnx.split()
-        )
-        exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(folder))
+        model = load(run)
+        command.works(export, run, "--to", out, "--backbone", folder, *onnx.split())
+        exported = PromptedClassifier.from_pretrained(out, str(folder))
     images = [str(file) for file in sorted((eurosat / "eurosat/2750/0").glob("test*"))]
     torch.testing.assert_close(exported.logits(images), model.logits(images), rtol=0, atol=1e-4)
-    config = of_json(tmp_path / "out/config.json")
+    config = of_json(out / "config.json")
     assert config["backbone_sha256"] == found["weights_sha256"] and config["tokeniser"] == "CLIP"
-    assert config["input"]["RESIZE_MODE"] == "squash" and config["input"]["SIZE"] == list(
-        model.cfg.INPUT.SIZE
-    )
+    assert config["input"]["RESIZE_MODE"] == "squash"
+    assert config["input"]["SIZE"] == [*model.cfg.INPUT.SIZE]
 
 
 def test_siglip_with_its_own_tokeniser(trained, command, eurosat, tmp_path):
@@ -119,15 +116,10 @@ def test_siglip_with_its_own_tokeniser(trained, command, eurosat, tmp_path):
         model = clip.load_backbone(str(folder))
     tokenizer = model.tokenizer
     row, _ = tokenizer(["X X red.", "a photo of a blue lake."]).tolist()
-    assert (tokenizer.start, tokenizer.name, row[:5]) == (
-        0,
-        "owner/words",
-        [6, 6, 7, 5, 1],
-    ) and set(row[5:]) == {1}
-    assert (tokenizer.length("blue lake"), tokenizer.word(7)) == (
-        2,
-        "red",
-    ) and model.logit_bias.item() == -10
+    assert tokenizer.start == 0 and tokenizer.name == "owner/words"
+    assert row[:5] == [6, 6, 7, 5, 1] and set(row[5:]) == {1}
+    assert tokenizer.length("blue lake") == 2 and tokenizer.word(7) == "red"
+    assert model.logit_bias.item() == -10
     with pytest.raises(clip.ClipError, match="'red red .* positions"):
         tokenizer(["red " * 32])
     ended = trained("SigLIP", "MPL", folder, "OPTIM.MAX_EPOCH", 1)
@@ -135,21 +127,6 @@ def test_siglip_with_its_own_tokeniser(trained, command, eurosat, tmp_path):
     with small_timm("siglip"):
         command.works(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder)
     assert of_json(tmp_path / "out/config.json")["tokeniser"] == "owner/words"
-
-
-def test_a_configuration_runs_no_program(tmp_path):
-    pytest.importorskip("transformers")
-    trust = {"trust_remote_code": True}
-    folder = saved(
-        "CLIPA", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs=trust
-    )
-    write_tokeniser(folder)
-    (folder / "own.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
-    options = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
-    to_json(folder / "tokenizer_config.json", options)
-    with suppress(clip.ClipError):
-        clip.load_backbone(str(folder))
-    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.thorough
