@@ -1,15 +1,14 @@
-"""The files of a finished run that others read: its configuration and what it has measured.
-
-The functions on a run raise LookupError, TypeError, AttributeError or ValueError for a damaged
-record. After `read_results` they do not, because it has called them.
-"""
+"""The files of a finished run that others read: its configuration and what it has measured."""
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from .errors import UsageError
+from .records import LARGEST, Count, Phase, SelectionRecord, Texts, read
+from .schema import Accepts
 from .text import read_json
 
 RUN_CONFIG_FILE = "config.yaml"
@@ -17,13 +16,19 @@ RESULTS_FILE = "results.json"
 CALIBRATION = "calibration.json"  # inference.calibrated has its form
 FOLDS = "folds"  # a folder; inference.classifier writes it
 SEEN = "seen.npz"  # inference.seen has its form
+MOST_NATS = 1e6  # of a mean negative log-likelihood
+MOST_BRIER = 2.001
+Percentage = Annotated[float, Accepts(float, 0, 100)]
+Nats = Annotated[float, Accepts(float, 0, MOST_NATS)]
+Brier = Annotated[float, Accepts(float, 0, MOST_BRIER)]
+# A number for all classes, a number for each class, or a file of these
+Shots = Annotated[int | list[int] | str, Accepts(int | list[int] | str, most=LARGEST)]
 
 
 class Measure(NamedTuple):
     """A measure of a test."""
 
     label: str  # its name in tables
-    most: float = 100.0  # the largest value; the least is 0
     form: str = ".2f"  # how tables write a value
     log_form: str = ".1f"  # how logs do
     unit: str = "%"  # in a log; nothing for NLL (in nats) and the Brier score
@@ -37,8 +42,8 @@ MEASURES = {
     "mean_class_accuracy": Measure("by class"),
     "ece": Measure("ECE"),
     "adaptive_ece": Measure("adaptive ECE"),
-    "nll": Measure("NLL", 1e6, ".3f", ".4f", ""),
-    "brier": Measure("Brier", 2.001, ".3f", ".4f", ""),
+    "nll": Measure("NLL", ".3f", ".4f", ""),
+    "brier": Measure("Brier", ".3f", ".4f", ""),
 }
 # After a calibration (TEST.CALIBRATE), and of base and new classes together: columns of tables.
 OTHER_MEASURES = {
@@ -46,74 +51,176 @@ OTHER_MEASURES = {
     "NLL calibrated": MEASURES["nll"],
     "OpenworldAUC": Measure("OpenworldAUC"),
 }
-# What tables and plots read besides: numbers with the largest value, and texts.
-NUMBERS = {"n_test": 1e9} | {name: measure.most for name, measure in MEASURES.items()}
 # May be impossible in old files: they were differences of the wall clock
 SECONDS = (
     "train_seconds",
     "test_seconds",
 )
-TEXTS = ("trainer", "method", "dataset", "classes", "device", "backbone", "corruption")
 
 
-def read_results(folder: Path) -> dict | None:
-    """results.json of a finished run; None without such a file, or without a test. Impossible times
-    become None. Raises UsageError if the file is damaged."""
+@dataclass(frozen=True, kw_only=True)
+class DataUse:
+    """The card of a run: which images it has seen in which phase.
+
+    Attributes:
+        kind: of the method (`data_use.METHOD_KINDS`).
+        fit: what the tested prompts were learned from; None if that is not known.
+        choose: the choices of epochs and settings; None if they are not known.
+        test: the tested images; None without a test.
+    """
+
+    kind: str | None = None
+    fit: list[Phase] | None = None
+    choose: list[SelectionRecord] | None = None
+    test: Phase | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """Measures after a calibration."""
+
+    ece: Percentage
+    nll: Nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedResult:
+    """The calibration of a run (TEST.CALIBRATE)."""
+
+    after: Repaired
+    test_images: Count = 0  # how many of its images are test images
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenWorldResult:
+    """The test of base and new classes together."""
+
+    openworld_auc: Percentage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """How well a score detects out-of-distribution images."""
+
+    auroc: Percentage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of --ood; tables show MCM."""
+
+    MCM: Detection | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideResult:
+    """A dataset of --ood."""
+
+    name: str
+    scores: Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """results.json of a finished run that was tested: what others read of it.
+
+    A value is None, or empty, if an earlier version did not write it or it was not measured.
+    Measures are those of MEASURES; seconds are None if they are impossible.
+    """
+
+    accuracy: Percentage
+    error_rate: Percentage | None = None
+    macro_f1: Percentage | None = None
+    top5_accuracy: Percentage | None = None
+    mean_class_accuracy: Percentage | None = None
+    ece: Percentage | None = None
+    adaptive_ece: Percentage | None = None
+    nll: Nats | None = None
+    brier: Brier | None = None
+    n_test: Count | None = None
+    trainer: str = ""
+    method: str = ""  # of two methods, such as `TransCLIP+CoOp`
+    dataset: str = ""
+    classes: str = ""
+    shots: Shots = -1
+    seed: int = -1
+    split: str | None = None
+    backbone: str = ""
+    weights_sha256: str = ""
+    corruption: str = ""
+    epochs: Count | None = None
+    tested_epoch: Count | None = None
+    checkpoint_sha256: str = ""
+    train_seconds: float | None = None
+    test_seconds: float | None = None
+    device: str | None = None
+    date: str | None = None
+    version: str | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+    versions: Texts = field(default_factory=dict)
+    data_use: DataUse | None = None
+    calibration: CalibratedResult | None = None
+    open_world: OpenWorldResult | None = None
+    ood: list[OutsideResult] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The method, with the one whose answers it reads."""
+        return self.method or self.trainer
+
+    @property
+    def card(self) -> DataUse:
+        """`data_use`, empty if it is not recorded."""
+        return self.data_use or DataUse()
+
+    @property
+    def selected_on_test(self) -> bool:
+        """Whether test images chose the epoch or a setting; False if old results do not say it."""
+        return any(choice.test_images for choice in self.card.choose or ())
+
+    @property
+    def learned_from(self) -> str | None:
+        """The checksum of the list of images that the tested prompts were last learned from; None
+        if it is not recorded.
+        """
+        phases = self.card.fit
+        return phases[-1].sha256 if phases else None
+
+    @property
+    def aurocs(self) -> dict[str, float]:
+        """The AUROC of MCM in percent for each dataset of --ood, by its name there."""
+        found = {outside.name: outside.scores.MCM for outside in self.ood}
+        return {name: mcm.auroc for name, mcm in found.items() if mcm and mcm.auroc is not None}
+
+    @property
+    def other_measures(self) -> dict[str, float]:
+        """The OTHER_MEASURES that it has, without those of a calibration on test images."""
+        measures: dict[str, float] = {}
+        if self.calibration and not self.calibration.test_images:
+            after = self.calibration.after
+            measures = {"ECE calibrated": after.ece, "NLL calibrated": after.nll}
+        if self.open_world:
+            measures["OpenworldAUC"] = self.open_world.openworld_auc
+        return measures
+
+
+def read_results(folder: Path) -> RunResult | None:
+    """results.json of a finished run; None without such a file, or without a test. Raises
+    UsageError if the file is damaged."""
     file = folder / RESULTS_FILE
     try:
         if not file.is_file():
             return None
-        run = read_json(file)
-        for key, most in NUMBERS.items():
-            if run.get(key) is not None and not 0 <= run[key] <= most:  # also true of NaN
-                raise ValueError(f"{key} is {run[key]}")
-        run |= {
-            key: None for key in SECONDS if run.get(key) is not None and not 0 <= run[key] <= 10**9
-        }
-        for key in TEXTS:
-            if run.get(key) is not None and not run[key].isprintable():
-                raise ValueError(f"{key} is {run[key]!r}")
-        if not all(isinstance(text, str) for text in run.get("versions", {}).values()):
-            raise ValueError("a version must be text")
-        selected_on_test(run), test_record(run), learned_from(run), detected(run), others(run)
-        return run if run["accuracy"] is not None else None
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        content = read_json(file)
+        for key in SECONDS:
+            if content.get(key) is not None and not 0 <= content[key] <= 10**9:
+                content[key] = None
+        if "accuracy" in content and content["accuracy"] is None:
+            return None
+        return read(RunResult, content)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
-
-
-def selected_on_test(run: dict) -> bool:
-    """Whether test images chose the epoch or a setting of a run; False if old results do not say
-    it.
-    """
-    choices = (run.get("data_use") or {}).get("choose") or ()
-    return max((choice["test_images"] for choice in choices), default=0) > 0
-
-
-def test_record(run: dict) -> tuple[str, int] | None:
-    """The checksum of the list of tested images, and how many tests of them ended in the folder of
-    the run.
-
-    None for results of versions that did not record it.
-    """
-    record = (run.get("data_use") or {}).get("test")
-    if record is None:
-        return None
-    sha256 = record["sha256"]
-    evaluations = record["evaluations"]
-    if not is_checksum(sha256) or not 0 <= evaluations <= 10**9:
-        raise ValueError(f"test is {record}")
-    return sha256, evaluations
-
-
-def learned_from(run: dict) -> str | None:
-    """The checksum of the list of images that the tested prompts were last learned from; None if it
-    is not recorded.
-    """
-    *_, last = (run.get("data_use") or {}).get("fit") or [{}]
-    sha256 = last.get("sha256")
-    if sha256 is not None and not is_checksum(sha256):
-        raise ValueError(f"fit is {last}")
-    return sha256
 
 
 def digest_of_rows(rows: Iterable[tuple[str, int, str]]) -> str:
@@ -124,37 +231,3 @@ def digest_of_rows(rows: Iterable[tuple[str, int, str]]) -> str:
     for path, label, name in rows:
         sha256.update(f"{path}\0{label}\0{name}\n".encode(errors="surrogateescape"))
     return sha256.hexdigest()
-
-
-def is_checksum(sha256: str) -> bool:
-    return len(sha256) == 64 and sha256.isalnum()
-
-
-def detected(run: dict) -> dict[str, float]:
-    """The AUROC of MCM in percent for each dataset of --ood, by its name there."""
-    aurocs: dict[str, float] = {}
-    for dataset in run.get("ood") or ():
-        name = dataset["name"]
-        scores = dataset["scores"]
-        value = scores["MCM"]["auroc"] if "MCM" in scores else None
-        if not name.isprintable() or not (value is None or 0 <= value <= 100):
-            raise ValueError(f"ood is {dataset}")
-        if value is not None:
-            aurocs[name] = value
-    return aurocs
-
-
-def others(run: dict) -> dict[str, float]:
-    """The OTHER_MEASURES of a run; those that it lacks are missing, and those of a calibration on
-    test images.
-    """
-    measures: dict[str, float] = {}
-    if (calibration := run.get("calibration")) is not None and not calibration.get("test_images"):
-        measures = {
-            f"{key.upper()} calibrated": calibration["after"][key] for key in ("ece", "nll")
-        }
-    if (open_world := run.get("open_world")) is not None:
-        measures["OpenworldAUC"] = open_world["openworld_auc"]
-    if not all(0 <= value <= OTHER_MEASURES[key].most for key, value in measures.items()):
-        raise ValueError(f"a measure is out of range: {measures}")
-    return measures

@@ -15,7 +15,7 @@ import trainers
 from clip import CLIP
 from common.errors import UsageError, check_dataset_name, check_name
 from common.names import printable
-from common.results import FOLDS, RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
+from common.results import FOLDS, RESULTS_FILE, RUN_CONFIG_FILE, read_results
 from configs.methods import IN_A_FILE
 from datasets import sentences
 from trainers.base import TEMPLATE
@@ -41,7 +41,7 @@ from .options import DEFAULTS, LoadOptions
 REFIT = "fit it again by tools/calibrate.py"
 # Facts of results.json that an exported folder keeps
 TEST_FACTS = ["epochs", "tested_epoch", "split", "n_test", "corruption", "accuracy"]  # of one epoch
-RECORDED = [*TEST_FACTS, "date", "version", "commit", "dirty"]
+ALWAYS = ["date", "version", "commit", "dirty"]
 
 
 # What `read_model` reads: the description, the checkpoint if it learns any, the backbone to load
@@ -354,14 +354,14 @@ def recorded_facts(run: Path, epoch: int | None) -> dict[str, Any]:
             "run its command again, or choose one of its epochs by --load-epoch (in Python: epoch)"
         )
         raise UsageError(what, remedy, run)
-    results = results or {}
-    other = epoch not in (None, results.get("tested_epoch"))
-    selected = {"selected_on_test": True} if not other and selected_on_test(results) else {}
-    return {
-        key: results[key]
-        for key in RECORDED
-        if key in results and not (other and key in TEST_FACTS)
-    } | selected
+    if results is None:
+        return {}
+    is_tested = epoch in (None, results.tested_epoch)
+    facts = {key: getattr(results, key) for key in ALWAYS}
+    if is_tested:
+        facts |= {key: getattr(results, key) for key in TEST_FACTS}
+        facts["selected_on_test"] = results.selected_on_test or None
+    return {key: value for key, value in facts.items() if value not in (None, "")}
 
 
 def checkpoint_file(path: Path, method: type[Method], epoch: int | None) -> Path:

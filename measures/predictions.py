@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 from common.arrays import read_arrays
 from common.errors import UsageError
 from common.files import replacing
-from common.results import MEASURES, digest_of_rows, read_results, test_record
+from common.results import MOST_BRIER, digest_of_rows, read_results
 
 from .results import checked_summary
 
@@ -32,7 +32,7 @@ COLUMNS |= {"brier": ("f", 1)}
 RANGES = (
     ("probabilities", 0, 1),
     ("log_probability", -math.inf, 1e-6),
-    ("brier", -1e-6, MEASURES["brier"].most),
+    ("brier", -1e-6, MOST_BRIER),
 )
 WORDS = {
     "image": ("U", 1),
@@ -104,11 +104,10 @@ def read(folder: Path) -> Predictions:
         ) from error
     accuracy = 100 * float(np.mean(arrays["classes"][:, 0] == arrays["label"]))
     tested = str(arrays["images_sha256"])
-    recorded = (results["dataset"], results["n_test"], (test_record(results) or [tested])[0])
-    if (
-        recorded != (str(arrays["dataset"]), len(arrays["label"]), tested)
-        or abs(accuracy - results["accuracy"]) > 1e-6
-    ):
+    test = results.card.test
+    recorded = results.dataset, results.n_test, test.sha256 if test else tested
+    found = str(arrays["dataset"]), len(arrays["label"]), tested
+    if recorded != found or abs(accuracy - results.accuracy) > 1e-6:
         raise UsageError(
             f"{file} is not of the run in results.json",
             "delete both, and start the run again",

@@ -2,13 +2,12 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from common.errors import UsageError
 from common.names import printable
-from common.results import RESULTS_FILE, read_results, selected_on_test
+from common.results import RESULTS_FILE, RunResult, read_results
 from common.start import Parser
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study
@@ -25,7 +24,7 @@ RECORDED = {
 }
 
 
-def several_versions(runs: Iterable[Mapping[str, Any]]) -> str:
+def several_versions(runs: Iterable[RunResult]) -> str:
     """A line about runs of several versions of this project or of torch, whose average mixes them;
     empty for one.
     """
@@ -37,21 +36,18 @@ def several_versions(runs: Iterable[Mapping[str, Any]]) -> str:
     return f"the runs are of {len(counts)} versions, which averages mix: {', '.join(each)}{more}"
 
 
-def version_of(run: Mapping[str, Any]) -> str:
+def version_of(run: RunResult) -> str:
     """The version of this project, the commit and the version of torch of a run."""
-    commit = printable(run.get("commit") or "unknown")
-    changes = " with changes" if run.get("dirty") else ""
-    libraries = run.get("versions")
-    torch = libraries.get("torch", "unknown") if isinstance(libraries, dict) else "unknown"
-    return (
-        f"{printable(run.get('version', 'unknown'))} of commit {commit:.9}{changes}, torch "
-        f"{printable(torch)}"
-    )
+    commit = run.commit or "unknown"
+    changes = " with changes" if run.dirty else ""
+    torch = run.versions.get("torch", "unknown")
+    version = run.version or "unknown"
+    return f"{printable(version)} of commit {commit:.9}{changes}, torch {printable(torch)}"
 
 
-def selection_mark(run: dict) -> str:
+def selection_mark(run: RunResult) -> str:
     """The words behind the accuracy of a run that was selected on test images; else empty."""
-    return f" ({SELECTED.lower()})" if selected_on_test(run) else ""
+    return f" ({SELECTED.lower()})" if run.selected_on_test else ""
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -59,20 +55,16 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
-def name_of(run: dict) -> str:
-    """The method of a run, with the one whose answers it reads: `TransCLIP+CoOp`."""
-    return run.get("method") or run["trainer"]
-
-
-def summary_line(run: dict) -> str:
+def summary_line(run: RunResult) -> str:
     """The result of a run in one line."""
-    shots = f" {run['shots']} shots" if isinstance(run["shots"], int) else " with shots by class"
-    shots = "" if run["shots"] == -1 else shots
-    seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
-    corruption = f" with {run['corruption']}" if run.get("corruption") else ""
-    images = f"{run['n_test']:,} test images of {run['classes']} classes{corruption}"
+    shots = f" {run.shots} shots" if isinstance(run.shots, int) else " with shots by class"
+    if run.shots == -1:
+        shots = ""
+    seed = f" seed {run.seed}" if run.seed >= 0 else ""
+    corruption = f" with {run.corruption}" if run.corruption else ""
+    images = f"{run.n_test:,} test images of {run.classes} classes{corruption}"
     return (
-        f"{name_of(run)} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
+        f"{run.name} on {run.dataset}{shots}{seed}: {run.accuracy:.2f}% "
         f"on {images}{selection_mark(run)}"
     )
 
@@ -92,15 +84,12 @@ def next_step(model: Path | str, plugin: str) -> str:
     return f"Model: {Path(model)}; next: python tools/predict.py {shlex.join(words)}"
 
 
-def checked_summary(folder: Path, run: dict) -> str:
-    """`summary_line` for the results of a folder; raises UsageError if they are damaged."""
-    try:
-        return summary_line(run)
-    except (LookupError, TypeError, ValueError) as error:
-        what = f"{folder / RESULTS_FILE} is damaged"
-        raise UsageError(
-            what, "delete it and start its run again", folder / RESULTS_FILE
-        ) from error
+def checked_summary(folder: Path, run: RunResult) -> str:
+    """`summary_line` for the results of a folder; UsageError if they lack what every run writes."""
+    if not (run.trainer and run.dataset and run.classes) or run.n_test is None:
+        file = folder / RESULTS_FILE
+        raise UsageError(f"{file} is damaged", "delete it and start its run again", file)
+    return summary_line(run)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -124,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     for folder, run in by_folder.items():
         print(checked_summary(folder, run))
     runs = list(by_folder.values())
-    if [run["classes"] for run in runs] == ["base", "new"]:
+    if [run.classes for run in runs] == ["base", "new"]:
         keys = (
             "trainer",
             "method",
@@ -135,8 +124,8 @@ def main(argv: list[str] | None = None) -> None:
             "weights_sha256",
             "corruption",
         )
-        if others := [key for key in keys if runs[0].get(key) != runs[1].get(key)]:
+        if others := [key for key in keys if getattr(runs[0], key) != getattr(runs[1], key)]:
             print(f"No harmonic mean: {', '.join(others)} of these runs differ")
             return
         mark = max(map(selection_mark, runs))  # one of them is enough
-        print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%{mark}")
+        print(f"Harmonic mean: {harmonic_mean(*(run.accuracy for run in runs)):.2f}%{mark}")

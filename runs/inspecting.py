@@ -42,7 +42,9 @@ def parse(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     arrays = predictions.read(args.run)
-    about = printable(summary_line(read_results(args.run) or {}))
+    results = read_results(args.run)
+    assert results is not None  # `predictions.read` checks it
+    about = printable(summary_line(results))
     outcome = Outcome([str(name) for name in arrays["class_names"]])
     outcome.add(arrays)
     with new_folder(args.output) as folder:

@@ -54,8 +54,8 @@ def is_union(spec: Any) -> bool:
     """
     if not spec.args.model_dir or spec.cfg.DATASET.SUBSAMPLE_CLASSES != "all":
         return False
-    learned = read_results(Path(spec.args.model_dir)) or {}
-    return learned.get("classes") == "base" and learned.get("dataset") == title(spec.cfg)
+    learned = read_results(Path(spec.args.model_dir))
+    return bool(learned and (learned.classes, learned.dataset) == ("base", title(spec.cfg)))
 
 
 def of_batch(logits: Tensor, labels: Tensor, base: int) -> Tensor:

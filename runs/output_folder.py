@@ -16,7 +16,7 @@ from dassl.utils import setup_logger
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
 from common.lock import ANOTHER, LOCK, locked, not_writable
-from common.results import CALIBRATION, RESULTS_FILE, RUN_CONFIG_FILE, SEEN, read_results
+from common.results import CALIBRATION, RESULTS_FILE, RUN_CONFIG_FILE, SEEN, RunResult, read_results
 from measures import predictions
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 
@@ -37,7 +37,7 @@ class OutputFolder:
         self.path = Path(spec.cfg.OUTPUT_DIR)
         # Whether it has results that --skip-finished accepts; else the run starts or resumes
         self.is_finished = False
-        self.results: dict | None = None  # of a finished run, or of the run that `finish` ends
+        self.results: RunResult | None = None  # of a finished run, or of the run that `finish` ends
 
     @classmethod
     @contextmanager

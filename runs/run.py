@@ -87,7 +87,7 @@ def closing_lines(spec: RunSpec, folder: OutputFolder, trainer: Any) -> list[str
     """What to do with the results, if there are some."""
     if not folder.results:
         return []
-    hint = chance_hint(folder.results["accuracy"], trainer.dm.num_classes)
+    hint = chance_hint(folder.results.accuracy, trainer.dm.num_classes)
     if not is_learner(trainer):
         return hint
     return [next_step(spec.args.model_dir or folder.path, trainer.method.plugin_file), *hint]

@@ -18,7 +18,7 @@ from clip import ClipError
 from common.errors import UsageError
 from common.files import checksum_once
 from common.lock import ANOTHER
-from common.results import RESULTS_FILE, RUN_CONFIG_FILE
+from common.results import RESULTS_FILE, RUN_CONFIG_FILE, RunResult
 from common.text import read_json, read_text
 from configs.files import YAML_BYTES, read_yaml
 from datasets import title
@@ -38,7 +38,9 @@ OF_ONE_RUN = (
 )
 
 
-def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[tuple]) -> None:
+def check_finished(
+    folder: Path, results: RunResult, argv: Sequence[str], equal: set[tuple]
+) -> None:
     """Check that the finished run in a folder is the one that these arguments of train.py ask for.
 
     Args:
@@ -52,8 +54,8 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
     options = dict(pair for pair in pairwise(argv) if pair[0].startswith("--"))
     seed = options.get("--seed")
     text = text_of_settings(folder, seed)
-    recorded = [results.get(key, "missing") for key in RECORDED if key != "seed"]
-    is_of_seed = str(results.get("seed", seed)) == seed
+    recorded = [getattr(results, key) for key in RECORDED if key != "seed"]
+    is_of_seed = str(results.seed) == seed
     key = (*words_of_all(argv), text, repr(recorded), is_of_seed)
     if not text or key not in equal:
         check_same_settings(setup_cfg(parse_arguments(list(argv))), finished=True)
@@ -176,14 +178,16 @@ def refuse(folder: Path, changed: list[str], before: dict, now: dict, remedy: st
     raise UsageError(what, remedy, folder)
 
 
-def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: int | None) -> None:
+def check_same_prompts(
+    folder: Path, results: RunResult, model_dir: str, load_epoch: int | None
+) -> None:
     """Check that a finished evaluation is of the checkpoint that this one names, as far as its
     results say which.
     """
-    method = trainers.methods().get(results.get("trainer", ""))
+    method = trainers.methods().get(results.trainer)
     path = None
-    tested = results.get("checkpoint_sha256")
-    epoch = results.get("tested_epoch")
+    tested = results.checkpoint_sha256
+    epoch = results.tested_epoch
     if tested and method:
         with suppress(UsageError):  # it is gone
             path = method.checkpoint_in(model_dir, load_epoch)

@@ -1,13 +1,15 @@
 """The choices of a study: those whose trials are finished are written."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import product
 from statistics import fmean
 from typing import Any
 
 from common.errors import UsageError
 from common.files import check_no_link, write_json
-from measures.results import RESULTS_FILE, read_results
+from common.records import ImageList
+from common.results import RESULTS_FILE, RunResult, read_results
 
 from .planned import Run, Search
 from .rules import HELD_OUT, ORACLE, SearchRule, Values, by_key
@@ -43,7 +45,7 @@ def outcome(study: Study, search: Search) -> dict[str, Any] | None:
                 return None
             record = chosen_on(study.choose, run, results)
             lists[record["dataset"], record["sha256"]] = record
-            measured.append(results["accuracy"])
+            measured.append(results.accuracy)
         accuracies[values] = fmean(measured)
     return choice_of(study.choose.by, accuracies, list(lists.values()))
 
@@ -64,15 +66,15 @@ def best(accuracies: Mapping[Any, float]) -> Any:
     return max(accuracies, key=lambda key: round(accuracies[key], 6))
 
 
-def chosen_on(choose: SearchRule, run: Run, results: dict) -> dict[str, Any]:
+def chosen_on(choose: SearchRule, run: Run, results: RunResult) -> dict[str, Any]:
     """The record of the images on which a trial was tested, as one of a choice (`data_use`)."""
-    record = (results.get("data_use") or {}).get("test") or {}
-    if record.get("split") != choose.rule.split:
+    test = results.card.test
+    if test is None or test.split != choose.rule.split:
         what = (
             f"{run.folder / RESULTS_FILE} does not say that it was tested on "
             f"{choose.rule.split} images"
         )
         raise UsageError(what, "delete it and start its run again", run.folder / RESULTS_FILE)
-    images = {key: record[key] for key in ("dataset", "classes", "split", "images", "sha256")}
+    images: dict[str, Any] = {field.name: getattr(test, field.name) for field in fields(ImageList)}
     images |= {"split": "train"} if choose.by == HELD_OUT else {}
-    return images | {"test_images": record["images"] if choose.by == ORACLE else 0, "by": choose.by}
+    return images | {"test_images": test.images if choose.by == ORACLE else 0, "by": choose.by}

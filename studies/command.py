@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError
 from common.files import check_no_link, write_text
 from common.names import csv_cell, printable
+from common.results import RunResult
 from common.start import Parser, at_least, of_project
 from common.version import source
 from inference.arguments import add_plugin_option
@@ -103,14 +104,14 @@ def merged(study: Study) -> tuple[list[RunSequence], dict[Run, str]]:
     return tests, failed
 
 
-def show_cost(study: Study, results: list[dict]) -> None:
+def show_cost(study: Study, results: list[RunResult]) -> None:
     """Print what the study takes, and warn of runs of different versions."""
     from runs.environment import versions
 
     progress = Progress(study)
     print(progress.cost())
     if progress.left or progress.failed:
-        results = [*results, {**source(), "versions": versions()}]
+        results = [*results, RunResult(accuracy=0.0, **source(), versions=versions())]
     if several := several_versions(results):
         print(f"warning: {several}", file=sys.stderr)
 

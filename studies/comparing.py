@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from common.errors import UsageError
 from common.names import printable
-from common.results import RESULTS_FILE, read_results
+from common.results import RESULTS_FILE, RunResult, read_results
 from common.start import Parser
 from configs.methods import methods
 from measures.predictions import read
-from measures.results import name_of, selection_mark
+from measures.results import selection_mark
 
 LEVEL = 0.95
 POWER = 0.8
@@ -30,7 +30,7 @@ IN_COMMON = ("trainer", "method", "dataset", "classes", "shots", "backbone", "we
 class Compared:
     """The runs of one method."""
 
-    results: dict[int, dict]  # results.json of each run, by seed
+    results: dict[int, RunResult]  # of each run, by seed
     correct: NDArray[np.bool_]  # (seeds, images), whether each prediction is right; seeds ascend
     images: tuple  # the checksum of the list of images, and the names of the classes
     folder: Path
@@ -40,7 +40,7 @@ class Compared:
         seed of `other`.
         """
         run, *more = self.results.values()
-        method = methods().get(run["trainer"])
+        method = methods().get(run.trainer)
         if more or method is None or method.seeded:
             return self
         correct = np.repeat(self.correct, len(other.results), axis=0)
@@ -60,26 +60,26 @@ def read_runs(folder: Path) -> Compared:
     if not tests:
         remedy = "give the output folder of a run, or of its seeds"
         raise UsageError(f"there is no finished run in {folder}", remedy)
-    tests.sort(key=lambda test: test[0]["seed"])
+    tests.sort(key=lambda test: test[0].seed)
     images = [
-        ((str(arrays["images_sha256"]), run.get("corruption")), tuple(arrays["class_names"]))
+        ((str(arrays["images_sha256"]), run.corruption), tuple(arrays["class_names"]))
         for run, arrays in tests
     ]
     what = difference_of([run for run, _ in tests], images, folder)
     if what:
         raise UsageError(what, "give the runs of one method on one dataset", folder)
     correct = np.stack([arrays["classes"][:, 0] == arrays["label"] for _, arrays in tests])
-    return Compared({run["seed"]: run for run, _ in tests}, correct, images[0], folder)
+    return Compared({run.seed: run for run, _ in tests}, correct, images[0], folder)
 
 
-def difference_of(runs: list[dict], images: list[tuple], folder: Path) -> str:
+def difference_of(runs: list[RunResult], images: list[tuple], folder: Path) -> str:
     """Why runs are not those of one method with other seeds; empty if they are."""
-    if len({run["seed"] for run in runs}) < len(runs):
+    if len({run.seed for run in runs}) < len(runs):
         return f"{folder} has a seed twice"
     if len(set(images)) > 1:
         return f"{folder} has tests of different images or classes"
     for key in IN_COMMON:
-        several = sorted({str(run.get(key)) for run in runs})
+        several = sorted({str(getattr(run, key)) for run in runs})
         if len(several) > 1:
             names = ", ".join(map(printable, several))
             return f"the runs in {folder} differ in {key}: {names}"
@@ -194,7 +194,7 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     one = one.for_seeds_of(other)
     other = other.for_seeds_of(one)
     seeds, differences = paired(one, other)
-    names = [name_of(method.results[seeds[0]]) for method in (one, other)]
+    names = [method.results[seeds[0]].name for method in (one, other)]
     if names[0] == names[1]:
         names = [f"{names[0]} {printable(method.folder)}" for method in (one, other)]
     lines = [
@@ -212,10 +212,10 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     return lines + of_difference[1:]
 
 
-def place_of(run: dict, seeds: list[int], images: int) -> str:
+def place_of(run: RunResult, seeds: list[int], images: int) -> str:
     """The compared runs, in words."""
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return f"{run['dataset']}, {run['classes']} classes, {images:,} images, {several}"
+    return f"{run.dataset}, {run.classes} classes, {images:,} images, {several}"
 
 
 def lines_of_difference(differences: NDArray[Any]) -> Iterator[str]:
@@ -242,7 +242,7 @@ def between(interval: tuple[float, float], digits: int = 2) -> str:
 def mean_accuracy(name: str, method: Compared, seeds: list[int]) -> str:
     """The mean accuracy over these seeds, with the mark if one of the runs has it."""
     runs = [method.results[seed] for seed in seeds]
-    mean = np.mean([run["accuracy"] for run in runs])
+    mean = np.mean([run.accuracy for run in runs])
     return f"{name} {mean:.2f}%{max(map(selection_mark, runs))}"
 
 

@@ -181,7 +181,7 @@ def advance(bar: tqdm, title: str, run: Run, error: str | None, skipped: int) ->
     bar.n += 1 + skipped
     if not error:  # not on a terminal: a log gets a line for each run
         results = read_results(run.folder)
-        accuracy = f", accuracy {results['accuracy']:.2f}%" if results else ""
+        accuracy = f", accuracy {results.accuracy:.2f}%" if results else ""
         print(f"{title}: {bar.n} of {bar.total} runs: {run.folder}{accuracy}", flush=True)
 
 

@@ -82,12 +82,13 @@ def chosen_on(summary: Summary, protocol: str, method: str) -> str:
     cards.
     """
     runs = {run: results for run, results in summary.results.items() if run.protocol == protocol}
-    cards = [results.get("data_use") for run, results in runs.items() if run.variant.name == method]
-    texts = {"not known" for card in filter(None, cards) if card.get("choose") is None}
-    for choice in (choice for card in filter(None, cards) for choice in card.get("choose") or ()):
-        text = f"{printable(choice.get('what'))}: {printable(choice.get('split'))}"
-        texts.add(marked(text, choice["test_images"] > 0))
-    return ", ".join(sorted(texts)) or ("nothing" if any(cards) else "")
+    cards = [results.data_use for run, results in runs.items() if run.variant.name == method]
+    known = [card for card in cards if card]
+    texts = {"not known" for card in known if card.choose is None}
+    for choice in (choice for card in known for choice in card.choose or ()):
+        text = f"{printable(choice.what)}: {printable(choice.split)}"
+        texts.add(marked(text, choice.test_images > 0))
+    return ", ".join(sorted(texts)) or ("nothing" if known else "")
 
 
 def headlines(summary: Summary) -> list[str]:

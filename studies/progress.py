@@ -13,9 +13,9 @@ from common.errors import UsageError
 from common.files import check_no_link
 from common.lock import is_locked
 from common.names import printable
-from common.results import SECONDS
+from common.results import RESULTS_FILE, SECONDS, RunResult, read_results
 from common.text import read_text
-from measures.results import ERROR, RESULTS_FILE, read_results
+from measures.results import ERROR
 
 from .planned import Run
 from .spec import Study
@@ -24,7 +24,7 @@ ERROR_BYTES = 100_000  # of an error.txt
 MOST_OTHERS = 5000  # runs of other studies
 
 
-def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run, dict]:
+def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run, RunResult]:
     """The results.json of every finished run: of `runs`, or of the comparison without its trials.
 
     Raises UsageError if one is damaged, or a folder is a link, or has a run with other settings or
@@ -53,12 +53,12 @@ class Measured:
         self.bytes: list[int] = []  # of the files of each run
         self.devices: Counter[str] = Counter()
 
-    def add(self, folder: Path, results: dict, method: str, trains: bool) -> float:
+    def add(self, folder: Path, results: RunResult, method: str, trains: bool) -> float:
         """Add a run by its results; returns its seconds."""
-        seconds = sum(results.get(key) or 0 for key in SECONDS)
+        seconds = sum(getattr(results, key) or 0 for key in SECONDS)
         self.times[method, trains].append(seconds)
         self.bytes.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
-        self.devices[results.get("device") or "?"] += 1
+        self.devices[results.device or "?"] += 1
         return seconds
 
     def add_others(self, output: Path, backbone: str) -> None:
@@ -68,13 +68,9 @@ class Measured:
         for file in islice(output.rglob(RESULTS_FILE), MOST_OTHERS):
             with suppress(UsageError):
                 results = read_results(file.parent)
-                if results and backbone in ("", results.get("backbone")):
-                    self.add(
-                        file.parent,
-                        results,
-                        results.get("trainer", ""),
-                        bool(results.get("train_seconds")),
-                    )
+                if results and backbone in ("", results.backbone):
+                    trains = bool(results.train_seconds)
+                    self.add(file.parent, results, results.trainer, trains)
 
     def seconds(self, runs: Sequence[Run]) -> float:
         """The seconds of other runs: those of their method (trainings or tests), or else of all

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from common.pages import data_address, render
+from common.results import RunResult
 from common.text import read_text
 from configs.files import YAML_BYTES, read_yaml
 from runs.configuration import flatten
@@ -93,13 +94,13 @@ def is_shown(key: str, of_methods: dict[str, list[str]]) -> bool:
     return not key.startswith(RUN_KEYS) and (differs or key.startswith(ALWAYS_SHOWN))
 
 
-def versions(results: Iterable[dict]) -> Table:
+def versions(results: Iterable[RunResult]) -> Table:
     """The devices and package versions of the finished runs, with the number of runs where they
     differ.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for run in results:
-        for name, value in ({"device": run.get("device")} | run.get("versions", {})).items():
+        for name, value in {"device": run.device, **run.versions}.items():
             counts[name][str(value or MISSING)] += 1
     rows = []
     for name, values in counts.items():

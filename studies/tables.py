@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.results import MEASURES, OTHER_MEASURES, detected, learned_from, others, test_record
+from common.results import MEASURES, OTHER_MEASURES, RunResult
 from configs.recipes import recipe
-from measures.results import harmonic_mean, selected_on_test, several_versions
+from measures.results import harmonic_mean, several_versions
 
 from .comparing import seed_interval, smallest_difference
 from .planned import Run
@@ -47,19 +47,21 @@ def shots_label(shots: int) -> str:
     return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
-def row_of(run: Run, measured: dict) -> dict[str, Any]:
+def row_of(run: Run, measured: RunResult) -> dict[str, Any]:
     """A run and its results.json as a row."""
     row: dict[str, Any] = {"protocol": run.protocol, "part": part_of(run)}
     row |= {"method": run.variant.name, "dataset": run.dataset, "shots": run.shots}
     row |= {"seed": run.seed, "trained": run.trains}
-    row["selected_on_test"] = selected_on_test(measured)
-    row["images"], row["evaluations"] = test_record(measured) or (None, None)
-    if measured.get("corruption"):
-        row["images"] = f"{row['images']} {measured['corruption']}"
-    row["learned_from"] = learned_from(measured)
-    row |= {f"AUROC {name}": value for name, value in detected(measured).items()}
-    row |= others(measured)
-    return row | {key: measured.get(key) for key in MEASURED}
+    row["selected_on_test"] = measured.selected_on_test
+    test = measured.card.test
+    row["images"] = test.sha256 if test else None
+    row["evaluations"] = test.evaluations if test else None
+    if measured.corruption:
+        row["images"] = f"{row['images']} {measured.corruption}"
+    row["learned_from"] = measured.learned_from
+    row |= {f"AUROC {name}": value for name, value in measured.aurocs.items()}
+    row |= measured.other_measures
+    return row | {key: getattr(measured, key) for key in MEASURED}
 
 
 # What ± may be; the first is that of parse_test_res.py, CoOp's and Dassl's.
@@ -78,7 +80,7 @@ class Summary:
             deviation.
     """
 
-    def __init__(self, study: Study, results: dict[Run, dict], intervals: bool = False):
+    def __init__(self, study: Study, results: dict[Run, RunResult], intervals: bool = False):
         self.study = study
         self.results = results
         # What ± is: a column of `cells`, and its name

@@ -12,6 +12,8 @@ from pathlib import Path
 from drawn import cfg_from
 from marks import of_json, to_json
 
+from common.records import read
+from common.results import RunResult
 from studies.executor import LocalExecutor, execute_run
 from studies.first_page import overview
 from studies.planned import Run
@@ -22,6 +24,19 @@ from studies.tables import Summary
 from studies.variant import Variant
 
 TIMES = ("train_seconds", "test_seconds", "date", "checkpoint_sha256")
+
+
+LISTED = {"dataset": "Set", "classes": "all", "images": 40}
+
+
+def phase(**facts) -> dict:
+    """The record of learning from images, or of a test."""
+    return LISTED | {"split": "test", "labels": 40, "class_names": 2} | facts
+
+
+def choice(test_images: int, **facts) -> dict:
+    """The record of a choice of the epoch on validation images, some of them test images."""
+    return LISTED | {"what": "epoch", "split": "val", "test_images": test_images} | facts
 
 
 def made_up(accuracy: float, **measured) -> dict:
@@ -99,7 +114,8 @@ def summarise(study: Study, accuracy: Callable | None = None, intervals: bool = 
         found = accuracy(run)
         if found is not None:
             value, measured = found if isinstance(found, tuple) else (found, {})
-            results[run] = made_up(value, **{"backbone": study.backbone or "ViT-B/16"} | measured)
+            content = made_up(value, **{"backbone": study.backbone or "ViT-B/16"} | measured)
+            results[run] = read(RunResult, content)
     return Summary(study, results, intervals)
 
 

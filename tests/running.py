@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 from typing import NamedTuple
 
 import drawn
@@ -226,7 +227,7 @@ def reproduced(command, monkeypatch, eurosat, tmp_path):
         found = {run: read_results(run.folder) for run in study.runs()}
         # Other backbones have no published results.
         return {
-            run: results | {"backbone": "ViT-B/16"} for run, results in found.items() if results
+            run: replace(results, backbone="ViT-B/16") for run, results in found.items() if results
         }
 
     monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)

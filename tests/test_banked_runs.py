@@ -69,7 +69,7 @@ def blank(folder):
 
 def results(folder):
     known = read_results(folder)
-    return {key: known[key] for key in ("accuracy", "macro_f1", "n_test", "epochs")}
+    return {key: getattr(known, key) for key in ("accuracy", "macro_f1", "n_test", "epochs")}
 
 
 def logits(folder):

@@ -4,8 +4,8 @@ import json
 from itertools import product
 
 import pytest
-from drawn import cfg_from, write_eurosat
-from finished import InThisProcess, finish
+from drawn import cfg_from, results, write_eurosat
+from finished import InThisProcess, finish, phase
 from marks import of_json, one_line
 
 from common.results import read_results
@@ -41,8 +41,8 @@ def chosen(study_file):
 def finish_trials(study, accuracy):
     """Write made-up results of all trials; `accuracy(run)` is in percent."""
     for run in study.trials():
-        tested = {"dataset": run.dataset, "split": study.choose.rule.split, "images": 40}
-        tested |= {"classes": run.classes, "sha256": f"{run.seed}".zfill(64), "evaluations": 1}
+        tested = phase(dataset=run.dataset, split=study.choose.rule.split, classes=run.classes)
+        tested |= {"sha256": f"{run.seed}".zfill(64), "evaluations": 1}
         finish(run, accuracy(run), data_use={"test": tested})
 
 
@@ -207,9 +207,9 @@ def test_a_study_from_trials_to_tables(executed, launch):
     choice.
     """
     study, _ = executed("run", **BY_TEST)
-    trials = {run.values[1]: read_results(run.folder)["accuracy"] for run in study.trials()}
+    trials = {run.values[1]: read_results(run.folder).accuracy for run in study.trials()}
     best = max(trials, key=trials.get)
-    base, new = (read_results(run.folder) for run in study.runs())
+    base, new = (results(run.folder) for run in study.runs())
     assert base["accuracy"] == trials[best] and choice(study)["settings"] == {"OPTIM.LR": best}
     expected = {"what": "OPTIM.LR", "classes": "base", "split": "test", "trials": 2, "by": ORACLE}
     for card in (base["data_use"], new["data_use"]):
@@ -229,7 +229,7 @@ def test_a_study_from_trials_to_tables(executed, launch):
     second += ["OUTPUT_DIR", study.output / "test"]
     assert "leave out --chosen" in launch(*second, *honest).error
     launch.works(*second)
-    assert read_results(study.output / "test")["data_use"]["choose"] == new["data_use"]["choose"]
+    assert results(study.output / "test")["data_use"]["choose"] == new["data_use"]["choose"]
     _, printed = executed("tables", **BY_TEST)
     assert f"| CoOp {MARK} | LR {best} (of 2) |" in printed
     assert f"| CoOp | {trials[best]:.2f} {MARK} |" in printed

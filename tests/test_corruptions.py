@@ -8,10 +8,11 @@ import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import arguments, make_cfg
-from finished import finish
+from finished import finish, phase
 from marks import of_json, one_line, thorough_but
 from PIL import Image
 
+from common.results import RunResult
 from measures.results import summary_line
 from studies.progress import collect_results
 from studies.spec import Study
@@ -127,7 +128,7 @@ def test_corrupted_and_other_images_are_never_mixed(tmp_path):
     study = Study(variants, ("small_land",), ("few_shot",), (1, 2, 3), output=tmp_path)
     for run in study.runs():
         corruption = {"corruption": "fog 5"} if run.variant == fog else {}
-        test = {"sha256": 64 * "a", "evaluations": 1}
+        test = phase(sha256=64 * "a", evaluations=1)
         finish(run, 50.0 + run.seed, data_use={"test": test}, **corruption)
     summary = Summary(study, collect_results(study))
     assert "fog" not in str(summary.tests["against"].tolist())
@@ -136,4 +137,4 @@ def test_corrupted_and_other_images_are_never_mixed(tmp_path):
     assert of_fog["rank"].isna().all()
     run = {"trainer": "CoOp", "dataset": "EuroSAT", "shots": 1, "seed": 1, "accuracy": 50.0}
     run |= {"n_test": 10, "classes": "all", "corruption": "fog 5"}
-    assert summary_line(run).endswith("on 10 test images of all classes with fog 5")
+    assert summary_line(RunResult(**run)).endswith("on 10 test images of all classes with fog 5")

@@ -10,6 +10,7 @@ from drawn import arguments, make_cfg
 from marks import of_json, one_line, to_json
 from trees import write_image
 
+from common.results import read_results
 from common.start import ROOT
 from datasets import DatasetError, splits
 from datasets.preparing import main as preparing
@@ -231,7 +232,9 @@ def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, laun
     )
     launch.works(*argv)
     found = of_json(out / "results.json")
-    assert found["dataset"] == "birds" and summary_line(found).startswith("MPL on birds 1 shots")
+    assert found["dataset"] == "birds" and summary_line(read_results(out)).startswith(
+        "MPL on birds 1 shots"
+    )
     checkpoint = torch.load(out / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True)
     assert checkpoint["metadata"]["dataset"] == "birds"
     for recorded, status in (("birds", 0), ("ImageFolder", 0), ("EuroSAT", 2)):

@@ -10,7 +10,7 @@ from marks import to_json
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from common.results import digest_of_rows
+from common.results import RunResult, digest_of_rows
 from measures.metrics import of_predictions
 from measures.outcomes import Outcome, thumbnail
 from measures.predictions import COLUMNS, save
@@ -94,7 +94,7 @@ def test_pictures_of_a_study(tmp_path):
     for run in study.runs():
         write(run.folder, run.seed)
     (study.runs()[0].folder / "predictions.npz").unlink()
-    summary = Summary(study, {run: made_up_test(run.seed)[1] for run in study.runs()})
+    summary = Summary(study, {run: RunResult(**made_up_test(run.seed)[1]) for run in study.runs()})
     reliability = plots.reliability(summary).axes
     risks = plots.risk_coverage(summary).axes
     names = [f"{name}\nbase2new" for name in ("ZeroshotCLIP", "CoOp", "MPL")]

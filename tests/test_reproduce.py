@@ -49,7 +49,7 @@ def test_base_to_new(layout, run, finished, tmp_path):
     assert ended.status == 0, ended.errors
     assert f"eurosat, 16 shots, seed 1: {tmp_path}/set/{layout}\n" in ended.printed
     for classes, folder in (("base", trained), ("new", finished("MaPLe", "new", tests=trained))):
-        accuracy = f"{read_results(folder)['accuracy']:.2f}"
+        accuracy = f"{read_results(folder).accuracy:.2f}"
         assert (
             f"## base2new, {classes}\n\n{HEAD}| MaPLe | {accuracy} | {accuracy} |" in ended.printed
         )
@@ -66,9 +66,9 @@ def test_cross_dataset(run, finished, tmp_path):
     ended = run("MaPLe", "--protocol", "cross_dataset", "--epoch", 2)
     assert ended.status == 0, ended.errors
     (result,) = (tmp_path / "out").glob("crossdataset/evaluation/eurosat/*/*/seed1")
-    assert read_results(result)["epochs"] == 2
+    assert read_results(result).epochs == 2
     # The same prompts on the same images
-    accuracy = read_results(finished("MaPLe", "all", *depth))["accuracy"]
+    accuracy = read_results(finished("MaPLe", "all", *depth)).accuracy
     assert f"| MaPLe | - | {accuracy:.2f} | {accuracy:.2f} |" in ended.printed
     alone = run("MaPLe", "--protocol", "cross_dataset", "--epoch", 2, "--source", "eurosat")
     assert alone.status == 0 and f"| MaPLe | {accuracy:.2f} | - |" in alone.printed, alone.errors

@@ -8,14 +8,15 @@ import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, results
-from finished import study_of, summarise, tables_of
+from finished import choice, study_of, summarise, tables_of
 from marks import of_json, to_json
 from matplotlib import pyplot as plt
 
 import parse_test_res
+from common.results import read_results
 from inference import export
 from measures import results as base2new
-from measures.results import RESULTS_FILE, SELECTED, selected_on_test
+from measures.results import RESULTS_FILE, SELECTED
 from studies import plots
 from studies.reproduce import compared_with_authors
 from studies.spec import Study
@@ -27,16 +28,8 @@ from trainers.gda import ALPHAS
 
 pytestmark = pytest.mark.slow
 
-CHOICE = {
-    "what": "epoch",
-    "dataset": "x",
-    "classes": "all",
-    "split": "val",
-    "images": 8,
-    "test_images": 8,
-}
-SELECTED_RUN = {"data_use": {"choose": [CHOICE]}}
-HONEST_RUN = {"data_use": {"choose": [CHOICE | {"test_images": 0}]}}
+SELECTED_RUN = {"data_use": {"choose": [choice(8)]}}
+HONEST_RUN = {"data_use": {"choose": [choice(0)]}}
 SETS = ("small_land", "small_counts")
 # Settings of a run on ImageNet
 ON_TEST = (
@@ -180,7 +173,7 @@ def test_an_export_of_another_epoch_has_the_choices_of_all_epochs(
         start = on_imagenet("start", *ON_TEST) / "MultiModalPromptLearner/model-best.pth.tar"
         settings += ["MODEL.INIT_WEIGHTS", start]
     elif selected == "setting":
-        choices = [CHOICE | {"what": "OPTIM.LR", "split": "test", "by": "oracle"}]
+        choices = [choice(8, what="OPTIM.LR", split="test", by="oracle")]
         to_json(tmp_path / "x.json", {"settings": {"OPTIM.LR": "0.01"}, "choices": choices})
         options = ["--chosen", tmp_path / "x.json"]
     folder = on_imagenet("out", *ON_TEST, *settings, options=options)
@@ -258,7 +251,9 @@ def test_oracle_is_refused_or_marked(method, launch, refused, argv, tmp_path):
     refused(argv(*once(method, *pairs)), f"{why}: {remedy}")
     found = results(tmp_path / "run")
     chosen = found["data_use"]["choose"]
-    assert [choice["what"] for choice in chosen] == keys and selected_on_test(found)
+    assert [choice["what"] for choice in chosen] == keys and read_results(
+        tmp_path / "run"
+    ).selected_on_test
     assert {(choice["split"], choice["images"], choice["test_images"]) for choice in chosen} == {
         ("test", 24, 24)
     }
@@ -308,8 +303,8 @@ def test_published_values_of_tda_are_marked(launch, refused, argv, tmp_path):
         *argv(*once("TDA", *ACCEPTED), output="run", config="vit_b16_published")
     )
     found = results(tmp_path / "run")
-    assert (status, errors) == (0, []) and selected_on_test(found)
+    assert (status, errors) == (0, []) and read_results(tmp_path / "run").selected_on_test
     choices = [(choice["what"], choice.get("trials")) for choice in found["data_use"]["choose"]]
     assert choices == [("TRAINER.TDA.POSITIVE_ALPHA", None), ("TRAINER.TDA.POSITIVE_BETA", None)]
     launch.works(*argv(*once("TDA"), output="fixed", config="vit_b16"))
-    assert not selected_on_test(results(tmp_path / "fixed"))
+    assert not read_results(tmp_path / "fixed").selected_on_test

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from drawn import cfg_from
-from finished import InThisProcess, finish
+from finished import InThisProcess, choice, finish
 from marks import of_json, one_line, to_json
 
 from common.results import read_results
@@ -320,7 +320,7 @@ DAMAGES = [
     {"versions": {"torch": [2]}},
     {"nll": float("nan")},
     {"trainer": "\x1b]0;title\x07"},
-    {"data_use": {"choose": [{"test_images": "8"}]}},
+    {"data_use": {"choose": [choice("8")]}},
     {"ood": [{"name": "a", "scores": {"MCM": {"auroc": 101}}}]},
 ]
 DAMAGED = ["", "[]", '{"accuracy": 1e999}']

@@ -61,11 +61,11 @@ def test_seeds_become_rows_of_the_tables(study):
     soup, *_ = content.merges
     assert of_json(soup.file)["settings"][RANK] == "6"
     results = read_results(soup.tests[0].folder)
-    assert results["n_test"] == read_results(soup.members[0].folder)["n_test"]
+    assert results.n_test == read_results(soup.members[0].folder).n_test
     assert "(mean of seeds)" not in tables.partition("Tests")[2]
     greedy = next(merge for merge in content.merges if merge.how.name == "greedy")
-    (record,) = read_results(greedy.tests[0].folder)["data_use"]["choose"]
-    assert (record["what"], record["split"], record["test_images"]) == ("merge", "val", 0)
+    (record,) = read_results(greedy.tests[0].folder).card.choose
+    assert (record.what, record.split, record.test_images) == ("merge", "val", 0)
 
 
 def test_a_merge_goes_on_after_a_kill_and_is_made_once(study, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_merge_goes_on_after_a_kill_and_is_made_once(study, monkeypatch):
     content["state_dict"]["layer_0.q_proj.w_lora_B"] += 1  # as if it had been trained again
     torch.save(content, checkpoint)
     assert launched("run").status == 0
-    assert read_results(merge.tests[0].folder)["date"] != before["date"]
+    assert read_results(merge.tests[0].folder).date != before.date
 
 
 def test_an_error_of_a_merge_is_that_of_its_run(study, monkeypatch):

@@ -6,7 +6,7 @@ from itertools import product
 
 import pandas as pd
 import pytest
-from finished import different, study_of, summarise, tables_of
+from finished import different, phase, study_of, summarise, tables_of
 from scipy import stats
 
 from common.start import ROOT
@@ -242,7 +242,7 @@ def test_methods_are_ranked_among_their_kind(tmp_path, monkeypatch):
 
 # What the tests measured besides accuracy, and on which images
 
-CARD = {"sha256": "0" * 64, "evaluations": 1}
+CARD = phase(sha256="0" * 64, evaluations=1)
 MEASURES = {
     "ece": 4.0,
     "adaptive_ece": 3.0,
@@ -305,11 +305,11 @@ def test_tables_show_what_the_tests_measured(union):
     [
         ({"test": CARD | {"sha256": "1" * 64}}, "were tested on"),
         # The first is a start's
-        ({"fit": [{"sha256": "2" * 64}, {"sha256": "1" * 64}]}, "learned from"),
+        ({"fit": [phase(sha256="2" * 64), phase(sha256="1" * 64)]}, "learned from"),
     ],
 )
 def test_runs_with_different_images_are_named(change, words, union):
-    usual = {"test": CARD, "fit": [{"sha256": "2" * 64}], "choose": []}
+    usual = {"test": CARD, "fit": [phase(sha256="2" * 64)], "choose": []}
     other = ("MPL", 1, "small_counts")
 
     def measured(run):

@@ -8,6 +8,7 @@ from dassl.utils import set_random_seed
 from drawn import arguments, make_cfg, section_pairs
 from marks import golden_cases, of_json, one_line, thorough_but
 
+from common.results import read_results
 from measures.results import summary_line
 from trainers import methods
 from trainers.base import streams
@@ -112,7 +113,7 @@ def test_over_a_trained_run(make, launch, eurosat, tiny, tmp_path):
     used = results["data_use"]
     assert used["kind"] == "transductive" and used["fit"][0]["split"] == "train"
     assert results["method"] == used["method"] == "TransCLIP+CoOp"
-    assert summary_line(results).startswith("TransCLIP+CoOp on ")
+    assert summary_line(read_results(tmp_path / "own")).startswith("TransCLIP+CoOp on ")
     over = section_pairs("StatA", {"OVER": str(tmp_path / "own")})
     folder = tmp_path / "refused"
     line = arguments(eurosat, tiny, folder, *over, trainer="StatA", config="small")

@@ -16,9 +16,9 @@ import numpy as np
 from pandas import DataFrame
 
 from benchmarks.fits import RESUMES, Record, grid, markdown, of_each_class, run, shown
+from common.results import RunResult, read_results
 from configs.files import CONFIGS
 from fit.candidates import ZERO_SHOT
-from measures.results import read_results
 from runs.arguments import parse_arguments
 from runs.run import train_and_test
 from runs.run_spec import RunSpec
@@ -53,10 +53,10 @@ def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> Re
     words += ["DATASET.NUM_SHOTS", shots, "TEST.SELECT_ON_TEST", True]
     words += SETTINGS if encoder != SMALL else ()
     results = learned(words, output / "run")
-    return {"FineTune": results["accuracy"], "seconds": results["train_seconds"]}
+    return {"FineTune": results.accuracy, "seconds": results.train_seconds}
 
 
-def learned(words: list[Any], folder: Path) -> Record:
+def learned(words: list[Any], folder: Path) -> RunResult:
     """The results of a run, in its output folder."""
     spec = RunSpec(parse_arguments(list(map(str, words))))
     spec.check()
