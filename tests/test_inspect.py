@@ -144,21 +144,15 @@ def test_a_changed_tower_is_not_shown_as_clip(changed, deep):
 def test_vectors_initialised_from_words_are_nearest_to_these(build):
     model = build("CoOp", "base", "CTX_INIT", "a photo of unphoto").model
     rows = nearest_words(model.clip, model.prompt_learner.text(torch.zeros(1, 256)), ["x"] * 3, 2)
-    assert [(row["layer"], row["class"], row["vector"]) for row in rows] == [
-        (0, None, n) for n in range(4)
-    ]
+    places = [(row["layer"], row["class"], row["vector"]) for row in rows]
+    assert places == [(0, None, n) for n in range(4)]
     # CoOp counts words, not tokens
-    assert [row["nearest"][0][0] for row in rows] == [
-        "a",
-        "photo",
-        "of",
-        "un-",
-    ]
+    assert [row["nearest"][0][0] for row in rows] == ["a", "photo", "of", "un-"]
     for row, vector in zip(rows, model.prompt_learner.ctx, strict=True):
-        distances = (
-            (model.clip.token_embedding.weight - vector).norm(dim=1).sort().values[:2].tolist()
+        distances = (model.clip.token_embedding.weight - vector).norm(dim=1).sort().values[:2]
+        assert [distance for _, distance in row["nearest"]] == pytest.approx(
+            distances.tolist(), abs=1e-5
         )
-        assert [distance for _, distance in row["nearest"]] == pytest.approx(distances, abs=1e-5)
 
 
 # The command
@@ -172,10 +166,10 @@ def found(command, tmp_path):
 
     def found(*arguments):
         output = tmp_path / f"inspected{len(list(tmp_path.iterdir()))}"
-        done = command.works(inspect_command, *arguments, "--output", output)
-        assert (
-            done.printed.startswith("Written: inspect.html") and len(done.printed.splitlines()) == 1
-        )
+        (line,) = command.works(
+            inspect_command, *arguments, "--output", output
+        ).printed.splitlines()
+        assert line.startswith("Written: inspect.html")
         return of_json(output / "inspect.json"), output
 
     return found
@@ -190,35 +184,30 @@ def without_pictures(monkeypatch):
 def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
     content, output = found(finished("MPL"), "--images", photos)
     names = ["schedule", "attention", "rollout"]
-    files = {f"{name}.{kind}" for name in names for kind in ("png", "svg")} | {
+    files = {
         "inspect.html",
         "inspect.json",
+        *(f"{name}.{kind}" for name in names for kind in ("png", "svg")),
     }
     assert {file.name for file in output.iterdir()} == files
     page = (output / "inspect.html").read_text()
-    assert (
-        len(re.findall(r'<img src="data:image/svg\+xml;base64,', page)) == len(names)
-        and "Not drawn" not in page
-    )
+    assert page.count('<img src="data:image/svg+xml;base64,') == 3 and "Not drawn" not in page
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page
     for name in names:
         assert Image.open(output / f"{name}.png").width > 300
         ElementTree.parse(output / f"{name}.svg")
     assert content["images"] == 5 and len(content["layers"]) == 12
     for layer, entered in zip(content["layers"], content["schedule"]["image"], strict=True):
-        assert sum(group["share"] for group in layer["groups"].values()) == pytest.approx(1)
-        assert (
-            sum(group["tokens"] for group in layer["groups"].values())
-            == layer["tokens"]
-            == 5 + len(entered)
-        )
+        groups = layer["groups"].values()
+        assert sum(group["share"] for group in groups) == pytest.approx(1)
+        tokens = sum(group["tokens"] for group in groups)
+        assert tokens == layer["tokens"] == 5 + len(entered)
     new = sum(entered.count(layer) for layer, entered in enumerate(content["schedule"]["text"]))
     assert len(content["words"]) == new
     assert [list(row["shares"]) for row in content["rollout"]] == [["CLIP", "MPL"]] * 5
     for shares in (shares for row in content["rollout"] for shares in row["shares"].values()):
-        assert sum(map(sum, shares["patches"])) + shares["prompts"] + shares[
-            "cls"
-        ] == pytest.approx(1, abs=1e-5)
+        whole = sum(map(sum, shares["patches"])) + shares["prompts"] + shares["cls"]
+        assert whole == pytest.approx(1, abs=1e-5)
 
 
 QUICK = "VPT", "CoCoOp", "ZeroshotCLIP"
@@ -249,11 +238,5 @@ def test_a_file_named_inspect_does_not_replace_pythons_module():
     """A program that is started in tools/ imports it, dataclasses too."""
     works = "assert inspect.signature(dataclasses.dataclass) and inspect.isclass(inspect.Parameter)"
     for imports in ("import inspect, dataclasses", "import dataclasses, inspect"):
-        command = [
-            sys.executable,
-            "-S",
-            "-c",
-            f"{imports}; assert 'tools' in inspect.__file__; {works}",
-        ]
-        done = subprocess.run(command, cwd=ROOT / "tools", capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+        code = f"{imports}; assert 'tools' in inspect.__file__; {works}"
+        subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT / "tools", check=True)
