@@ -183,8 +183,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             if record["request"].get(name) and not getattr(self, name):
                 fault = f"the fit read {name}, which its folder does not hold"
                 raise UsageError(fault, f"give Classifier the same {name}")
-        before = [Photo(**row) for row in record["images"]]
-        if missing_files(photo.path for photo in before):
+        if missing_files(photo.path for photo in self._learned):
             request = replace(request, minutes=0.0)  # trainings read the images themselves
         same = one.backbone == self._model.cfg.MODEL.BACKBONE.NAME
         clip = self._model.clip if same else None
@@ -192,10 +191,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self._write(folder)
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
             again = request.pool or request.sets == "cross"
-            learned = None if again else update(one, before, added, clip)
+            learned = None if again else update(one, self._learned, added, clip)
         if learned is None:
             rmtree(folder)
-            self._fit(request, [*before, *added])
+            self._fit(request, [*self._learned, *added])
             clip = None if request.others else clip  # another one may be chosen
         self._take(contents_of(folder), labels, clip)
         self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
@@ -285,6 +284,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _describe(self, record: dict[str, Any], page: str) -> None:
         """Take what was found."""
+        self._learned = [Photo(**row) for row in record["images"]]
         estimate = record["estimate"]
         self.estimate_ = Estimate(**estimate) if estimate else None
         self.leaderboard_ = leaderboard(record["candidates"])

@@ -195,7 +195,10 @@ def test_wrong_arguments_are_value_errors(X, y, what, tiny):
 def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
     with one_line("there is no image 'gone.png': check its path"):
         quick(tiny).fit(["gone.png", "lost.png"], ["a", "b"])
-    for content in ("{", "[]", "{}", '{"names": ["a", "b"]}', '{"names": [1]}'):
+    whole = json.loads(model._files["fit.json"])
+    damages = {"images": [{"paths": "a"}]}, {"request": {"minutes": "5"}}
+    texts = [json.dumps(whole | damage) for damage in damages]
+    for content in (*texts, "{", "[]", "{}", '{"names": ["a", "b"]}', '{"names": [1]}'):
         broken = tmp_path / "broken"
         model.save(broken)
         (broken / "fit.json").write_text(content)
