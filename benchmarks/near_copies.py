@@ -43,8 +43,10 @@ from benchmarks.fits import (
     percent,
     run,
 )
-from benchmarks.sets import EUROSAT, dataset, features, images_of, pictures, small_heads
+from benchmarks.real.images import dataset
+from benchmarks.sets import features, images_of, pictures, small_heads
 from datasets import copies
+from datasets.eurosat import EuroSAT
 from fit import groups
 from fit.decision import Decision
 from fit.features import Row
@@ -140,16 +142,17 @@ def examples_of(heads: Heads, found: Drawn, named: bool) -> Examples:
 
 
 @cache
-def heads_and_test(root: Path) -> tuple[Heads, Images]:
-    images = dataset(EUROSAT, root)
+def loaded(root: Path) -> tuple[list[Any], Heads, Images]:
+    """What images are drawn from, heads, and the test."""
+    images = dataset(EuroSAT, root)
     heads = small_heads(images.classnames)
-    return heads, images_of(heads, images.test, TEST)
+    return images.train_x, heads, images_of(heads, images.test, TEST)
 
 
 def cell(args: Namespace, kind: str, copies: int, seed: int) -> Record:
     """The record of one fit, with a test."""
-    heads, test = heads_and_test(args.root)
-    found = drawn(dataset(EUROSAT, args.root).train_x, kind, copies, seed)
+    items, heads, test = loaded(args.root)
+    found = drawn(items, kind, copies, seed)
     examples = examples_of(heads, found, args.named)
     decision, seconds = decided(heads, examples, seed)
     logits = logits_of(heads, decision, examples, test.x)

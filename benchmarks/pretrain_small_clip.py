@@ -8,8 +8,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "toolbox")]
+# The project instead of benchmarks/, so that its packages are found first
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import torch
@@ -130,13 +131,8 @@ def draw_one(seed: tuple[int, int]) -> tuple[Subject, np.ndarray]:
 
 def draw_pairs(seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
     """Subjects and their images (number, 64, 64, 3), uint8."""
-    drawn = process_map(
-        draw_one,
-        ((seed, index) for index in range(number)),
-        chunksize=200,
-        total=number,
-        desc="drawing",
-    )
+    seeds = [(seed, index) for index in range(number)]
+    drawn = process_map(draw_one, seeds, chunksize=200, desc="drawing")
     subjects, images = zip(*drawn, strict=True)
     return list(subjects), np.stack(images)
 
@@ -179,20 +175,9 @@ def retrieval(model: CLIP, subjects: list[Subject], images: np.ndarray) -> float
 
 def build_model() -> CLIP:
     """A CLIP of random weights with the sizes of the small one."""
-    vision = {
-        "image_size": drawing.SIZE,
-        "patch_size": PATCH,
-        "layers": LAYERS,
-        "width": WIDTH,
-        "head_width": 64,
-    }
-    text = {
-        "context_length": 77,
-        "vocab_size": VOCABULARY,
-        "width": WIDTH,
-        "heads": WIDTH // 64,
-        "layers": LAYERS,
-    }
+    tower = {"width": WIDTH, "layers": LAYERS}
+    vision = tower | {"image_size": drawing.SIZE, "patch_size": PATCH, "head_width": 64}
+    text = tower | {"context_length": 77, "vocab_size": VOCABULARY, "heads": WIDTH // 64}
     return CLIP(embed_dim=WIDTH, vision_cfg=vision, text_cfg=text, quick_gelu=True)
 
 
@@ -264,21 +249,13 @@ def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=DESCRIPTION)
-    parser.add_argument(
-        "--output", type=path, default=Path("output/small_clip"), help="folder to write to"
-    )
-    parser.add_argument(
-        "--images", type=at_least(1), default=48_000, help="number of training images (48000)"
-    )
-    parser.add_argument(
-        "--steps", type=at_least(1), default=2_000, help="number of training steps (2000)"
-    )
-    parser.add_argument(
-        "--batch", type=at_least(2), default=256, help="images and captions per step (256)"
-    )
-    parser.add_argument(
-        "--seed", type=at_least(0), default=0, help="of drawings, captions and initial weights (0)"
-    )
+    add = parser.add_argument
+    add("--output", type=path, default=Path("output/small_clip"), help="folder to write to")
+    add("--images", type=at_least(1), default=48_000, help="number of training images (48000)")
+    add("--steps", type=at_least(1), default=2_000, help="number of training steps (2000)")
+    add("--batch", type=at_least(2), default=256, help="images and captions per step (256)")
+    text = "of drawings, captions and initial weights (0)"
+    add("--seed", type=at_least(0), default=0, help=text)
     args = parser.parse_args(argv)
     if args.batch > args.images:
         parser.error(f"--batch {args.batch} is more than --images {args.images}: lower it")

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from dassl.config import get_cfg_default
-from dassl.data.datasets import DATASET_REGISTRY
 from PIL import Image
 from torch import Tensor
 
-import datasets
 from benchmarks.fits import Data, Images, of_each_class
 from benchmarks.real.data import SMALL, loaded
-from benchmarks.real.images import GARMENTS, mnist_parts
+from benchmarks.real.images import GARMENTS, dataset, mnist_parts
 from common.names import plain
+from datasets.eurosat import EuroSAT
 from datasets.small_world import SmallLand, SmallObjects
 from fit.heads import Heads
 from inference.classifier import PromptedClassifier
@@ -46,28 +44,21 @@ class Objects(SmallObjects):
     per_class = MORE
 
 
+KINDS = {EUROSAT: EuroSAT, LANDSCAPES: Landscapes, OBJECTS: Objects}
+
+
 @cache
 def data_of(name: str, root: Path, sources: tuple[Path, ...] = ()) -> Data:
     """A set with the features of its images; one of `benchmarks.real` is in the folder `root`."""
     if name == FASHION:
         heads = small_heads(GARMENTS)
         return Data(heads, *garments(heads, sources))
-    if name not in (EUROSAT, LANDSCAPES, OBJECTS):
+    if name not in KINDS:
         return loaded(name, SMALL, sources, root)
-    images = dataset(name, root)
+    images = dataset(KINDS[name], root)
     heads = small_heads(images.classnames)
     train = images_of(heads, images.train_x, TRAIN)
     return Data(heads, train, images_of(heads, images.test, TEST))
-
-
-@cache
-def dataset(name: str, root: Path) -> Any:
-    """A dataset of Dassl's form in the folder of the datasets."""
-    cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
-    cfg.DATASET.ROOT = str(root)
-    kinds: dict[str, Any] = {LANDSCAPES: Landscapes, OBJECTS: Objects}
-    return kinds.get(name, DATASET_REGISTRY.get("EuroSAT"))(cfg)
 
 
 def small_heads(names: Iterable[str]) -> Heads:

@@ -9,11 +9,16 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY
 from PIL import Image
+from sklearn.datasets import load_digits
 
+import datasets
 from common.errors import UsageError, check_name
 
 MOST = {"train": 48, "test": 60}  # images of a class
@@ -142,8 +147,6 @@ def emoji(sources: Sequence[Path]) -> Iterator[Picture]:
 
 def digits(sources: Sequence[Path]) -> Iterator[Picture]:
     """scikit-learn's handwritten digits."""
-    from sklearn.datasets import load_digits
-
     names = "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
     data: Any = load_digits()
     for label, name in enumerate(names):
@@ -157,28 +160,25 @@ def synthetic(name: str) -> Callable[[Sequence[Path]], Iterator[Picture]]:
     """A data set of the small world, with other images than those of a run."""
 
     def draw(sources: Sequence[Path]) -> Iterator[Picture]:
-        from tempfile import TemporaryDirectory
-
-        from dassl.config import get_cfg_default
-        from dassl.data.datasets import DATASET_REGISTRY
-
-        import datasets
-
-        cfg = get_cfg_default()
-        datasets.extend_cfg(cfg)
         kind: Any = DATASET_REGISTRY.get(name)
         counts = {"train": 48, "val": 0, "test": 30}
         own = {"per_class": counts, "dataset_dir": f"{kind.dataset_dir}_real"}
         with TemporaryDirectory() as root:
-            cfg.DATASET.ROOT = root
-            dataset = type(f"{name}Real", (kind,), own)(cfg)
-            for part, items in (("train", dataset.train_x), ("test", dataset.test)):
+            found = dataset(type(f"{name}Real", (kind,), own), Path(root))
+            for part, items in (("train", found.train_x), ("test", found.test)):
                 for item in items:
-                    file = Path(item.impath)
                     label = item.classname.replace("_", " ")
-                    yield part, label, file.stem, Image.open(file)
+                    yield part, label, Path(item.impath).stem, Image.open(item.impath)
 
     return draw
+
+
+def dataset(kind: Any, root: Path) -> Any:
+    """A dataset of Dassl's form, of this class, in the folder of the datasets."""
+    cfg = get_cfg_default()
+    datasets.extend_cfg(cfg)
+    cfg.DATASET.ROOT = str(root)
+    return kind(cfg)
 
 
 SETS: dict[str, Callable[[Sequence[Path]], Iterator[Picture]]] = {
