@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 from unicodedata import category, combining, east_asian_width, normalize
 
 from .errors import UsageError
@@ -36,6 +37,11 @@ def width(text: str) -> int:
 def padded(text: str, columns: int) -> str:
     """The text with spaces behind it, up to a number of columns."""
     return text + " " * (columns - width(text))
+
+
+def title(cfg: Any) -> str:
+    """The name of a configuration's dataset in results, messages and checkpoints."""
+    return cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME
 
 
 def plain(name: str) -> str:

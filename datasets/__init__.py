@@ -63,10 +63,5 @@ def set_title(cfg: CfgNode, file: str) -> None:
         cfg.DATASET.TITLE = Path(file).stem if file else name
 
 
-def title(cfg: CfgNode) -> str:
-    """The dataset's name in results, messages and checkpoints."""
-    return cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME
-
-
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")

@@ -15,7 +15,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from common.errors import UsageError
-from common.names import check_known_names, plain, printable
+from common.names import check_known_names, plain, printable, title
 from common.text import read_bytes, read_json
 
 LARGEST = 1 << 23  # bytes of a file: fifty sentences for each class of ImageNet take 5 MB
@@ -80,9 +80,7 @@ def file_of(cfg: CfgNode) -> tuple[Path | None, str]:
     checksum. Raises UsageError if DATASET.SENTENCES_SHA256 states another one, or the file is
     missing or too large.
     """
-    given = cfg.DATASET.get("SENTENCES", "").replace(
-        "{dataset}", cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME
-    )
+    given = cfg.DATASET.get("SENTENCES", "").replace("{dataset}", title(cfg))
     file = Path(given).expanduser() if given else None
     checksum = sha256(read_bytes(file, LARGEST)).hexdigest() if file else ""
     if cfg.DATASET.get("SENTENCES_SHA256", "") not in ("", checksum):

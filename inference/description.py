@@ -15,9 +15,9 @@ import datasets
 import trainers
 from clip import CLIP, OF_CLIP, preprocessing
 from common.errors import UsageError, check_name
-from common.names import check_known_names, check_template
+from common.names import check_known_names, check_template, title
 from configs.methods import IN_A_FILE
-from datasets import sentences, title
+from datasets import sentences
 from trainers.base import TEMPLATE
 from trainers.base.data_use import inherited, on_test_images
 from trainers.base.method import Method

@@ -10,8 +10,8 @@ import torch
 
 from common.errors import UsageError
 from common.files import checksum
+from common.names import title
 from common.results import CALIBRATION
-from datasets import title
 from inference.calibrated import Calibration, sha256_of_images, write_calibration
 from inference.calibration import Temperature, Threshold, checked, log_softmax
 from inference.distances import Distances

@@ -27,9 +27,8 @@ from yacs.config import CfgNode
 
 from clip import has_local_features
 from common.errors import UsageError, check_name
-from common.names import as_clip_reads
+from common.names import as_clip_reads, title
 from configs.files import CONFIGS, known_datasets
-from datasets import title
 from measures.metrics import detection
 from trainers import MethodTrainer
 from trainers.base import Method

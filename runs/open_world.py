@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.names import title
 from common.results import read_results
-from datasets import title
 from datasets.base import number_of_base_classes
 from measures.metrics import openworld_auc
 

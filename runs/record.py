@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from dassl.config import flatten
 
+from common.names import title
 from common.records import Phase, SelectionRecord
 from common.results import MEASURES
 from common.version import made
-from datasets import title
 from measures.results import RECORDED, SELECTED
 from trainers.base import data_use, streams
 from trainers.base.build import usable

@@ -18,10 +18,10 @@ from clip import ClipError
 from common.errors import UsageError
 from common.files import checksum_once
 from common.lock import ANOTHER
+from common.names import title
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE, RunResult
 from common.text import read_json, read_text
 from configs.files import YAML_BYTES, read_yaml
-from datasets import title
 from measures.results import RECORDED
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import UsageError
+from common.names import title
 from common.results import MEASURES
-from datasets import title
 from measures import metrics
 from measures.predictions import (
     COLUMNS,

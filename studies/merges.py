@@ -9,6 +9,7 @@ from typing import Any
 
 from common.files import check_no_link, checksum, write_json
 from common.lock import locked
+from common.names import title
 from common.text import read_json
 from measures.results import RESULTS_FILE, read_results
 from runs.how import OF_SUMS, How
@@ -96,7 +97,6 @@ def sha256_of(run: Run) -> str:
 
 def settings_of(merge: Merge) -> dict[str, Any]:
     """The settings of the tests of a merged model, and what was chosen for it, by which images."""
-    from datasets import title
     from inference.models import run_configuration
     from runs.calibrate import read_dataset
     from trainers.base.data_use import choice

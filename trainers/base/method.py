@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP, ImageOutput
 from common.errors import UsageError
-from common.names import plain
+from common.names import plain, title
 from common.records import Phase, SelectionRecord
 
 from . import streams
@@ -98,6 +98,7 @@ class Method(Facts):
         images: RunImages | None = None,
     ):
         self.cfg = cfg
+        self.dataset_title = title(cfg)
         self.device = device
         self.class_names, self.dataset_template, self.sentences = Classes(*classes)
         self.n_train = n_train
@@ -349,11 +350,6 @@ class Method(Facts):
     def inherit(self, choices: list[SelectionRecord]) -> None:
         """Add choices that were made before this run to those that its checkpoints name."""
         self.inherited_choices = [*(self.inherited_choices or []), *choices]
-
-    @property
-    def dataset_title(self) -> str:
-        """The name of the dataset, as results and checkpoints have it."""
-        return self.cfg.DATASET.get("TITLE", "") or self.cfg.DATASET.NAME
 
     def template(self, published: Mapping[str, str] | None = None) -> str:
         """The sentence with {} for a class name: the user's, else the method's, else the dataset's.

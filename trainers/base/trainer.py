@@ -16,7 +16,7 @@ from clip import TOWERS, compiled_towers
 from clip.anatomy import reads_as_clip
 from clip.blocks import is_standard
 from common.errors import UsageError
-from common.names import check_known_names, plain
+from common.names import check_known_names, plain, title
 
 from .build import assemble_model, print_backbone
 from .checkpoints import PROMPTS, described, is_checkpoint
@@ -54,7 +54,7 @@ class MethodTrainer(TrainerX):
         cfg = self.cfg
         dataset = self.dm.dataset
         images = RunImages(dataset, self.dm.test_loader)
-        classes = classes_of(self.dm, cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME)
+        classes = classes_of(self.dm, title(cfg))
         method = self.method_class(cfg, classes, self.device, len(dataset.train_x), images)
         self.method = method
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
@@ -203,14 +203,14 @@ class MethodTrainer(TrainerX):
         self.method.load_run_state(state)
 
 
-def classes_of(data: Any, title: str) -> Classes:
+def classes_of(data: Any, name: str) -> Classes:
     """The classes of a run, in the order of their labels, from Dassl's data manager. Raises
     UsageError if a label has no name, so that other labels would get wrong names."""
     names = data.dataset.classnames
     if len(names) != data.num_classes:
-        what = f"{title} has {len(names)} class names for labels 0 to {data.num_classes - 1}"
+        what = f"{name} has {len(names)} class names for labels 0 to {data.num_classes - 1}"
         raise UsageError(what, "number its classes without gaps")
     names = list(map(plain, names))
-    check_known_names(names, title)
+    check_known_names(names, name)
     template = getattr(data.dataset, "template", TEMPLATE)
     return Classes(names, template, getattr(data.dataset, "sentences", {}))
