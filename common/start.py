@@ -79,11 +79,9 @@ class Parser(ArgumentParser):
 
     completes = False
 
-    def __init__(self, **options: Any):
-        # `--se 1 2` or `--deb` would be understood in part
-        super().__init__(allow_abbrev=False, **options)
-
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # `--se 1 2` or `--deb` would be understood in part
+        self.allow_abbrev = False
         # The options of all commands are the last ones of --help
         if "--debug" not in self._option_string_actions:
             self.add_argument(

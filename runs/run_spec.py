@@ -7,7 +7,7 @@ import os
 from argparse import Namespace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dassl.config import flatten, get_cfg_default, read_config
 from dassl.data.datasets import DATASET_REGISTRY
@@ -20,9 +20,6 @@ from common.results import RESULTS_FILE, RUN_CONFIG_FILE
 from configs.methods import IN_A_FILE
 
 from .arguments import check_given, given_options
-
-if TYPE_CHECKING:
-    from .configuration import SelectedSettings
 
 # Settings that a run cannot do without
 NAMES = (
@@ -91,13 +88,6 @@ class RunSpec:
         return self.args.skip_finished and Path(self.cfg.OUTPUT_DIR, RESULTS_FILE).is_file()
 
     @cached_property
-    def chosen(self) -> "SelectedSettings":
-        """The settings that the trials of a study have chosen."""
-        from .configuration import SelectedSettings, read_chosen
-
-        return read_chosen(self.args.chosen) if self.args.chosen else SelectedSettings({}, [])
-
-    @cached_property
     def cfg(self) -> CfgNode:
         """All settings, frozen."""
         from . import configuration
@@ -105,6 +95,10 @@ class RunSpec:
         content = [pair for pairs in self.files.values() for pair in pairs]
         cfg = configuration.merged(content, self.args.trainer or self.pairs.get("TRAINER.NAME", ""))
         before = flatten(cfg)
+        # The settings that the trials of a study have chosen
+        self.chosen = configuration.SelectedSettings({}, [])
+        if self.args.chosen:
+            self.chosen = configuration.read_chosen(self.args.chosen)
         given = configuration.Given(
             self.options,
             self.args.opts,
