@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RECORD = "_embed.json"
 COUNT = "shards"  # in it, once all are known
+MADE = "made"  # in it: by which version of this project
 FORM = 2  # of the files; earlier ones had no column `tower`
 ROWS = 1000  # at a time
 DAMAGED = OSError, ValueError, KeyError, TypeError, AttributeError  # of files of anyone

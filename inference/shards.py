@@ -14,8 +14,9 @@ from common.errors import UsageError
 from common.files import PARTIAL, checksum, write_json
 from common.lock import LOCK, is_locked, locked
 from common.text import read_json
+from common.version import source
 
-from .bank import COUNT, Bank, BankFiles, facts_of_tower, is_bank
+from .bank import COUNT, MADE, Bank, BankFiles, facts_of_tower, is_bank
 from .engine import written
 from .options import LoadOptions
 from .outputs import Output, Shard, remove_partial, write_shard
@@ -177,7 +178,8 @@ def check_same(output: Output) -> None:
     if record.is_file():
         known = read_json(record)
         if isinstance(known, dict):
-            known.pop(COUNT, None)
+            for key in (COUNT, MADE):
+                known.pop(key, None)
         if known != output.facts:
             what = (
                 f"{folder} has {output.content} of another model, other options or another layout"
@@ -188,13 +190,13 @@ def check_same(output: Output) -> None:
     names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
     if any(not name.startswith(LOCK) for name in names):
         raise UsageError(f"{folder} is not empty", remedy, folder)
-    write_json(record, output.facts)
+    write_json(record, output.facts | {MADE: source()})
     remove_partial(record)
 
 
 def state_count(output: Output, shards: int, part: Share) -> None:
     """Write how many shards there are: those of other shares are perhaps not finished."""
-    facts = output.facts | {COUNT: shards}
+    facts = output.facts | {COUNT: shards, MADE: source()}
     with nullcontext() if part == WHOLE else locked(output.folder, wait=True, option="--to"):
         write_json(output.record, facts)
 

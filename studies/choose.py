@@ -10,6 +10,7 @@ from common.errors import UsageError
 from common.files import check_no_link, write_json
 from common.records import ImageList
 from common.results import RESULTS_FILE, RunResult, read_results
+from common.version import source
 
 from .planned import Run, Search
 from .rules import HELD_OUT, ORACLE, SearchRule, Values, by_key
@@ -29,7 +30,7 @@ def decide(study: Study) -> list[Search]:
             continue
         check_no_link(search.file.parent, study.output)
         search.file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(search.file, content)
+        write_json(search.file, content | source())
     return waiting
 
 

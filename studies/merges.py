@@ -11,6 +11,7 @@ from common.files import check_no_link, checksum, write_json
 from common.lock import locked
 from common.names import title
 from common.text import read_json
+from common.version import source
 from measures.results import RESULTS_FILE, read_results
 from runs.how import OF_SUMS, How
 
@@ -87,7 +88,7 @@ def make(merge: Merge, output: Path) -> None:
         with open(merge.folder / "log.txt", "w") as log, redirect_stdout(log):
             main(merge.arguments)
         content = settings_of(merge) | {"members": checkpoints}
-        write_json(merge.file, content)
+        write_json(merge.file, content | source())
 
 
 def sha256_of(run: Run) -> str:

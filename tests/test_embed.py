@@ -14,6 +14,7 @@ from marks import of_json, parquet_library
 from PIL import Image
 
 from common.lock import locked
+from common.version import __version__
 from inference import batches, embed, predict, shards
 from inference.models import load
 from inference.options import LoadOptions
@@ -77,7 +78,8 @@ def test_the_same_call_computes_what_is_missing_or_changed(embedded, photos, mon
     monkeypatch.setattr(shards, "SHARD", 2)
     folder = embedded(photos)
     before = {file.name: file.read_bytes() for file in folder.glob("*.parquet")}
-    assert of_json(folder / "_embed.json")["shards"] == len(before)
+    facts = of_json(folder / "_embed.json")
+    assert facts["shards"] == len(before) and facts["made"]["version"] == __version__
     computed = []
     original = embed.embedded
     monkeypatch.setattr(

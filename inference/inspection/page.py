@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.files import write_json, write_text
 from common.pages import render, save_picture
+from common.version import made
 
 from .tower import highlighted, shares_text
 
@@ -26,7 +27,7 @@ def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
     """Write what `Measures.summary` returns; `images` are those of the roll-out, (images, 3, H, W),
     from 0 to 1.
     """
-    write_json(folder / "inspect.json", content, allow_nan=False)
+    write_json(folder / "inspect.json", content | {"made": made()}, allow_nan=False)
     pictures = {}  # name -> address, of those that the content allows
     for name, key, draw in (("schedule", "schedule", schedule), ("attention", "layers", attention)):
         if content[key]:
