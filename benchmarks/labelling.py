@@ -167,9 +167,7 @@ def cell(args: Namespace, pool: str, seed: int, method: str) -> Record:
             record[name].append(value)
     if method == COMMAND:
         for name, mask in zip(ESTIMATES, (at_random(labelled, budgets), None), strict=True):
-            decision, truth = fitted(data, labelled, mask)
-            found = estimate_of(decision)
-            record[name] = found | {"truth": truth} if found else {}
+            record[name] = estimated(data, labelled, mask)
     return record
 
 
@@ -198,6 +196,13 @@ def logistic(labels: NDArray[np.int64], x: NDArray[Any], rows: NDArray[Any]) -> 
     if len(set(labels.tolist())) == 1:
         return np.full(len(rows), labels[0])
     return LogisticRegression(C=0.1, max_iter=500).fit(x, labels).predict(rows)
+
+
+def estimated(data: Data, pool: Pool, mask: NDArray[np.bool_] | None) -> dict[str, float]:
+    """The estimate of a fit, and the truth; nothing if there is no estimate."""
+    decision, truth = fitted(data, pool, mask)
+    found = estimate_of(decision)
+    return found | {"truth": truth} if found else {}
 
 
 def fitted(data: Data, pool: Pool, mask: NDArray[np.bool_] | None) -> tuple[Decision, float]:

@@ -152,8 +152,7 @@ def loaded(root: Path) -> tuple[list[Any], Heads, Images]:
 def cell(args: Namespace, kind: str, copies: int, seed: int) -> Record:
     """The record of one fit, with a test."""
     items, heads, test = loaded(args.root)
-    found = drawn(items, kind, copies, seed)
-    examples = examples_of(heads, found, args.named)
+    examples = examples_of(heads, drawn(items, kind, copies, seed), args.named)
     decision, seconds = decided(heads, examples, seed)
     logits = logits_of(heads, decision, examples, test.x)
     record: Record = {"seconds": seconds, "scenes": len(np.unique(examples.scenes))}

@@ -8,7 +8,7 @@ which half of the classes have no image. `--table` prints the tables of docs/lab
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # The project instead of benchmarks/, so that its packages are found first
@@ -58,13 +58,8 @@ def split(data: Data, number: int, rng: np.random.Generator) -> tuple[NDArray[np
     return places, data.train.part(others)
 
 
-def loaded(args: Namespace, name: str) -> Data:
-    return data_of(name, args.root, tuple(args.sources))
-
-
-def compared(args: Namespace, set: str, shots: int, seed: int) -> Record:
+def compared(data: Data, shots: int, seed: int) -> Record:
     """The accuracy in percent without the pool and with it, and what the second fit says."""
-    data = loaded(args, set)
     places, others = split(data, shots, np.random.default_rng([seed, shots]))
     examples = data.train.part(places).examples(data.heads.names)
     record: Record = {"pool": len(others.labels)}
@@ -77,11 +72,10 @@ def compared(args: Namespace, set: str, shots: int, seed: int) -> Record:
     return record | estimate_of(decision)
 
 
-def clustered(args: Namespace, set: str, new: int, seed: int) -> Record:
+def clustered(data: Data, new: int, seed: int) -> Record:
     """The clusters that are shown if so many classes have no label: their number, that of clusters
     which are mostly of such classes, and the number of the classes of these.
     """
-    data = loaded(args, set)
     rng = np.random.default_rng([seed, new])
     places, pool = split(data, LABELLED, rng)
     unknown = rng.permutation(data.train.labels.max() + 1)[:new]
@@ -99,11 +93,10 @@ def clusters_of(labelled: Images, pool: Images, classes: int) -> Iterator[list[i
     return unexplained(whitened, graph.images.numpy(), classes, 1)
 
 
-def half(args: Namespace, set: str, shots: int, seed: int) -> Record:
+def half(data: Data, shots: int, seed: int) -> Record:
     """The accuracy in percent on the classes with images and on those without, by zero-shot CLIP
     and by a fit of images of half of the classes.
     """
-    data = loaded(args, set)
     heads = data.heads
     heads.pool = None
     rng = np.random.default_rng([seed, shots])
@@ -159,6 +152,15 @@ def table_of_halves(records: DataFrame) -> Iterator[str]:
     yield markdown(means.map("{:.1f}".format).reset_index())
 
 
+def cell_of(measure: Callable[..., Record]) -> Callable[..., Record]:
+    """The cell of a measure on the data of a set."""
+
+    def cell(args: Namespace, set: str, **place: int) -> Record:
+        return measure(data_of(set, args.root, tuple(args.sources)), **place)
+
+    return cell
+
+
 def main() -> None:
     parser = parser_of_sets(__doc__)
     parser.add_argument("--draws", type=int, default=5)
@@ -166,11 +168,11 @@ def main() -> None:
     args = parser.parse_args()
     draws = range(1, args.draws + 1)
     shots = grid(seed=draws, set=args.only, shots=SHOTS)
-    run(args, "unlabelled.jsonl", shots, compared, table)
+    run(args, "unlabelled.jsonl", shots, cell_of(compared), table)
     new = grid(seed=draws, set=args.only, new=(0, NEW))
-    run(args, "clusters.jsonl", new, clustered, table_of_clusters)
+    run(args, "clusters.jsonl", new, cell_of(clustered), table_of_clusters)
     of_half = grid(seed=draws, set=args.only, shots=OF_HALF)
-    run(args, "classes.jsonl", of_half, half, table_of_halves)
+    run(args, "classes.jsonl", of_half, cell_of(half), table_of_halves)
 
 
 if __name__ == "__main__":

@@ -266,9 +266,8 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
         note += "not fair."
     note += over_datasets(summary, protocol, part)
     focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
-    title = f"{protocol}, {part}: {focus} against the others"
     header = ["against", "difference", "smallest visible", "p, seeds", "p, datasets"]
-    return [Table(title, header, rows, note)]
+    return [Table(f"{protocol}, {part}: {focus} against the others", header, rows, note)]
 
 
 def p_value(p: float, corrected: float, n: int) -> str:

@@ -170,10 +170,9 @@ class Summary:
         if selected.intersection(self.averaged(protocol)):
             selected.add("average")
         runs = accuracies.count()
-        cells = pd.DataFrame({"dataset": accuracies.columns, "mean": means.array})
-        cells.insert(0, "protocol", protocol)
-        cells.insert(1, "part", part)
-        cells.insert(2, "method", variant.name)
+        columns = {"protocol": protocol, "part": part, "method": variant.name}
+        columns |= {"dataset": accuracies.columns, "mean": means.array}
+        cells = pd.DataFrame(columns)
         cells["spread"] = accuracies.std(ddof=0).where(runs > 1).array
         intervals = [seed_interval(accuracies[name].dropna()) for name in accuracies]
         cells["interval"] = np.ptp(intervals, axis=1) / 2
@@ -284,8 +283,8 @@ class Summary:
         # Rounding errors would break ties
         seeds = difference["average"].dropna().round(9)
         datasets = difference[self.averaged(protocol)].mean().dropna().round(9)
-        row: dict[str, Any] = {"protocol": protocol, "part": part}
-        row |= {"method": self.focus, "against": against}
+        row: dict[str, Any] = {"protocol": protocol, "part": part, "method": methods[0]}
+        row["against"] = against
         row["difference"] = (seeds if len(seeds) else datasets).mean()
         row |= {"seeds": len(seeds), "datasets": len(datasets)}
         row["interval"] = seed_interval(seeds)

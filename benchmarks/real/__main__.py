@@ -58,8 +58,8 @@ def measured(
     decision, seconds = decided(data.heads, examples, seed, candidates, end=0.0)
     record: Record = {"seconds": seconds, "chosen": decision.name}
     if swapped:
-        found = first_suspects(Fit(request_of(seed), photos_of(examples), decision))
-        record |= {"found": len(found & wrong), "wrong": len(wrong)}
+        record["found"] = len(wrong & first_suspects(examples, decision))
+        record["wrong"] = len(wrong)
     record["recipes"] = rivals(data, drawn)
     return record | answers_of(data, examples, decision, candidates)
 
@@ -82,17 +82,14 @@ def accuracy(logits: NDArray[Any], data: Data) -> float:
     return percent(logits.argmax(axis=1) == data.test.labels)
 
 
-def first_suspects(fit: Fit) -> set[int]:
-    """The places of the tenth of the photos whose labels are least likely."""
-    tenth = round(0.1 * len(fit.photos.training))
-    return {int(one["path"]) for one in suspects(fit)[:tenth]}
-
-
-def photos_of(examples: Examples) -> Photos:
-    """Photos whose paths are their places."""
+def first_suspects(examples: Examples, decision: Decision) -> set[int]:
+    """The places of the tenth of the images whose labels are least likely."""
     names = list(examples.names)
+    # Their paths are their places
     images = [Photo(str(place), names[label]) for place, label in enumerate(examples.y)]
-    return Photos(images, names, {}, [])
+    fit = Fit(request_of(0), Photos(images, names, {}, []), decision)
+    tenth = round(0.1 * len(images))
+    return {int(one["path"]) for one in suspects(fit)[:tenth]}
 
 
 def rivals(data: Data, drawn: Images) -> dict[str, float]:

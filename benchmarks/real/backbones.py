@@ -38,8 +38,8 @@ APART = 3.0  # points between the best encoder and the second, from which a choi
 
 def cell(args: Namespace, set: str, seed: int, shots: int) -> Record:
     """The choice among encoders, and the accuracy on test images of a fit with each."""
-    data = {name: data_for(args, set, name) for name in args.encoders}
-    backbones = [backbone_of(name, one, shots, seed, args.methods) for name, one in data.items()]
+    data = {one: data_for(args, set, one) for one in args.encoders}
+    backbones = [backbone_of(one, data[one], shots, seed, args.methods) for one in data]
     place, chosen = decided_among(backbones, seed, 0.0)
     accuracies = {}
     for one in backbones:

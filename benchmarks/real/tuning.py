@@ -42,9 +42,7 @@ def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> Re
     root = output / "images"
     shutil.copytree(folder / "test", root / "test", copy_function=os.link)
     for place in of_each_class(labels, shots, np.random.default_rng([seed, shots])):
-        copy = root / paths[place].relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        os.link(paths[place], copy)
+        link(paths[place], root / paths[place].relative_to(folder))
     words = ["--root", root, "--output-dir", output / "run", "--seed", seed, "--quiet"]
     words += ["--trainer", "FineTune", "--backbone", encoder]
     words += ["--config-file", CONFIGS / "trainers/FineTune/small.yaml"]
@@ -54,6 +52,11 @@ def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> Re
     words += SETTINGS if encoder != SMALL else ()
     results = learned(words, output / "run")
     return {"FineTune": results.accuracy, "seconds": results.train_seconds}
+
+
+def link(file: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    os.link(file, copy)
 
 
 def learned(words: list[Any], folder: Path) -> RunResult:
