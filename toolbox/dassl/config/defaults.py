@@ -205,3 +205,17 @@ _C.MODEL.HEAD = CfgNode(
     {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0}
 )
 _C.TRAIN.COUNT_ITER = "train_x"
+
+
+def get_cfg_default():
+    """A new copy of the default configuration."""
+    return _C.clone()
+
+
+def clean_cfg(cfg, trainer):
+    """Remove the sections of other trainers from ``cfg.TRAINER``: all except the name of this one
+    in upper case.
+    """
+    for key in list(cfg.TRAINER):
+        if key not in ("NAME", trainer.upper()):
+            del cfg.TRAINER[key]

@@ -5,9 +5,9 @@ import os
 from collections import OrderedDict
 
 import torch
-from dassl.engine.run_state import load_newest, rng_state, set_rng_state
+from dassl.engine.run_state import rng_state, set_rng_state
 from dassl.utils import UsageError, save_checkpoint, tolist_if_not
-from dassl.utils.checkpoint import LOAD_ERRORS, load_training_state, restore
+from dassl.utils.checkpoint import LOAD_ERRORS, load_newest, load_training_state, restore
 
 
 class TrainerBase:

@@ -5,12 +5,10 @@ It consists of plain values and tensors, so that a checkpoint loads without exec
 names.
 """
 
-import os
 import random
 
 import numpy as np
 import torch
-from dassl.utils.checkpoint import load_training_state, newest_checkpoint
 
 
 def rng_state():
@@ -40,26 +38,3 @@ def set_rng_state(state):
     torch.set_rng_state(state["torch"])
     for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda_state, device)
-
-
-def load_newest(directory, names):
-    """The checkpoints, {name: dict}, of the newest epoch that all models of an output directory
-    have, else None.
-
-    If a run was killed between saving one model and the next, their newest checkpoints are of
-    different epochs. Raises UsageError if one is missing or damaged.
-    """
-    paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
-    if not names or None in paths.values():
-        return None
-    checkpoints = {name: load_training_state(path) for name, path in paths.items()}
-    epoch = min(checkpoint["epoch"] for checkpoint in checkpoints.values())
-    for name in names:
-        if checkpoints[name]["epoch"] != epoch:
-            print(
-                f"The last save was interrupted: the newest epoch that all models have is {epoch}"
-            )
-            checkpoints[name] = load_training_state(
-                os.path.join(directory, name, f"model.pth.tar-{epoch}")
-            )
-    return checkpoints

@@ -1,6 +1,5 @@
 """Evaluators."""
 
-from .build import EVALUATOR_REGISTRY, build_evaluator
-from .evaluator import Classification, EvaluatorBase
+from .evaluator import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
 
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator"]

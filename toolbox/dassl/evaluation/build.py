@@ -1,15 +1,5 @@
-"""Evaluators by name."""
+"""The published module of these names."""
 
-from dassl.utils import Registry
+from .evaluator import EVALUATOR_REGISTRY, build_evaluator
 
-EVALUATOR_REGISTRY = Registry("EVALUATOR")
-
-
-def build_evaluator(cfg, **kwargs):
-    """Build the registered evaluator ``cfg.TEST.EVALUATOR`` with ``kwargs``, such as
-    ``lab2cname``.
-    """
-    name = cfg.TEST.EVALUATOR
-    if cfg.VERBOSE:
-        print(f"Loading evaluator: {name}")
-    return EVALUATOR_REGISTRY.get(name)(cfg, **kwargs)
+__all__ = ["EVALUATOR_REGISTRY", "build_evaluator"]

@@ -5,11 +5,21 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 
 import torch
-from dassl.utils import UsageError, mkdir_if_missing
+from dassl.utils import Registry, UsageError, mkdir_if_missing
 
 from common.files import write_bytes
 
-from .build import EVALUATOR_REGISTRY
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+
+
+def build_evaluator(cfg, **kwargs):
+    """Build the registered evaluator ``cfg.TEST.EVALUATOR`` with ``kwargs``, such as
+    ``lab2cname``.
+    """
+    name = cfg.TEST.EVALUATOR
+    if cfg.VERBOSE:
+        print(f"Loading evaluator: {name}")
+    return EVALUATOR_REGISTRY.get(name)(cfg, **kwargs)
 
 
 class EvaluatorBase:

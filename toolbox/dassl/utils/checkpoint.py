@@ -165,6 +165,29 @@ def newest_checkpoint(folder):
     return path
 
 
+def load_newest(directory, names):
+    """The checkpoints, {name: dict}, of the newest epoch that all models of an output directory
+    have, else None.
+
+    If a run was killed between saving one model and the next, their newest checkpoints are of
+    different epochs. Raises UsageError if one is missing or damaged.
+    """
+    paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
+    if not names or None in paths.values():
+        return None
+    checkpoints = {name: load_training_state(path) for name, path in paths.items()}
+    epoch = min(checkpoint["epoch"] for checkpoint in checkpoints.values())
+    for name in names:
+        if checkpoints[name]["epoch"] != epoch:
+            print(
+                f"The last save was interrupted: the newest epoch that all models have is {epoch}"
+            )
+            checkpoints[name] = load_training_state(
+                os.path.join(directory, name, f"model.pth.tar-{epoch}")
+            )
+    return checkpoints
+
+
 def remove_stale(folder, epochs):
     """Delete from a folder of checkpoints those of some epochs, and what killed processes have not
     finished.
