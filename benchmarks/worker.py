@@ -83,22 +83,20 @@ def work_of(way: Namespace) -> tuple[Callable[[], object], Any]:
     import torch
 
     torch.manual_seed(0)
-    if way.what == "open_clip":  # the image tower alone, on images in memory
-        import open_clip
-
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = open_clip.create_model("ViT-B-16", force_quick_gelu=True).eval().to(device)
-        images = torch.randn(way.test_batch, 3, 224, 224, device=device)
-        return torch.no_grad()(lambda: model.encode_image(images)), device
+    if way.what == "open_clip":
+        return bare_tower(way.test_batch)
     trainer = build(way)
-    size = way.batch if way.what == "train_step" else 1 if way.views else way.test_batch
-    shape = (size, trainer.cfg.TRAINER[way.section].VIEWS) if way.views else (size,)
+    shape = [way.batch]
+    if way.what == "test_batch":
+        shape = [1 if way.views else way.test_batch]
+    if way.views:
+        shape.append(trainer.cfg.TRAINER[way.section].VIEWS)
     images = torch.randn(*shape, 3, *trainer.cfg.INPUT.SIZE)
-    batch = {"img": images, "label": torch.arange(size) % way.classes}
-    batch = {
-        key: value.pin_memory() if trainer.device.type == "cuda" else value
-        for key, value in batch.items()
-    }
+    batch = {"img": images, "label": torch.arange(shape[0]) % way.classes}
+    if trainer.device.type == "cuda":
+        batch = {key: value.pin_memory() for key, value in batch.items()}
+    if way.what == "train_step":
+        return lambda: trainer.forward_backward(batch), trainer.device
 
     def test_batch() -> None:
         # Published test-time code encodes the texts for each image
@@ -106,9 +104,18 @@ def work_of(way: Namespace) -> tuple[Callable[[], object], Any]:
             trainer.set_model_mode("eval")  # a new evaluation
         trainer.model_inference(batch["img"].to(trainer.device))
 
-    return (
-        lambda: trainer.forward_backward(batch)
-    ) if way.what == "train_step" else test_batch, trainer.device
+    return test_batch, trainer.device
+
+
+def bare_tower(number: int) -> tuple[Callable[[], object], Any]:
+    """The pass of open_clip's image tower, on so many images in memory, and its device."""
+    import open_clip
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = open_clip.create_model("ViT-B-16", force_quick_gelu=True).eval().to(device)
+    images = torch.randn(number, 3, 224, 224, device=device)
+    return torch.no_grad()(lambda: model.encode_image(images)), device
 
 
 def measure(way: Namespace) -> dict:

@@ -68,3 +68,20 @@ def test_tables_of_images_without_labels():
     half = DataFrame({"set": "EuroSAT", "shots": 2, "zero-shot": [[10.0, 20.0], [20.0, 40.0]]})
     (table,) = unlabelled.table_of_halves(half.assign(fit=half["zero-shot"]))
     assert table.endswith("| EuroSAT | 2 | 15.0 | 30.0 | 15.0 | 30.0 |")
+
+
+def test_a_page_has_the_medians_of_its_sections(tmp_path, monkeypatch):
+    seconds = iter([2.0, 4.0, 3.0, 5.0, 1.0, 9.0])  # of both forms in three rounds
+    monkeypatch.setattr(
+        measure, "measured", lambda args, way: {"seconds": next(seconds), "mb": 8.0}
+    )
+    monkeypatch.setattr(measure, "SECTIONS", {"Steps": "--classes 5 --trainer CoOp"})
+    page = tmp_path / "page.md"
+    measure.write_page(measure.parser().parse_args(["--page", str(page), "--threads", "1"]))
+    title, command, table = page.read_text().split("\n\n")[1:]
+    assert title == "## Steps"
+    assert command == "`python benchmarks/measure.py --classes 5 --trainer CoOp --rounds 3`"
+    assert table.splitlines()[2:] == [
+        "| train_step | CoOp | 5 | this | fast | fp32 | 2 | 8 | 1 |",
+        "| train_step | CoOp | 5 | this | plain | fp32 | 5 | 8 | 0.5 |",
+    ]
