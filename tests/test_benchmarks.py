@@ -78,7 +78,7 @@ def test_a_page_has_the_medians_of_its_sections(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SECTIONS", {"Steps": "--classes 5 --trainer CoOp"})
     page = tmp_path / "page.md"
     measure.write_page(measure.parser().parse_args(["--page", str(page), "--threads", "1"]))
-    title, command, table = page.read_text().split("\n\n")[1:]
+    title, command, table = page.read_text().split("\n\n")[2:]
     assert title == "## Steps"
     assert command == "`python benchmarks/measure.py --classes 5 --trainer CoOp --rounds 3`"
     assert table.splitlines()[2:] == [
