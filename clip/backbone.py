@@ -86,14 +86,6 @@ def load(
     return model, image_transform(model.visual.image_size, is_train=False, **options)
 
 
-def check_tokens(model: Any, name: str) -> None:
-    """Raise ClipError if a text tower with CLIP's tokeniser has tokens of its own."""
-    if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
-        what = f"the text tower of {name} reads other tokens than CLIP's"
-        remedy = "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)"
-        raise ClipError(what, remedy)
-
-
 @torch.inference_mode(False)  # whose tensors do not count their changes
 def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) -> CLIP:
     """A CLIP or another model of open_clip on the CPU, in eval mode, its parameters frozen, with
@@ -127,7 +119,10 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         model = build(path, precision, name, config, resize=is_pair(name))
         words = {"context_length": model.context_length} | words
         model.tokenizer = hub.tokenizer(words, path.parent, repo)
-    check_tokens(model, name)
+    if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
+        what = f"the text tower of {name} reads other tokens than CLIP's"
+        remedy = "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)"
+        raise ClipError(what, remedy)
     size = model.visual.image_size
     if config and is_pair(name):
         open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"] | {"size": size})

@@ -178,10 +178,11 @@ def build_uncached(
     try:
         arguments = of_clip(config["model_cfg"]) if config else openai_config(state)
         model = empty_clip(arguments, precision)
-        state = unpacked(convert_state_dict(model, state), model)
-        fill_model(model, state, resize)
+        state = convert_state_dict(model, state)
         if config:
+            state = unpacked(state, model)
             set_statistics(model, config.get("preprocess_cfg", {}))
+        fill_model(model, state, resize)
     except KeyError as error:
         raise ClipError(f"{source} is not a CLIP: {error} is missing", remedy) from error
     # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it

@@ -63,7 +63,9 @@ def build_data_loader(  # noqa: PLR0913
     Raises UsageError if there is no data, the sampler is unknown, or neither a transform nor a
     dataset wrapper makes tensors of the images.
     """
-    check_images(data_source, is_train)
+    if not data_source:
+        what = f"cannot build a data loader for a {'training' if is_train else 'test'} split"
+        raise UsageError(f"{what} without images; check the dataset's splits")
     if tfm is None and dataset_wrapper is None:
         raise UsageError(NO_TRANSFORM)
     make = dataset_wrapper or DatasetWrapper
@@ -82,13 +84,6 @@ def build_data_loader(  # noqa: PLR0913
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
-
-
-def check_images(items, is_train):
-    """Raise UsageError for a split without images."""
-    if not items:
-        what = f"cannot build a data loader for a {'training' if is_train else 'test'} split"
-        raise UsageError(f"{what} without images; check the dataset's splits")
 
 
 class DataManager:
