@@ -8,11 +8,10 @@ from typing import Annotated, NamedTuple
 
 from .errors import UsageError
 from .records import LARGEST, Count, Phase, SelectionRecord, Texts, read
+from .run_files import RESULTS_FILE
 from .schema import Accepts
 from .text import read_json
 
-RUN_CONFIG_FILE = "config.yaml"
-RESULTS_FILE = "results.json"
 CALIBRATION = "calibration.json"  # inference.calibrated has its form
 FOLDS = "folds"  # a folder; inference.classifier writes it
 SEEN = "seen.npz"  # inference.seen has its form

@@ -15,7 +15,8 @@ import trainers
 from clip import CLIP
 from common.errors import UsageError, check_dataset_name, check_name
 from common.names import printable
-from common.results import FOLDS, RESULTS_FILE, RUN_CONFIG_FILE, read_results
+from common.results import FOLDS, read_results
+from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from configs.methods import IN_A_FILE
 from datasets import sentences
 from trainers.base import TEMPLATE

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.names import printable
-from common.results import RESULTS_FILE, RunResult, read_results
+from common.results import RunResult, read_results
+from common.run_files import RESULTS_FILE
 from common.start import Parser
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study

@@ -17,7 +17,8 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from common.arrays import read_arrays
 from common.errors import UsageError, check_dataset_name
 from common.names import plain, printable
-from common.results import CALIBRATION, RESULTS_FILE
+from common.results import CALIBRATION
+from common.run_files import RESULTS_FILE
 from common.start import Parser, path, percent
 from inference.arguments import add_plugin_option, check_exists
 from inference.bank import Bank, is_bank

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from common.files import new_folder, write_text
 from common.names import printable
 from common.pages import render, save_picture
-from common.results import RUN_CONFIG_FILE, read_results
+from common.results import read_results
+from common.run_files import RUN_CONFIG_FILE
 from common.start import Parser, path
 from configs.files import read_yaml
 from measures import predictions

@@ -16,7 +16,8 @@ from dassl.utils import setup_logger
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
 from common.lock import ANOTHER, LOCK, locked, not_writable
-from common.results import CALIBRATION, RESULTS_FILE, RUN_CONFIG_FILE, SEEN, RunResult, read_results
+from common.results import CALIBRATION, SEEN, RunResult, read_results
+from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from measures import predictions
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 

@@ -13,7 +13,8 @@ from dassl.utils import set_random_seed
 import trainers
 from common.errors import UsageError
 from common.names import title
-from common.results import RUN_CONFIG_FILE, SEEN
+from common.results import SEEN
+from common.run_files import RUN_CONFIG_FILE
 from inference.seen import SeenImages
 from measures.results import chance_hint, checked_summary, next_step, summary_line
 

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 import datasets
 from common.errors import UsageError, check_name
 from common.files import check_folder
-from common.results import RESULTS_FILE, RUN_CONFIG_FILE
+from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from configs.methods import IN_A_FILE
 
 from .arguments import check_given, given_options

@@ -19,7 +19,8 @@ from common.errors import UsageError
 from common.files import checksum_once
 from common.lock import ANOTHER
 from common.names import title
-from common.results import RESULTS_FILE, RUN_CONFIG_FILE, RunResult
+from common.results import RunResult
+from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from common.text import read_json, read_text
 from configs.files import YAML_BYTES, read_yaml
 from measures.results import RECORDED

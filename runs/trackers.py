@@ -19,7 +19,7 @@ from dassl.config import flatten
 from yacs.config import CfgNode
 
 from common.errors import UsageError, one_line
-from common.results import RESULTS_FILE, RUN_CONFIG_FILE
+from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 
 PROJECT = "modular-prompt-learning"  # of wandb and MLflow, unless their variables name another
 PARAMS = 100  # settings in a request to MLflow

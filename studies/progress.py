@@ -13,7 +13,8 @@ from common.errors import UsageError
 from common.files import check_no_link
 from common.lock import is_locked
 from common.names import printable
-from common.results import RESULTS_FILE, SECONDS, RunResult, read_results
+from common.results import SECONDS, RunResult, read_results
+from common.run_files import RESULTS_FILE
 from common.text import read_text
 from measures.results import ERROR
 

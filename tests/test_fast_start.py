@@ -126,3 +126,10 @@ def test_importing_the_methods_waits_for_torch_alone():
     code = f"import sys, trainers; print(sorted({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_help_of_train_waits_for_no_progress_bar_and_no_records():
+    slow = {"tqdm", "common.records", "inference.options"}
+    code = f"import sys, train; print(sorted({slow} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
