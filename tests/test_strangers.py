@@ -187,6 +187,7 @@ def test_tokenisers_split_as_open_clips_do(family, tmp_path):
     own = HFTokenizer(str(tmp_path), 16, local_files_only=True)
     with tokeniser_data(tmp_path) as data:
         ours = HFTokenizer(context_length=16, **data)
+    assert data["local_files_only"] and not data["trust_remote_code"]
     sentences = ["a photo of a Redder lake.", "X X zebra"]
     assert type(ours.tokenizer) is type(own.tokenizer) and torch.equal(
         ours(sentences), own(sentences)
