@@ -319,6 +319,8 @@ DAMAGES = [
     {"accuracy": 101},
     {"versions": {"torch": [2]}},
     {"nll": float("nan")},
+    {"nll": -1.0},
+    {"train_seconds": "5"},
     {"trainer": "\x1b]0;title\x07"},
     {"data_use": {"choose": [choice("8")]}},
     {"ood": [{"name": "a", "scores": {"MCM": {"auroc": 101}}}]},

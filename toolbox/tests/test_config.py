@@ -305,6 +305,9 @@ def test_base_is_the_path_of_a_file_and_files_end(tmp_path):
             match=rf"{name} includes more than 100 files, or itself: drop some of _BASE_",
         ):
             merge(tmp_path / name)
+    file.write_text("_BASE_: [1]\n")
+    with pytest.raises(UsageError, match="_BASE_ in .* is 1: give the path of a file, or a list"):
+        merge(file)
 
 
 def test_load_cfg_reads_yaml_and_executes_nothing(tmp_path):
