@@ -12,8 +12,6 @@ from finished import finish, phase
 from marks import of_json, one_line, thorough_but
 from PIL import Image
 
-from common.results import RunResult
-from measures.results import summary_line
 from studies.progress import collect_results
 from studies.spec import Study
 from studies.tables import Summary
@@ -135,6 +133,3 @@ def test_corrupted_and_other_images_are_never_mixed(tmp_path):
     assert any("were tested on different images" in note for note in summary.warnings)
     of_fog = summary.cells[summary.cells["method"] == fog.name]
     assert of_fog["rank"].isna().all()
-    run = {"trainer": "CoOp", "dataset": "EuroSAT", "shots": 1, "seed": 1, "accuracy": 50.0}
-    run |= {"n_test": 10, "classes": "all", "corruption": "fog 5"}
-    assert summary_line(RunResult(**run)).endswith("on 10 test images of all classes with fog 5")

@@ -7,6 +7,8 @@ import sys
 import pytest
 from drawn import arguments
 
+from common.results import RunResult
+from measures.results import chance_hint, summary_line
 from train import main
 
 
@@ -72,6 +74,26 @@ def test_terminal_has_few_lines_and_the_log_has_the_published_ones(
         not {"OPTIM.WARMUP_EPOCH", "TRAINER.MPL.N_ADD_OP", "OPTIM.NAME", "MODEL.BACKBONE.SHA256"}
         & changed.keys()
     )
+
+
+@pytest.mark.parametrize(
+    ("facts", "run", "corruption"),
+    [
+        ({"shots": 1, "seed": 0}, "CoOp on EuroSAT 1 shots seed 0", ""),
+        ({"shots": [1, 2]}, "CoOp on EuroSAT with shots by class", ""),
+        ({"method": "TDA+CoOp", "corruption": "fog 5"}, "TDA+CoOp on EuroSAT", " with fog 5"),
+    ],
+)
+def test_a_result_is_one_line(facts, run, corruption):
+    tested = {"accuracy": 50.0, "n_test": 1234, "dataset": "EuroSAT", "classes": "new"}
+    line = summary_line(RunResult(trainer="CoOp", **tested, **facts))
+    assert line == f"{run}: 50.00% on 1,234 test images of new classes{corruption}"
+
+
+def test_an_accuracy_below_chance_has_a_hint():
+    assert chance_hint(None, 4) == chance_hint(25.0, 4) == []
+    (line,) = chance_hint(24.9, 4)
+    assert line.startswith("Guessing gives 25.00%: check that each class name")
 
 
 def test_quiet_prints_the_result_only(watched, launch, eurosat, tiny, tmp_path):
