@@ -145,6 +145,9 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
         command.works(calibrate, run, *given)
     with new_process():
         assert load(run, LoadOptions(plugin=[own])).method == "OwnContext"
+        elsewhere = [tmp_path / "tested" if word == str(run) else word for word in arguments]
+        tested = launch.works("--eval-only", "--model-dir", run, *elsewhere)
+        assert "another version" not in tested.printed
     own.write_text(METHOD + "# corrected\n")
     with new_process():
         assert "another version of the file of --plugin" in launch(*arguments).error

@@ -300,8 +300,10 @@ def test_trainer_of_another_project_is_refused_and_marked_too(
     folder = on_imagenet("marked", *BEST, *ACCEPTED, options=options)
     assert [choice["what"] for choice in choices(folder)] == ["epoch"] and len(logged(folder)) == 1
     assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
+    assert len(results(folder)["data_use"]["fit"]) == 1
     tested = on_imagenet("tested", options=[*options, "--eval-only", "--model-dir", folder])
     assert choices(tested) is None and results(tested)["tested_epoch"] == 1
+    assert results(tested)["data_use"]["fit"] is None
 
 
 # Training on test images
