@@ -364,8 +364,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """The classifier of a folder that `save` or `tools/fit.py` has written.
 
         Args:
-            options: as for the class, such as the backbone; by default those of the fit. Labels
-                are texts.
+            options: as for the class, by default those of the fit. Of `backbone`, `device`,
+                `sentences` and `pool` the default is that of the class. Labels are texts.
         """
         for name in (FILE, REPORT):
             if not Path(folder, name).is_file():
@@ -374,13 +374,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
         try:
             record = json.loads(files[FILE])
             names = record["names"]
+            if record["form"] != FORM:
+                fault = f"{folder} is a fit of another version"
+                raise UsageError(fault, "fit again, or open it by inference.models.load")
             known = asdict(read(FitOptions, record["request"]))
             known["random_state"] = known.pop("seed")
             model = cls(**known | options)
             model._take(files, {name: name for name in names})
         except UsageError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             fault = f"{FILE} of {folder} is damaged ({one_line(error)})"
             raise UsageError(fault, "restore it, or fit again") from error
         return model

@@ -198,6 +198,7 @@ def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
     whole = json.loads(model._files["fit.json"])
     damages = {"images": [{"paths": "a"}]}, {"request": {"minutes": "5"}}
     texts = [json.dumps(whole | damage) for damage in damages]
+    texts.append("[" * 100_000)
     for content in (*texts, "{", "[]", "{}", '{"names": ["a", "b"]}', '{"names": [1]}'):
         broken = tmp_path / "broken"
         model.save(broken)
@@ -205,6 +206,10 @@ def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
         with pytest.raises(UsageError, match="is damaged .*: restore it, or fit again"):
             Classifier.load(broken, backbone=str(tiny))
         shutil.rmtree(broken)
+    model.save(tmp_path / "earlier")
+    (tmp_path / "earlier/fit.json").write_text(json.dumps(whole | {"form": 1}))
+    with one_line("is a fit of another version: fit again"):
+        Classifier.load(tmp_path / "earlier", backbone=str(tiny))
     with one_line("has no fit.json: give the folder of a fit"):
         Classifier.load(tmp_path / "nowhere")
     model.save(tmp_path / "saved")

@@ -1,5 +1,5 @@
-"""Advice for people who label: how good the classifier is, how much more labels should add, and
-when to stop.
+"""Advice for people who label: how good the classifier is, how many points more labels should add,
+and when to stop.
 """
 
 import math
@@ -53,7 +53,7 @@ def forecast(
 ) -> list[str]:
     """`expected` for people."""
     if estimate["accuracy"] <= 100 / classes:
-        return ["So far this is not better than guessing: nobody knows how much more labels add."]
+        return ["So far this is not better than guessing: the gain from more labels is not known."]
     added, after = expected(estimate, classes, of_class, labels)
     before = estimate["high"] - estimate["low"]
     said = (
