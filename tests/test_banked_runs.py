@@ -147,12 +147,17 @@ def test_images_are_found_by_their_checksums(banked, launch, line, refuses, data
     )
 
 
-def test_a_bank_needs_no_other_images_than_the_run_reads(banked, launch, line, refuses, data):
+def test_a_bank_needs_no_other_images_than_the_run_reads(
+    banked, launch, line, refuses, data, tmp_path
+):
+    launch.works(*line("TaskRes", output="run"))
     for file in (data / "eurosat/2750").rglob("t*.png"):  # of training and of the test
         file.unlink()
     folder = banked()
     pairs = "BANK", folder, "TEST.SPLIT", "val"
-    assert launch(*line("StatA", *pairs, output="val")).status == 0
+    launch.works(*line("StatA", *pairs, output="val"))
+    tests = "--eval-only", "--model-dir", tmp_path / "run"
+    launch.works(*line("TaskRes", *pairs, output="test", options=tests))
     refuses("lacks 24 of 24 images", "StatA")
 
 
