@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from drawn import arguments, results, section_pairs
-from marks import of_json, thorough_but
+from marks import of_json, one_line, thorough_but
 from tiny_models import FAMILIES, both, saved, small_timm, tiny_config, write_tokeniser
 
 import clip
@@ -127,6 +127,12 @@ def test_siglip_with_its_own_tokeniser(trained, command, eurosat, tmp_path):
     with small_timm("siglip"):
         command.works(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder)
     assert of_json(tmp_path / "out/config.json")["tokeniser"] == "owner/words"
+
+
+def test_other_tokens_need_a_tokeniser(tmp_path):
+    folder = saved("SigLIP", tmp_path / "backbone", hf_tokenizer_name="")
+    with small_timm("siglip"), one_line("reads other tokens than CLIP's: choose a backbone whose"):
+        clip.load_backbone(str(folder))
 
 
 @pytest.mark.thorough
