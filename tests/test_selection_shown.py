@@ -28,7 +28,7 @@ from trainers.gda import ALPHAS
 
 pytestmark = pytest.mark.slow
 
-SELECTED_RUN = {"data_use": {"choose": [choice(8)]}}
+SELECTED_RUN = {"data_use": {"choose": [choice(8), choice(0)]}}
 HONEST_RUN = {"data_use": {"choose": [choice(0)]}}
 SETS = ("small_land", "small_counts")
 # Settings of a run on ImageNet

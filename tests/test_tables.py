@@ -288,7 +288,7 @@ def test_tables_show_what_the_tests_measured(union):
     assert [row["ECE"] for row in rows] == ["10.50", "8.50"]  # of two datasets and two seeds
     assert [row["AUROC new"] for row in rows] == ["70.00", "71.00"] and rows[0]["NLL"] == "0.500"
     assert [row["ECE calibrated"] for row in rows] == ["5.25", "4.25"]
-    assert rows[0]["NLL calibrated"] == "0.400"
+    assert (rows[0]["NLL calibrated"], rows[0]["Brier"]) == ("0.400", "0.250")
     union_table = tables["base2new, all: calibration and more"]
     assert "AUROC new" not in union_table.header and "OpenworldAUC" not in base.header
     assert union_table.rows[0][union_table.header.index("OpenworldAUC")].text == "33.00"
