@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ import torch
 import yaml
 from drawn import results
 from learned import images_of, rows_of, train_run
-from marks import of_json, one_line
+from marks import of_json, one_line, to_json
 from PIL import Image
+from yacs.config import CfgNode
 
 from clip import load_backbone
 from common.results import CALIBRATION
+from common.run_files import RESULTS_FILE
 from common.version import __version__
 from inference import export, predict, programs
 from inference.calibrated import calibration_in
@@ -26,6 +29,7 @@ from inference.calibration import softmax
 from inference.classifier import PromptedClassifier
 from inference.models import load
 from runs import calibrate
+from runs.open_world import is_union
 from trainers.base.prompted import PromptedCLIP
 
 pytestmark = pytest.mark.slow
@@ -324,6 +328,17 @@ def test_new_classes_of_a_method_that_learns_nothing(finished):
     found = results(finished("ZeroshotCLIP", *NEW[1:], tests=base))["calibration"]
     assert found["temperature"] == calibration_in(base).temperature.temperature != 1
     assert found["by_dac"] == pytest.approx(found["before"]) != found["by_temperature"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes", "expected"),
+    [("EuroSAT", "base", True), ("DTD", "base", False), ("EuroSAT", "new", False)],
+)
+def test_base_and_new_classes_are_of_the_dataset_of_the_model(dataset, classes, expected, tmp_path):
+    to_json(tmp_path / RESULTS_FILE, {"accuracy": 50.0, "dataset": dataset, "classes": classes})
+    cfg = CfgNode({"DATASET": {"NAME": "EuroSAT", "SUBSAMPLE_CLASSES": "all"}})
+    spec = SimpleNamespace(cfg=cfg, args=SimpleNamespace(model_dir=tmp_path))
+    assert is_union(spec) == expected
 
 
 def test_base_and_new_classes_together(calibrated, finished):

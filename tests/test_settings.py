@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import yaml
+from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from drawn import cfg_from
 from marks import one_line, to_json
@@ -31,6 +32,13 @@ class Example(MethodSettings):
         if self.DEPTH < 1:
             raise UsageError(f"DEPTH is {self.DEPTH}", "start at 1")
         self.per_layer("COUNTS", self.DEPTH, "DEPTH")
+
+
+def test_settings_that_the_published_dassl_lacks_have_their_defaults():
+    cfg = get_cfg_default()
+    del cfg["CACHE"], cfg.INPUT["EXIF_ORIENTATION"]
+    trainers.extend_cfg(cfg)
+    assert (cfg.CACHE, cfg.INPUT.EXIF_ORIENTATION) == ("", False)
 
 
 @pytest.mark.parametrize(
