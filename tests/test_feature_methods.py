@@ -233,3 +233,18 @@ def test_few_of_imagenets_test_images_choose_settings(shots, images, make, tmp_p
     write_eurosat(tmp_path, ["red", "blue lake"], train=6, test=6)
     trainer = make("TipAdapter", "DATASET.NUM_SHOTS", shots, root=tmp_path)
     assert [item.label for item in trainer.method.val_images].count(0) == images
+
+
+@pytest.mark.parametrize("method, size, all_views", [("CLAP", 12, True), ("TaskRes", 10, False)])
+def test_an_epoch_draws_views_with_their_labels(method, size, all_views, make):
+    """CLAP draws from the views of all images; other methods take one view of each image."""
+    trainer = make(method, "DATALOADER.TRAIN_X.BATCH_SIZE", 12)
+    labels = torch.arange(10) % 6
+    views = torch.arange(40.0).reshape(4, 10, 1).expand(-1, -1, 64)
+    trainer.method.begin(Support(views.to(trainer.device), labels.to(trainer.device)))
+    batch = next(iter(trainer.method.feature_batches))
+    drawn = batch["img"].feature[:, 0].long().cpu()
+    images = drawn % 10
+    assert batch["label"].tolist() == labels[images].tolist() and len(drawn) == size
+    assert len(torch.unique(drawn // 10)) > 1
+    assert (sorted(images.tolist()) != [*range(10)]) == all_views
