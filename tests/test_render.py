@@ -64,6 +64,9 @@ def test_equal_accuracies_look_equal_everywhere(tmp_path):
     assert cells["rank"].to_list() == [2, 1, 2]
     equal = summarise(study_of(tmp_path / "equal", ("CoOp", "MPL")), lambda run: 61.3)
     assert headlines(equal) == ["few_shot: CoOp and MPL are both first with 16 shots 61.3%."]
+    values = {"CoOp": 61.3, "MPL": 61.3, "MaPLe": 50}
+    behind = summarise(study_of(tmp_path / "one", (*values,)), lambda run: values[run.variant.name])
+    assert behind.cells["rank"].to_list() == [1, 1, 1, 1, 2, 2]  # the one behind two is second
 
 
 ROWS = [
