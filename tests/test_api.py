@@ -1,6 +1,4 @@
-"""`tools/serve.py --api`: answers, faults, limits, and many clients beside a hostile one, over
-HTTP.
-"""
+"""`tools/serve.py --api`: answers, faults and limits, over HTTP."""
 
 import asyncio
 import json

@@ -338,6 +338,16 @@ def test_damaged_result_has_a_one_line_error(one_run, refused):
     assert str(caught.value) in refused("tables", file)
 
 
+def test_impossible_times_and_what_test_images_have_calibrated_are_left_out(one_run):
+    _, run = one_run()
+    found = {"accuracy": 50.0, "train_seconds": -5.0, "test_seconds": 1e300}
+    found["calibration"] = {"after": {"ece": 1.0, "nll": 0.4}, "test_images": 3}
+    (run.folder / "results.json").write_text(json.dumps(found))
+    results = read_results(run.folder)
+    assert (results.train_seconds, results.test_seconds) == (None, None)
+    assert results.other_measures == {}
+
+
 def test_result_with_other_settings_is_refused(one_run, refused):
     file, run = one_run()
     settings = (run.folder / "config.yaml").read_text()
