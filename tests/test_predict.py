@@ -19,6 +19,7 @@ from marks import one_line, parquet_library, thorough_but
 from PIL import Image
 
 from common.start import ROOT
+from fit.images import find
 from inference import batches, export, predict, shards, tables
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
@@ -139,6 +140,10 @@ def test_the_ending_of_a_file_decides_its_form(finished, command, photos, tmp_pa
     command.works(predict, *line, *timm)
     header, *lines = (tmp_path / "answers.txt").read_text().splitlines()
     assert header == "path,model,answer,probability" and len(lines) == len(rows)
+    # As images with labels, which somebody has corrected
+    (tmp_path / "labels.csv").write_text("\n".join([header.replace("answer", "label"), *lines]))
+    labels = {photo.path: photo.label for photo in find(tmp_path / "labels.csv")}
+    assert labels == {row["image"]: row["top"][0]["class"] for row in rows}
 
 
 def test_parquet_has_the_columns_of_csv(finished, command, photos, tmp_path):
