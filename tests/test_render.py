@@ -8,7 +8,7 @@ from finished import choice, different, finish, study_of, summarise, tables_of
 
 from studies import command as study_command
 from studies.first_page import headlines, overview
-from studies.render import Cell, Table, latex
+from studies.render import Cell, Table, latex, markdown
 from studies.study_file import load
 
 pytestmark = pytest.mark.slow
@@ -88,6 +88,12 @@ def test_latex_escapes_special_characters():
     ):
         assert escaped in text
     assert text.isascii()
+
+
+def test_markdown_separates_the_header_and_escapes_bars():
+    header, separator, first, *_ = markdown([HARD]).splitlines()[2:]
+    assert (header, separator) == ("| a_b | <c> |", "| --- | --- |")
+    assert first == r"| **x ± -1.00** | _(-0.50 to -0.20) ~^\$\|_ |"
 
 
 # The page of a study: every table with its marks, and names and errors as text.
