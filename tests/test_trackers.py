@@ -61,6 +61,15 @@ def test_tracker_that_cannot_start_leaves_nothing_and_costs_no_results(
     ).exists()
 
 
+def test_a_tracker_whose_package_is_missing_ends_the_run_before_it_starts(
+    recorded, refused, argv, monkeypatch
+):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    line = argv("MPL", options=["--report-to", "wandb"])
+    refused(line, "--report-to wandb: the package wandb is not installed")
+    assert recorded.made == []
+
+
 def test_tracker_that_fails_at_the_end_costs_neither_the_run_nor_other_trackers(
     recorded, argv, launch, tmp_path
 ):
