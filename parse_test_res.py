@@ -97,9 +97,9 @@ def check_alike(logs: list[str], directory: Path) -> None:
         for text in logs:
             several.update(re.findall(pattern, text, re.MULTILINE)[:1])
         if len(several) > 1:
-            what = f"the runs in {directory} differ in the {name}: {', '.join(sorted(several))}"
+            fault = f"the runs in {directory} differ in the {name}: {', '.join(sorted(several))}"
             remedy = "give the folder of the seeds of one run, or --multi-exp"
-            raise UsageError(what, remedy, directory)
+            raise UsageError(fault, remedy, directory)
 
 
 def parse_run(folder: Path, args: Namespace) -> tuple[float, str] | None:

@@ -39,9 +39,9 @@ def text_blocks(clip: Any) -> Any:
         ClipError: it is a tower of Hugging Face, which takes prompts at its input alone.
     """
     if hugging_face(clip) is not None:
-        what = "a text tower of Hugging Face takes prompts at its input only"
+        fault = "a text tower of Hugging Face takes prompts at its input only"
         raise ClipError(
-            what,
+            fault,
             "choose a method without deep text prompts and adapters, such as CoOp, KgCoOp or VPT",
         )
     return clip.transformer.resblocks
@@ -113,8 +113,8 @@ def image_tower(clip: Any) -> "OpenClipTower | TimmTower":
     """
     visual = clip.visual
     if not takes_prompts(clip):
-        what = f"its image tower is a {type(getattr(visual, 'trunk', visual)).__name__}"
-        raise ClipError(what, "choose a backbone with a vision transformer, such as ViT-B/16")
+        fault = f"its image tower is a {type(getattr(visual, 'trunk', visual)).__name__}"
+        raise ClipError(fault, "choose a backbone with a vision transformer, such as ViT-B/16")
     return TimmTower(visual) if isinstance(visual, TimmModel) else OpenClipTower(visual)
 
 

@@ -120,9 +120,9 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         words = {"context_length": model.context_length} | words
         model.tokenizer = hub.tokenizer(words, path.parent, repo)
     if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
-        what = f"the text tower of {name} reads other tokens than CLIP's"
+        fault = f"the text tower of {name} reads other tokens than CLIP's"
         remedy = "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)"
-        raise ClipError(what, remedy)
+        raise ClipError(fault, remedy)
     size = model.visual.image_size
     if config and is_pair(name):
         open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"] | {"size": size})
@@ -200,8 +200,8 @@ def preprocessing(name: str, cache: str | None = None) -> dict[str, Any]:
         image = {key: stated[name] for key, name in STATED.items() if name in stated}
         return {"SIZE": [size, size] if isinstance(size, int) else list(size)} | image
     except (KeyError, TypeError, AttributeError) as error:
-        what = f"{hub.CONFIG} of {name} is damaged ({one_line(error)})"
-        raise ClipError(what, "copy or download it again") from error
+        fault = f"{hub.CONFIG} of {name} is damaged ({one_line(error)})"
+        raise ClipError(fault, "copy or download it again") from error
 
 
 def is_there(path: Path) -> bool:

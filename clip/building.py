@@ -189,8 +189,8 @@ def build_uncached(
     except Exception as error:
         # It may also be a bug, or another open_clip
         reason = f"{type(error).__name__}: {one_line(error)}"
-        what = f"{source} is not a CLIP that open_clip can build ({reason})"
-        raise ClipError(what, remedy) from error
+        fault = f"{source} is not a CLIP that open_clip can build ({reason})"
+        raise ClipError(fault, remedy) from error
     return model
 
 

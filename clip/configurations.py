@@ -102,8 +102,8 @@ def read(file: Path) -> dict:
 
 def refused(file: Path, key: str, value: Any) -> ClipError:
     shown = type(value).__name__ if isinstance(value, dict | list) else repr(value)[:80]
-    what = f"{file} has {repr(key)[:80]}: {shown}, which is not accepted from a file"
-    return ClipError(what, "remove it, or state a value as in open_clip's configurations", file)
+    fault = f"{file} has {repr(key)[:80]}: {shown}, which is not accepted from a file"
+    return ClipError(fault, "remove it, or state a value as in open_clip's configurations", file)
 
 
 def check(values: Mapping, usual: Mapping, file: Path) -> None:

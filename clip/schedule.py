@@ -160,10 +160,10 @@ def check_edits(schedule: Schedule, present: int, layers: int) -> int:
     """
     for layer, edit in enumerate(schedule):
         if edit.weight != 1 and edit.added != edit.remove:
-            what = (
+            fault = (
                 f"the mix before layer {layer} removes {edit.remove} prompts and adds {edit.added}"
             )
-            raise ClipError(what, "replace as many prompts as are added")
+            raise ClipError(fault, "replace as many prompts as are added")
     return prompt_lengths(
         [edit.added for edit in schedule], [edit.remove for edit in schedule], layers, present
     )[-1]

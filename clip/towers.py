@@ -54,11 +54,11 @@ def layers_read(read: Read, layers: int) -> dict[int, list[int]]:
         ClipError: something cannot be read.
     """
     found: dict[int, list[int]] = {}
-    for what in read:
-        if isinstance(what, int) and -layers <= what < layers:
-            found.setdefault(what % layers, []).append(what)
-        elif what not in ("prompts", "patches", "local"):
+    for fault in read:
+        if isinstance(fault, int) and -layers <= fault < layers:
+            found.setdefault(fault % layers, []).append(fault)
+        elif fault not in ("prompts", "patches", "local"):
             raise ClipError(
-                f"{what!r} cannot be read from an image tower of {layers} layers", "check `read`"
+                f"{fault!r} cannot be read from an image tower of {layers} layers", "check `read`"
             )
     return found

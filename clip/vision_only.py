@@ -35,9 +35,9 @@ class NoTexts(Tokenizer):
         self.backbone = backbone
 
     def __call__(self, texts: list[str], truncate: bool = False) -> Tensor:
-        what = f"{self.backbone} has no text tower, and reads no class names"
+        fault = f"{self.backbone} has no text tower, and reads no class names"
         remedy = "choose a CLIP; or fit it by tools/fit.py, which tries heads without texts"
-        raise UsageError(what, remedy)
+        raise UsageError(fault, remedy)
 
 
 def reads_texts(clip: CLIP) -> bool:
@@ -108,8 +108,8 @@ def build(name: str, path: Path, precision: str) -> CLIP:
     try:
         fill_trunk(visual.trunk, state)
     except (KeyError, ValueError) as error:
-        what = f"{path} does not have the weights of timm's {model} ({one_line(error)})"
-        raise ClipError(what, "give another file") from error
+        fault = f"{path} does not have the weights of timm's {model} ({one_line(error)})"
+        raise ClipError(fault, "give another file") from error
     visual.eval()
     visual.output_dim = visual(torch.zeros(1, 3, *size)).shape[1]
     clip = without_texts(visual.to(HALF.get(precision)), name)

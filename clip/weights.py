@@ -60,9 +60,9 @@ def small_file() -> Path:
         ClipError: the file is missing, or its SHA-256 is wrong.
     """
     if not SMALL.is_file() or checksum_once(SMALL) != SMALL_SHA256:
-        what = "is damaged (its SHA-256 differs)" if SMALL.is_file() else "is missing"
+        fault = "is damaged (its SHA-256 differs)" if SMALL.is_file() else "is missing"
         remedy = f"restore it with `git checkout -- {SMALL.parent.name}/{SMALL.name}`"
-        raise ClipError(f"{SMALL} {what}", remedy, SMALL)
+        raise ClipError(f"{SMALL} {fault}", remedy, SMALL)
     return SMALL
 
 
@@ -165,8 +165,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except (ClipError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes the readers fail in any way
-        what = f"backbone file {path} is damaged or not a weight file ({one_line(error)})"
-        raise ClipError(what, "download or copy it again") from error
+        fault = f"backbone file {path} is damaged or not a weight file ({one_line(error)})"
+        raise ClipError(fault, "download or copy it again") from error
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -177,11 +177,11 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         ClipError: it is not one of them.
     """
     if checksum_once(path) not in map(published_sha256, URLS):
-        what = (
+        fault = (
             f"backbone file {path} is a TorchScript archive, a program, and not one that OpenAI "
             "published"
         )
         raise ClipError(
-            what, "convert it: save its `state_dict()` with torch.save, and give that file", path
+            fault, "convert it: save its `state_dict()` with torch.save, and give that file", path
         )
     return torch.jit.load(path, map_location="cpu").state_dict()

@@ -22,7 +22,7 @@ def read_arrays(file: Path, names: Iterable[str], largest: int) -> dict[str, Any
     with zipfile.ZipFile(file) as archive:
         entries = {name: archive.getinfo(f"{name}.npy") for name in names}
         if sum(entry.file_size for entry in entries.values()) > largest:
-            what = f"{file} has more than {largest / 1e9:.1f} GB of arrays"
-            raise UsageError(what, "it is too large for this command: read it by numpy", file)
+            fault = f"{file} has more than {largest / 1e9:.1f} GB of arrays"
+            raise UsageError(fault, "it is too large for this command: read it by numpy", file)
         contents = {name: io.BytesIO(archive.read(entry)) for name, entry in entries.items()}
     return {name: npy.read_array(content, allow_pickle=False) for name, content in contents.items()}

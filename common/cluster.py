@@ -53,8 +53,8 @@ def connect(address: str | None) -> Any:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        what = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
-        raise UsageError(f"{what} ({reason})", START_HINT) from error
+        fault = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
+        raise UsageError(f"{fault} ({reason})", START_HINT) from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # which Ray replaces
     return ray

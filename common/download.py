@@ -125,9 +125,9 @@ def unpack(archive: Path, folder: Path) -> None:
     except Exception as error:  # as many kinds as there are ways to damage an archive
         if isinstance(error, OSError) and error.errno:
             raise
-        what = (
+        fault = (
             f"{archive} is damaged, or not a safe archive, and was not unpacked ({one_line(error)})"
         )
-        raise UsageError(what, "download it again", archive) from None
+        raise UsageError(fault, "download it again", archive) from None
     # Copies of the names in archives made on a Mac
     shutil.rmtree(folder / "__MACOSX", ignore_errors=True)

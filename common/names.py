@@ -102,8 +102,8 @@ def check_known_names(names: Sequence[object], where: str | PathLike | None = No
             control characters.
     """
     if not 0 < len(names) <= MOST:
-        what = f"there are {len(names):,} class names" if names else "there are no class names"
-        raise UsageError(what, f"give 1 to {MOST:,}", where)
+        fault = f"there are {len(names):,} class names" if names else "there are no class names"
+        raise UsageError(fault, f"give 1 to {MOST:,}", where)
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise UsageError("a class name is empty or not a text", "give each class a name", where)
@@ -121,11 +121,11 @@ def check_template(template: str, where: str | PathLike | None = None) -> None:
     """Check a sentence with {} for the class name. Raises UsageError if it has no {} or more than
     four, is longer than LONGEST or has control characters."""
     if not 0 < template.count("{}") < 5 or len(template) > LONGEST or CONTROL.search(template):
-        what = (
+        fault = (
             f"the template {template[:60]!r} does not have {{}} in the place of the class name, "
             "or is too long"
         )
-        raise UsageError(what, "write one such as 'a photo of a {}.'", where)
+        raise UsageError(fault, "write one such as 'a photo of a {}.'", where)
 
 
 def with_spaces(names: Sequence[str]) -> tuple[str, ...]:

@@ -207,8 +207,8 @@ class FewShotDataset(DatasetBase):
         unlearned = names.keys() - learned
         if learned and unlearned:
             name = f"class {names[min(unlearned)]!r} (label {min(unlearned)})"
-            what = f"{name} has images for validation or test, and none for training"
-            raise DatasetError(what, self.remedy, self.root / self.split_file)
+            fault = f"{name} has images for validation or test, and none for training"
+            raise DatasetError(fault, self.remedy, self.root / self.split_file)
         counts = (len(train), len(val), len(test))
         if self.counts not in (None, counts):
             here = f"{self.title} has {counts} images for training, validation and test here"
@@ -224,8 +224,8 @@ class FewShotDataset(DatasetBase):
         names: dict[int, str] = {}
         for label, name in pairs:
             if names.setdefault(label, name) != name:
-                what = f"label {label} is both {names[label]!r} and {name!r}"
-                raise DatasetError(what, self.remedy, where)
+                fault = f"label {label} is both {names[label]!r} and {name!r}"
+                raise DatasetError(fault, self.remedy, where)
         return names
 
     def sample_shots(self, train: Items, val: Items, test: Items) -> Split:
@@ -262,9 +262,9 @@ class FewShotDataset(DatasetBase):
         for item in chosen["train"]:
             count = counts[item.label]
             if number != -1 and count != expected[item.label]:
-                what = f"{file} has {count} images of {item.classname!r}"
-                what = f"{what}, and DATASET.NUM_SHOTS {number} means {expected[item.label]}"
-                raise DatasetError(what, "set NUM_SHOTS to its number, or to -1", file)
+                fault = f"{file} has {count} images of {item.classname!r}"
+                fault = f"{fault}, and DATASET.NUM_SHOTS {number} means {expected[item.label]}"
+                raise DatasetError(fault, "set NUM_SHOTS to its number, or to -1", file)
         return chosen
 
     def sample_counts(self, train: Items, val: Items) -> tuple[Items, Items]:
@@ -282,11 +282,11 @@ class FewShotDataset(DatasetBase):
         last = {item.label: item for item in train}
         kept = [item for item in train if item is not last[item.label]]
         for label in last.keys() - {item.label for item in kept}:
-            what = (
+            fault = (
                 f"DATASET.HOLD_OUT leaves class {last[label].classname!r} of {self.title} "
                 "without training images"
             )
-            raise DatasetError(what, "give two or more images of each class")
+            raise DatasetError(fault, "give two or more images of each class")
         return kept, list(last.values())
 
     def check_images(self, items: Items) -> None:

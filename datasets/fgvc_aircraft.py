@@ -44,5 +44,5 @@ class FGVCAircraft(FewShotDataset):
         try:
             return [self.read_item(f"{image}.jpg", labels[name], name) for image, name in rows]
         except (KeyError, ValueError) as error:
-            what = f"{path} is damaged ({type(error).__name__}: {error})"
-            raise DatasetError(what, self.how_to_replace, path) from None
+            fault = f"{path} is damaged ({type(error).__name__}: {error})"
+            raise DatasetError(fault, self.how_to_replace, path) from None

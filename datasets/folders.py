@@ -98,14 +98,14 @@ class FolderDataset(FewShotDataset):
         for folder in self.class_folders(parent):
             path = parent / folder
             if folder not in classes:
-                what = f"{path} is not a class of the training images"
-                raise DatasetError(what, f"move it elsewhere, or {self.remedy}", path)
+                fault = f"{path} is not a class of the training images"
+                raise DatasetError(fault, f"move it elsewhere, or {self.remedy}", path)
             files = files_below(path)
             names = sorted(filter(is_image, files))
             ignored += [f"{path}/{name}" for name in set(files).difference(names)]
             if not names:
-                what = f"no images in {path} ({' '.join(IMG_EXTENSIONS)}), but {kinds(files)}"
-                raise DatasetError(what, self.remedy, parent)
+                fault = f"no images in {path} ({' '.join(IMG_EXTENSIONS)}), but {kinds(files)}"
+                raise DatasetError(fault, self.remedy, parent)
             label, classname = classes[folder]
             items += [
                 Datum(impath=f"{path}/{name}", label=label, classname=classname) for name in names
@@ -122,8 +122,8 @@ class FolderDataset(FewShotDataset):
         nameless = [folder for folder in folders if folder not in names]
         if nameless:
             others = "".join(f", {folder}" for folder in nameless[1:10])
-            what = f"{source} has no name for the folder {printable(nameless[0] + others)}"
-            raise DatasetError(what, "add one, or remove the folder", source)
+            fault = f"{source} has no name for the folder {printable(nameless[0] + others)}"
+            raise DatasetError(fault, "add one, or remove the folder", source)
         return {folder: (label, names[folder]) for label, folder in enumerate(folders)}
 
     def read_classnames(self, file: Path) -> dict[str, str]:
@@ -132,6 +132,6 @@ class FolderDataset(FewShotDataset):
         """
         rows = [line.split(None, 1) for line in self.read_lines(file)]
         if any(len(row) < 2 for row in rows):
-            what = f"{file} is damaged: expected lines of `FOLDER NAME` with a non-empty name"
-            raise DatasetError(what, "fix or delete it", file)
+            fault = f"{file} is damaged: expected lines of `FOLDER NAME` with a non-empty name"
+            raise DatasetError(fault, "fix or delete it", file)
         return {row[0]: row[1] for row in rows}

@@ -45,8 +45,8 @@ class ImageFolder(FolderDataset):
             )
             raise DatasetError(f"no folders train and test in {self.root}", remedy, self.root)
         if seed >= 0:
-            what = f"{self.root} already has folders train and test"
-            raise DatasetError(what, "remove DATASET.SPLIT_SEED", self.root)
+            fault = f"{self.root} already has folders train and test"
+            raise DatasetError(fault, "remove DATASET.SPLIT_SEED", self.root)
         self.name_others(self.class_folders(self.root), parts)
         classes = self.classes(
             sorted({name for part in parts for name in self.class_folders(self.root / part)})

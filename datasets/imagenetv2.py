@@ -36,6 +36,6 @@ class ImageNetV2(TestFolders):
         unknown = [folder for folder in folders if folder not in classes]
         if unknown:
             folder = self.images / unknown[0]
-            what = f"{folder} is not one of the {len(classes)} classes in {source}"
-            raise DatasetError(what, "move it elsewhere", folder)
+            fault = f"{folder} is not one of the {len(classes)} classes in {source}"
+            raise DatasetError(fault, "move it elsewhere", folder)
         return classes

@@ -39,12 +39,12 @@ def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, 
         of = f"{len(counts)} of {len(classes)} classes"
         print(f"Sentences: {min(counts)} to {max(counts)} for {of}, from {file}{rest}")
     elif sentences and classes:
-        what = (
+        fault = (
             f"{file} has no sentences for any class of the dataset: it has "
             f"{printable(next(iter(sentences)))!r}"
         )
         raise UsageError(
-            what, f"give a file with classes such as {printable(min(classes))!r}", file
+            fault, f"give a file with classes such as {printable(min(classes))!r}", file
         )
     return sentences
 
@@ -62,11 +62,11 @@ def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:
         for text in texts
     )
     if not usable or not 0 < len(texts) <= MOST:
-        what = (
+        fault = (
             f"{where} does not have 1 to {MOST:,} sentences of at most {LONGEST:,} characters "
             "for classes"
         )
-        raise UsageError(what, 'write {"class name": ["a sentence", ...], ...}', where)
+        raise UsageError(fault, 'write {"class name": ["a sentence", ...], ...}', where)
     check_known_names(list(content), where)
     if len({plain(name) for name in content}) < len(content):
         raise UsageError(
@@ -84,9 +84,9 @@ def file_of(cfg: CfgNode) -> tuple[Path | None, str]:
     file = Path(given).expanduser() if given else None
     checksum = sha256(read_bytes(file, LARGEST)).hexdigest() if file else ""
     if cfg.DATASET.get("SENTENCES_SHA256", "") not in ("", checksum):
-        what = (
+        fault = (
             f"{file or 'DATASET.SENTENCES'} is not the file with the checksum "
             "DATASET.SENTENCES_SHA256"
         )
-        raise UsageError(what, "restore that file", file)
+        raise UsageError(fault, "restore that file", file)
     return file, checksum

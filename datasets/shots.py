@@ -40,8 +40,8 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
         type(number) is int and number >= 0 for number in content
     )
     if not numbers or len(content) != len(labels) or not any(content):
-        what = f"{where} is not a list of {len(labels)} numbers of images, one for each class"
-        raise UsageError(what, "give numbers from 0, in the order of the labels", where)
+        fault = f"{where} is not a list of {len(labels)} numbers of images, one for each class"
+        raise UsageError(fault, "give numbers from 0, in the order of the labels", where)
     return dict(zip(labels, content, strict=True))
 
 
@@ -52,8 +52,8 @@ def in_order(by_name: Mapping[str, Any], names: Sequence[str], where: str) -> li
         check_name(name, map(plain, names), "class", where)
     for name in names:
         if known.get(plain(name)) is None:
-            what = f"{where} has no number for the class {name!r}"
-            raise UsageError(what, "give each class one; 0: no images", where)
+            fault = f"{where} has no number for the class {name!r}"
+            raise UsageError(fault, "give each class one; 0: no images", where)
     return [known[plain(name)] for name in names]
 
 
@@ -62,8 +62,8 @@ def sample(by_label: Mapping[int, list[Datum]], counts: Mapping[int, int]) -> li
     Raises UsageError if a class has fewer."""
     for label, items in by_label.items():
         if counts[label] > len(items):
-            what = f"DATASET.NUM_SHOTS asks for {counts[label]:,} images of {items[0].classname!r}"
-            raise UsageError(what, f"lower that number: there are {len(items):,}")
+            fault = f"DATASET.NUM_SHOTS asks for {counts[label]:,} images of {items[0].classname!r}"
+            raise UsageError(fault, f"lower that number: there are {len(items):,}")
     return [
         item for label, items in by_label.items() for item in random.sample(items, counts[label])
     ]

@@ -68,8 +68,8 @@ def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path
         if not file.exists() or read_bytes(file, MOST) == content:
             continue
         if not has_choice(file, parts, folder, data):
-            what = f"{file} exists and has another choice"
-            raise UsageError(what, "move it elsewhere, or use another seed", file)
+            fault = f"{file} exists and has another choice"
+            raise UsageError(fault, "move it elsewhere, or use another seed", file)
     stem.parent.mkdir(exist_ok=True)
     write_missing(contents)
     return list(contents)
@@ -155,8 +155,8 @@ def chosen_image(
         return found[1]
     fact = f"for {found[0]} with the label {found[1].label}" if found else "without that image"
     chosen = f"{printable(one_line(path))} for {part} with the label {label}"
-    what = f"{file} has {chosen}, the split {fact}"
-    raise UsageError(what, "give images and labels of the dataset's own split", file)
+    fault = f"{file} has {chosen}, the split {fact}"
+    raise UsageError(fault, "give images and labels of the dataset's own split", file)
 
 
 def read_pairs(file: Path, content: bytes, most: int) -> dict[str, list[tuple[str, int]]]:
@@ -174,9 +174,9 @@ def read_pairs(file: Path, content: bytes, most: int) -> dict[str, list[tuple[st
     except UsageError:
         raise
     except Exception as error:  # as many kinds as there are ways to damage a pickle
-        what = f"{file} is not a few-shot choice of CoOp or 2SFS ({one_line(error)})"
+        fault = f"{file} is not a few-shot choice of CoOp or 2SFS ({one_line(error)})"
         remedy = "replace it, or write one with: python tools/prepare.py splits"
-        raise UsageError(what, remedy, file) from error
+        raise UsageError(fault, remedy, file) from error
     return chosen
 
 
@@ -193,8 +193,8 @@ def check_part(file: Path, part: str, items: list[Datum], every: list[Datum]) ->
     labels = {item.label for item in items}
     missing = [item.classname for item in every if item.label not in labels]
     if missing:
-        what = f"{file} has no image for {part} of the class {missing[0]!r}"
-        raise UsageError(what, "give each class an image", file)
+        fault = f"{file} has no image for {part} of the class {missing[0]!r}"
+        raise UsageError(fault, "give each class an image", file)
 
 
 def read_jsonl(file: Path, content: bytes) -> dict[str, list[dict]]:

@@ -55,8 +55,8 @@ class Address:
             yield self
             return
         if protocol in WEB:
-            what = f"{self.url} may have any images"
-            raise UsageError(what, "give the address of each, or a list of them")
+            fault = f"{self.url} may have any images"
+            raise UsageError(fault, "give the address of each, or a list of them")
         try:
             names = filesystem(protocol).find(self.url)
         except Exception as error:  # of any library behind fsspec
@@ -117,9 +117,9 @@ def filesystem(protocol: str) -> Any:
     try:
         found = fsspec.filesystem(protocol)
     except (ImportError, ValueError) as error:
-        what = f"{protocol}:// is not read ({one_line(error)})"
+        fault = f"{protocol}:// is not read ({one_line(error)})"
         remedy = "install its library, such as pip install s3fs or gcsfs"
-        raise UnreachableError(what, remedy) from error
+        raise UnreachableError(fault, remedy) from error
     library = type(found).__module__.partition(".")[0]
     logging.getLogger(library).addHandler(logging.NullHandler())  # or it prints tracebacks
     return found
@@ -146,6 +146,6 @@ def unreadable(url: str, error: Exception) -> UsageError:
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
     is_store = not url.lower().startswith(WEB)
     if is_store and any(word in names for word in UNREACHABLE):
-        what = f"the storage of {url} cannot be reached ({one_line(error)})"
-        return UnreachableError(what, "run the same command again once it can")
+        fault = f"the storage of {url} cannot be reached ({one_line(error)})"
+        return UnreachableError(fault, "run the same command again once it can")
     return UsageError(f"cannot read {url} ({one_line(error)})", "check the address")

@@ -90,16 +90,16 @@ class Description:
         """
         if not given and not is_known(self.backbone):
             kind = "repository" if self.backbone.startswith("hf-hub:") else "weight file"
-            what = f"the prompts were learned on the {kind} {self.backbone!r}"
-            raise UsageError(what, "give it by --backbone (in Python: backbone)")
+            fault = f"the prompts were learned on the {kind} {self.backbone!r}"
+            raise UsageError(fault, "give it by --backbone (in Python: backbone)")
         name = given or self.backbone
         if self.backbone_sha256 and (sha256 := weights_sha256(name)) != self.backbone_sha256:
-            what = (
+            fault = (
                 f"the prompts were learned on {self.backbone} with SHA-256 "
                 f"{self.backbone_sha256[:16]}..., {name} has {sha256[:16]}..."
             )
             raise UsageError(
-                what,
+                fault,
                 "give the same weights by --backbone (in Python: backbone), or restore that file",
             )
         return name
@@ -124,8 +124,8 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     content = read_bytes(file, LARGEST_PROMPTS)
     tensors = tensors_in(content, file)
     if description.prompts_sha256 != hashlib.sha256(content).hexdigest():
-        what = f"{file} is not the file that {EXPORT_CONFIG_FILE} describes (its SHA-256 differs)"
-        raise UsageError(what, "export it again", file)
+        fault = f"{file} is not the file that {EXPORT_CONFIG_FILE} describes (its SHA-256 differs)"
+        raise UsageError(fault, "export it again", file)
     names = description.class_names if description.training.get("classes_learned", True) else []
     metadata = {
         "method": description.method,
@@ -175,8 +175,8 @@ def read_config(file: Path) -> Description:
             if not re.fullmatch("[0-9a-f]{64}", sha256):
                 raise ValueError("a SHA-256 is missing or wrong")
     except ValueError as error:
-        what = f"{file} is not a description of prompts ({error})"
-        raise UsageError(what, "export it again", file) from error
+        fault = f"{file} is not a description of prompts ({error})"
+        raise UsageError(fault, "export it again", file) from error
     check_complete(description, str(file))
     return replace(description, input=exported(description.input))
 

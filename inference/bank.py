@@ -103,8 +103,8 @@ def opened(file: Path) -> Iterator[Any]:
         with ParquetFile(file) as table:
             yield table
     except (*DAMAGED, pyarrow.ArrowException) as error:
-        what = f"{file} is damaged ({one_line(error)})"
-        raise UsageError(what, "delete it, and embed again", file) from error
+        fault = f"{file} is damaged ({one_line(error)})"
+        raise UsageError(fault, "delete it, and embed again", file) from error
 
 
 def parts_of(table: Any, columns: Sequence[str]) -> Iterator[Any]:
@@ -149,9 +149,9 @@ class Bank:
         self.facts = read_json(folder / RECORD)
         self.files = sorted(folder.glob("[0-9]*.parquet"))
         if not isinstance(self.facts, dict) or self.facts.get("form") != FORM:
-            what = f"{folder} has no features for heads"
+            fault = f"{folder} has no features for heads"
             remedy = "embed the images again, by a model with CLIP's own tower, as parquet"
-            raise UsageError(what, remedy, folder)
+            raise UsageError(fault, remedy, folder)
         locks = [lock.name for lock in folder.glob(f"{LOCK}*")]
         if any(is_locked(folder, name) for name in locks):
             raise UsageError(f"{folder} is being written", "wait until that has ended", folder)
@@ -186,15 +186,15 @@ class Bank:
         """
         here = json.loads(json.dumps(facts_of_tower(image, backbone)))
         name = one_line(self.facts.get("backbone"))
-        what = f"{self.folder} has features of"
+        fault = f"{self.folder} has features of"
         if self.facts.get("backbone_sha256") != here["backbone_sha256"]:
             remedy = f"embed the images by its backbone, or give --backbone {name}"
-            raise UsageError(f"{what} other weights than {source}", remedy, self.folder)
+            raise UsageError(f"{fault} other weights than {source}", remedy, self.folder)
         others = differing(self.facts.get("input"), here["input"])
         if others:
-            what = f"{what} another transform than {source} (INPUT: {one_line(others)})"
+            fault = f"{fault} another transform than {source} (INPUT: {one_line(others)})"
             raise UsageError(
-                what, "embed by a model that reads images so, or set that", self.folder
+                fault, "embed by a model that reads images so, or set that", self.folder
             )
 
     def predictions(self, classifier: "PromptedClassifier") -> "Predictions":

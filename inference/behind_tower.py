@@ -26,8 +26,8 @@ class BehindTower:
         reads_run = getattr(model, "base", None) is not None
         is_frozen = model.features_are_frozen and not hasattr(classifier.transform, "count")
         if reads_run or not is_frozen:
-            what = f"{classifier.method} has an image tower of its own"
-            raise UsageError(what, "give it the images, and no bank of CLIP's features")
+            fault = f"{classifier.method} has an image tower of its own"
+            raise UsageError(fault, "give it the images, and no bank of CLIP's features")
         self.classifier = classifier
         self.tower = FrozenTower(model.frozen)
         self.width = width_of(model.frozen)  # of the features before the projection
@@ -64,8 +64,8 @@ class BehindTower:
     def check_width(self, width: int) -> None:
         """Raise UsageError for features of another width than the tower's."""
         if width != self.width:
-            what = f"features of {width} numbers are not of {self.classifier.source}"
-            raise UsageError(what, f"its tower has {self.width}: embed again")
+            fault = f"features of {width} numbers are not of {self.classifier.source}"
+            raise UsageError(fault, f"its tower has {self.width}: embed again")
 
     def output(self, model: PromptedCLIP, before: Tensor) -> CachedOutput:
         return CachedOutput(self.tower.inputs(type(model), before))

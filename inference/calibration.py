@@ -70,11 +70,11 @@ def checked(logits: ArrayLike, labels: ArrayLike | None = None) -> Floats:
             or y.min() < 0
             or y.max() >= z.shape[1]
         ):
-            what = (
+            fault = (
                 f"the labels of the calibration images are not {len(z)} numbers of the "
                 f"{z.shape[1]} classes"
             )
-            raise UsageError(what, "give images of the model's classes")
+            raise UsageError(fault, "give images of the model's classes")
     return z
 
 
@@ -232,8 +232,8 @@ def counts_to_try(images: int, error: float, confidence: float) -> list[int]:
     needed = fewest_images(error, confidence)
     if images < needed:
         number = "1 image" if images == 1 else f"{images} images"
-        what = f"{number} cannot promise an error of at most {100 * error:g}%"
-        raise UsageError(what, f"give at least {needed}, or ask for a larger error")
+        fault = f"{number} cannot promise an error of at most {100 * error:g}%"
+        raise UsageError(fault, f"give at least {needed}, or ask for a larger error")
     counts = [images]
     for share in range(LEVELS - 1, 0, -1):
         count = images * share // LEVELS

@@ -82,8 +82,8 @@ class PromptedClassifier:
             check_name(options.device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
         check_description(description, source)
         if trainers.predicting()[description.method].together:
-            what = f"{description.method} answers for all images of a test together"
-            raise UsageError(what, "give another model, or see tools/predict.py --together")
+            fault = f"{description.method} answers for all images of a test together"
+            raise UsageError(fault, "give another model, or see tools/predict.py --together")
         self.description = description
         self.checkpoint = checkpoint
         self.source = source
@@ -130,8 +130,8 @@ class PromptedClassifier:
         options |= {"backbone": backbone, "device": device, "revision": revision}
         classifier = load(name, LoadOptions(class_names=names, **options))
         if names and with_spaces(classifier.class_names) != with_spaces(names):
-            what = f"{name} has class names of its own"
-            raise UsageError(what, "give other names to `predict`", name)
+            fault = f"{name} has class names of its own"
+            raise UsageError(fault, "give other names to `predict`", name)
         return classifier
 
     @classmethod
@@ -387,8 +387,8 @@ class PromptedClassifier:
         classes = Classes(list(class_names), template or TEMPLATE, self.description.sentences)
         method = kind(self.cfg, classes, self.device)
         if class_names != with_spaces(self.class_names) and not self.transfers:
-            what = f"{self.source} was learned for its own classes and cannot take other names"
-            raise UsageError(what, "leave out the class names", self.source)
+            fault = f"{self.source} was learned for its own classes and cannot take other names"
+            raise UsageError(fault, "leave out the class names", self.source)
         assemble_model(method, clip=self.clip)
         if self.checkpoint is not None and learned:
             method.checkpoints.load(self.checkpoint, self.source)

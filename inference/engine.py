@@ -84,5 +84,5 @@ def written(
         except RayTaskError as error:
             raise error.cause from None
         except RayActorError as error:
-            what = f"a worker died {TRIES} times, which often means a full memory"
-            raise UsageError(what, "run the same command again to resume") from error
+            fault = f"a worker died {TRIES} times, which often means a full memory"
+            raise UsageError(fault, "run the same command again to resume") from error

@@ -105,9 +105,9 @@ def check_forms(
     for form in forms:
         classifier.require_one_view(form.file)
     if names != classifier.class_names and not forms:
-        what = f"{classifier.source} has class names of its own, which the folder keeps"
+        fault = f"{classifier.source} has class names of its own, which the folder keeps"
         remedy = "add --onnx or --weights, or leave out the class names"
-        raise UsageError(what, remedy, classifier.source)
+        raise UsageError(fault, remedy, classifier.source)
 
 
 def about(classifier: "PromptedClassifier") -> dict[str, str]:

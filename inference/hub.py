@@ -89,10 +89,10 @@ def answers(name: str) -> Iterator[None]:
     try:
         yield
     except RepositoryNotFoundError as error:
-        what = f"the Hub has no model {name} that you may use"
-        raise UsageError(what, f"check the name; for a private model {LOGIN}") from error
+        fault = f"the Hub has no model {name} that you may use"
+        raise UsageError(fault, f"check the name; for a private model {LOGIN}") from error
     except (OSError, ValueError, HTTPError) as error:  # ValueError: an answer of another form
-        what = f"a request about {name} to {HfApi().endpoint} failed ({one_line(error)})"
+        fault = f"a request about {name} to {HfApi().endpoint} failed ({one_line(error)})"
         raise UsageError(
-            what, f"check the connection, and try again; if it is refused, {LOGIN}"
+            fault, f"check the connection, and try again; if it is refused, {LOGIN}"
         ) from error

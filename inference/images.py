@@ -45,8 +45,8 @@ def find_images(paths: Sequence[Any]) -> list[Any]:
             seen = files_below(path)
             images = sorted(path / file for file in seen if is_image(file))
         if not images:
-            what = f"no images in {path} ({' '.join(IMG_EXTENSIONS)}), but {kinds(seen)}"
-            raise UsageError(what, "give another folder, or files", path)
+            fault = f"no images in {path} ({' '.join(IMG_EXTENSIONS)}), but {kinds(seen)}"
+            raise UsageError(fault, "give another folder, or files", path)
         files += images
     if not files:
         raise UsageError(
@@ -67,12 +67,14 @@ def image_of(image: Any) -> Any:
         image = image["bytes"] or image["path"]
     if isinstance(image, str | PathLike | bytes | Image.Image):
         return image
-    what = f"{type(image).__name__} is not an image"
+    fault = f"{type(image).__name__} is not an image"
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
             return Image.fromarray(image)
-        what = f"an array of type {image.dtype} and shape {image.shape} is not an image"
-    raise UsageError(what, "give a path, bytes, a PIL image, or an array (H, W, 3) of uint8 in RGB")
+        fault = f"an array of type {image.dtype} and shape {image.shape} is not an image"
+    raise UsageError(
+        fault, "give a path, bytes, a PIL image, or an array (H, W, 3) of uint8 in RGB"
+    )
 
 
 @contextmanager

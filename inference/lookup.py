@@ -44,13 +44,13 @@ def checked(rows: dict[str, Row | None], bank: Bank) -> dict[str, Row]:
     lacking = [path for path, row in rows.items() if row is None]
     if lacking:
         count = f"{len(lacking):,} of {len(rows):,} images"
-        what = f"{bank.folder} lacks {count}, or they have changed since, such as {lacking[0]}"
-        raise UsageError(what, "embed them again", bank.folder)
+        fault = f"{bank.folder} lacks {count}, or they have changed since, such as {lacking[0]}"
+        raise UsageError(fault, "embed them again", bank.folder)
     found = {path: row for path, row in rows.items() if row is not None}
     for path, row in found.items():
         if row["fault"]:
-            what = f"{bank.folder} has no feature of {path} ({row['fault']})"
-            raise UsageError(what, "replace the image, and embed again", bank.folder)
+            fault = f"{bank.folder} has no feature of {path} ({row['fault']})"
+            raise UsageError(fault, "replace the image, and embed again", bank.folder)
     return found
 
 

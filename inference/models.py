@@ -135,8 +135,8 @@ def open_models(paths: Sequence[Path], options: LoadOptions) -> list[Model]:
 
 def zero_shot(options: LoadOptions) -> PromptedClassifier:
     if not options.backbone:
-        what = "no MODEL is given"
-        raise UsageError(what, "name a run's output folder, or --backbone for zero-shot CLIP")
+        fault = "no MODEL is given"
+        raise UsageError(fault, "name a run's output folder, or --backbone for zero-shot CLIP")
     if not options.class_names:
         raise UsageError("zero-shot CLIP has no class names", NO_NAMES)
     return PromptedClassifier.zero_shot(
@@ -178,8 +178,8 @@ def models_of_folds(
     folders = [path / FOLDS / str(fold) for fold in range(len(calibration.folds_sha256))]
     known = {*calibration.sets.folds} <= {*range(len(folders))}
     if not known or not all(folder.is_dir() for folder in folders):
-        what = f"{path} lacks models that the sets need"
-        raise UsageError(what, f"restore {FOLDS}/, or fit again by tools/fit.py", path)
+        fault = f"{path} lacks models that the sets need"
+        raise UsageError(fault, f"restore {FOLDS}/, or fit again by tools/fit.py", path)
     models = []
     for folder, sha256 in zip(folders, calibration.folds_sha256, strict=True):
         model = classifier_of(folder, read_model(folder, options), options, beside.clip)
@@ -350,11 +350,11 @@ def recorded_facts(run: Path, epoch: int | None) -> dict[str, Any]:
     """
     results = read_results(run)
     if results is None and epoch is None:
-        what = f"the run in {run} is not finished: it has no {RESULTS_FILE} with an accuracy"
+        fault = f"the run in {run} is not finished: it has no {RESULTS_FILE} with an accuracy"
         remedy = (
             "run its command again, or choose one of its epochs by --load-epoch (in Python: epoch)"
         )
-        raise UsageError(what, remedy, run)
+        raise UsageError(fault, remedy, run)
     if results is None:
         return {}
     is_tested = epoch in (None, results.tested_epoch)

@@ -76,8 +76,8 @@ class AdapterConfig:
         except UsageError:
             raise
         except ValueError as error:
-            what = f"{file} is not a configuration of PEFT ({error})"
-            raise UsageError(what, "copy it again", file) from error
+            fault = f"{file} is not a configuration of PEFT ({error})"
+            raise UsageError(fault, "copy it again", file) from error
         config.check(file)
         return config
 
@@ -86,8 +86,8 @@ class AdapterConfig:
         known = {repository: name for name, repository in REPOSITORIES.items()}
         name = known.get(self.base_model_name_or_path, self.base_model_name_or_path)
         if not is_known(name):
-            what = f"{folder} adapts the model {name!r:.80}"
-            raise UsageError(what, "give it by --backbone (in Python: backbone)", folder)
+            fault = f"{folder} adapts the model {name!r:.80}"
+            raise UsageError(fault, "give it by --backbone (in Python: backbone)", folder)
         return name
 
     def check(self, file: Path) -> None:
@@ -95,17 +95,17 @@ class AdapterConfig:
         found = {"peft_type": self.peft_type, "bias": self.bias}
         for key, expected in {"peft_type": "LORA", "bias": "none"}.items():
             if found[key] != expected:
-                what = f"{file} has {key} {found[key]!r:.40}"
-                raise UsageError(what, f"only {expected!r} is a model here", file)
+                fault = f"{file} has {key} {found[key]!r:.40}"
+                raise UsageError(fault, f"only {expected!r} is a model here", file)
         if self.use_dora or self.modules_to_save:
-            what = f"{file} has {'use_dora' if self.use_dora else 'modules_to_save'}"
-            raise UsageError(what, "train LoRA alone", file)
+            fault = f"{file} has {'use_dora' if self.use_dora else 'modules_to_save'}"
+            raise UsageError(fault, "train LoRA alone", file)
         if self.alpha_pattern:
-            what = f"{file} has alpha_pattern: other scales for some modules"
-            raise UsageError(what, "train an adapter with one lora_alpha", file)
+            fault = f"{file} has alpha_pattern: other scales for some modules"
+            raise UsageError(fault, "train an adapter with one lora_alpha", file)
         if not 1 <= self.r <= 1024 or not 0 <= self.lora_dropout <= 0.95:
-            what = f"{file} has r {self.r} and lora_dropout {self.lora_dropout}"
-            raise UsageError(what, "r is 1 to 1024, lora_dropout 0 to 0.95", file)
+            fault = f"{file} has r {self.r} and lora_dropout {self.lora_dropout}"
+            raise UsageError(fault, "r is 1 to 1024, lora_dropout 0 to 0.95", file)
 
     def scale(self, rank: int) -> float:
         """Of B A x."""
@@ -193,8 +193,8 @@ def factors_of(
     fits = fits and 0 < len(down) == up.shape[1]
     rows = (3 if part in PACKED else 1) * down.shape[-1] if fits else 0
     if not rows or len(up) != rows or not (down.isfinite().all() and up.isfinite().all()):
-        what = f"{key[:120]} in {file} and its lora_B are not a low-rank map"
-        raise UsageError(what, "copy it again, or train it again", file)
+        fault = f"{key[:120]} in {file} and its lora_B are not a low-rank map"
+        raise UsageError(fault, "copy it again, or train it again", file)
     return down.float(), config.scale(len(down)) * up.float()
 
 
@@ -250,8 +250,8 @@ def learner_with(maps: Maps, settings: CLIPLoRASettings, clip: CLIP) -> LoRALear
 def fill(change: Any, down: Tensor, up: Tensor, scale: float, where: str) -> None:
     """Put A and B, B with its scale, into a map of the same or of a larger rank."""
     if down.shape[1] != change.w_lora_A.shape[1]:
-        what = f"{where} has width {change.w_lora_A.shape[1]}, and the adapter has {down.shape[1]}"
-        raise UsageError(what, "give the backbone that it adapts by --backbone")
+        fault = f"{where} has width {change.w_lora_A.shape[1]}, and the adapter has {down.shape[1]}"
+        raise UsageError(fault, "give the backbone that it adapts by --backbone")
     change.w_lora_A.zero_()
     change.w_lora_A[: len(down)] = down
     change.w_lora_B[:, : len(down)] = up / scale
@@ -278,6 +278,8 @@ def covering(adapted: set[tuple[str, int]], clip: CLIP, backbone: str) -> tuple[
                 found[encoder, position] = len(blocks)
     if not found:
         tower, layer = max(adapted, key=lambda block: block[1])
-        what = f"the adapter changes layer {layer} of the {tower} tower; {backbone} has no such one"
-        raise UsageError(what, "give the backbone that it adapts by --backbone")
+        fault = (
+            f"the adapter changes layer {layer} of the {tower} tower; {backbone} has no such one"
+        )
+        raise UsageError(fault, "give the backbone that it adapts by --backbone")
     return min(found, key=lambda pair: found[pair])

@@ -34,8 +34,8 @@ def write(classifier: PromptedClassifier, folder: Path, library: str) -> None:
     model = classifier.model_for()
     learner = model.prompt_learner
     if not isinstance(learner, LoRALearner):
-        what = f"{classifier.method} does not learn low-rank adapters alone, which PEFT has"
-        raise UsageError(what, "use --weights or --onnx, or export a model of CLIPLoRA")
+        fault = f"{classifier.method} does not learn low-rank adapters alone, which PEFT has"
+        raise UsageError(fault, "use --weights or --onnx, or export a model of CLIPLoRA")
     settings = CLIPLoRASettings(**classifier.description.settings)
     convert = for_transformers if library == "transformers" else for_open_clip
     config, tensors = convert(learner, settings, model.frozen, classifier.description.backbone)
@@ -95,8 +95,8 @@ def for_open_clip(
     the other are one map of three times the rank.
     """
     if "o" in settings.PARAMS:
-        what = "PEFT 0.21 adds the change of an output projection of open_clip two times"
-        raise UsageError(what, "use --peft transformers")
+        fault = "PEFT 0.21 adds the change of an output projection of open_clip two times"
+        raise UsageError(fault, "use --peft transformers")
     tensors: dict[str, Tensor] = {}
     modules = []
     for tower, layer, lora in learner.adapters:
@@ -142,8 +142,8 @@ def check_reads_packed(attention: Any, backbone: str) -> None:
     EVA's does.
     """
     if type(attention) is not Attention:
-        what = f"PEFT does not reach q, k and v in the image tower of {backbone}"
-        raise UsageError(what, "use the exported folder itself, or export a ViT or SigLIP")
+        fault = f"PEFT does not reach q, k and v in the image tower of {backbone}"
+        raise UsageError(fault, "use the exported folder itself, or export a ViT or SigLIP")
 
 
 def is_everywhere(settings: CLIPLoRASettings) -> bool:

@@ -98,14 +98,14 @@ def main(argv: list[str] | None = None) -> None:
     if not args.paths:
         raise UsageError("no model and no images are given", "name them before --classes")
     if args.together and (args.unknown or args.sets or isinstance(args.to, Folder)):
-        what = "--together has no calibration and no files of 10,000 images"
-        raise UsageError(what, "leave out --unknown and --sets, and name a file by --to")
+        fault = "--together has no calibration and no files of 10,000 images"
+        raise UsageError(fault, "leave out --unknown and --sets, and name a file by --to")
     if isinstance(args.to, Folder):
         answer_in_shards(args, argv)
         return
     if args.shard != WHOLE or args.engine:
-        what = "--engine is" if args.engine else "--shard is"
-        raise UsageError(f"{what} for answers in a folder", "end --to with /")
+        fault = "--engine is" if args.engine else "--shard is"
+        raise UsageError(f"{fault} for answers in a folder", "end --to with /")
     for file in args.paths:
         if file.suffix.removeprefix(".") in FORMS and not file.is_dir():
             raise UsageError(f"{file} is not an image", f"to write the answers there: --to {file}")

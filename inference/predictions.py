@@ -99,8 +99,8 @@ class Predictions:
         if not len(self):
             return []
         if fitted.folds and not len(self.of_folds):
-            what = f"the sets of {self.source} need the models of its folds, not its logits"
-            raise UsageError(what, "predict the images by tools/predict.py or `load`")
+            fault = f"the sets of {self.source} need the models of its folds, not its logits"
+            raise UsageError(fault, "predict the images by tools/predict.py or `load`")
         logits = self.of_folds.transpose(0, 1) if fitted.folds else self.logits
         inside = fitted.apply(logits, coverage)
         order = self.probabilities.argsort(descending=True, stable=True)
@@ -131,8 +131,8 @@ class Predictions:
         """
         found = self.calibration
         if found is None:
-            what = f"{self.source} has no calibration"
-            raise UsageError(what, "fit one by tools/calibrate.py", self.source)
+            fault = f"{self.source} has no calibration"
+            raise UsageError(fault, "fit one by tools/calibrate.py", self.source)
         where = f"the calibration of {self.source} on {found}"
         again = "fit it again by tools/calibrate.py"
         if with_spaces(self.class_names) != with_spaces(found.class_names):
@@ -142,8 +142,8 @@ class Predictions:
             raise UsageError(f"{where} promises no error", remedy)
         if coverage is not None and math.isinf(found.sets.quantile(coverage)):
             needed = math.ceil(round(coverage / (1 - coverage), 6))
-            what = f"{where} cannot promise sets for {100 * coverage:g}% of the images"
-            raise UsageError(what, f"ask for less, or {again} with at least {needed:,}")
+            fault = f"{where} cannot promise sets for {100 * coverage:g}% of the images"
+            raise UsageError(fault, f"ask for less, or {again} with at least {needed:,}")
         return found
 
     def _named(self, indices: Sequence[int], probabilities: Sequence[float]) -> Pairs:

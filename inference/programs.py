@@ -73,11 +73,11 @@ def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> 
     with torch.no_grad():
         features = model.encode_text(torch.zeros(1, model.clip.visual.output_dim))
     if features.dim() == 3:
-        what = (
+        fault = (
             f"the text features of {classifier.method} depend on the image, so there is no "
             "class matrix to export"
         )
-        raise UsageError(what, "use tools/predict.py, or `predict` in Python")
+        raise UsageError(fault, "use tools/predict.py, or `predict` in Python")
     return features
 
 
@@ -127,11 +127,11 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
     features = model.of_text(text_feature(classifier, class_names))
     state = model.folded()
     if state is None:
-        what = (
+        fault = (
             f"{classifier.method} does not only learn text: its class matrix does not fit the "
             "plain image tower"
         )
-        raise UsageError(what, "use --onnx")
+        raise UsageError(fault, "use --onnx")
     scale = torch.as_tensor(model.scale).detach()
     file.write_bytes(
         save({"class_matrix": features, "logit_scale": scale}, metadata(classifier, class_names))
@@ -243,11 +243,11 @@ def largest_difference(
     largest = (torch.cat(found) - torch.cat([expected, expected[:1]])).abs().max().item()
     most = TOLERANCE * max(1.0, expected.std().item() / TYPICAL)
     if not largest <= most:
-        what = (
+        fault = (
             f"{form.file} gives other logits than the classifier: they differ by {largest:.2g}, "
             f"over {most:.2g}"
         )
-        raise UsageError(what, "report this with the version of torch and the method")
+        raise UsageError(fault, "report this with the version of torch and the method")
     return largest
 
 

@@ -166,8 +166,8 @@ def check_split(folder: Path, part: Share) -> None:
     for lock in folder.glob(f"{LOCK}-*-of-*"):
         if not lock.name.endswith(f"-of-{part.of}") and is_locked(folder, lock.name):
             other = lock.name.removeprefix(f"{LOCK}-").replace("-of-", "/")
-            what = f"{folder} is being written with --shard {other}"
-            raise UsageError(what, "wait until it has ended, or split in the same way", folder)
+            fault = f"{folder} is being written with --shard {other}"
+            raise UsageError(fault, "wait until it has ended, or split in the same way", folder)
 
 
 def check_same(output: Output) -> None:
@@ -181,10 +181,10 @@ def check_same(output: Output) -> None:
             for key in (COUNT, MADE):
                 known.pop(key, None)
         if known != output.facts:
-            what = (
+            fault = (
                 f"{folder} has {output.content} of another model, other options or another layout"
             )
-            raise UsageError(what, remedy, folder)
+            raise UsageError(fault, remedy, folder)
         remove_partial(record)
         return
     names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]

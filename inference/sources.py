@@ -52,8 +52,8 @@ def names_in(file: Path) -> Iterator[str]:
             is_csv = file.suffix.lower() == ".csv"
             yield from names_in_csv(lines) if is_csv else names_in_text(lines)
     except (OSError, ValueError, csv.Error, ArrowException) as error:
-        what = f"{file} is not a list of images ({one_line(error)})"
-        raise UsageError(what, f"give one with the column {COLUMNS[0]}, or text", file) from error
+        fault = f"{file} is not a list of images ({one_line(error)})"
+        raise UsageError(fault, f"give one with the column {COLUMNS[0]}, or text", file) from error
 
 
 def lines_of(text: TextIO) -> Iterator[str]:

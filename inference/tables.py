@@ -88,8 +88,8 @@ def form_of(file: Path | None, form: str) -> str:
     if file.is_dir():
         raise UsageError(f"{file} is a folder", f"name a file, or write it as {file}/", file)
     if not file.parent.is_dir():
-        what = f"{file} is in a folder that does not exist"
-        raise UsageError(what, "give --to the name of a file in a folder", file)
+        fault = f"{file} is in a folder that does not exist"
+        raise UsageError(fault, "give --to the name of a file in a folder", file)
     form = form or file.suffix.lower().removeprefix(".")
     if form not in FORMS:
         endings = ", ".join(f".{one}" for one in FORMS)

@@ -109,8 +109,8 @@ class Together:
         name = self.model.name
         least = self.method.least_images
         if len(found) < least:
-            what = f"{name} answers for at least {least} images together"
-            raise UsageError(f"{what}, and {len(found)} could be read", "give more images")
+            fault = f"{name} answers for at least {least} images together"
+            raise UsageError(f"{fault}, and {len(found)} could be read", "give more images")
         with torch.no_grad():
             logits = self.method.answers(found, prior).cpu()
         print(

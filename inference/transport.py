@@ -35,8 +35,8 @@ def conf_ot(
     classes = z.shape[1]
     counts = np.bincount(y, minlength=classes) if observed else np.ones(classes)
     if not counts.all():
-        what = f"{int((counts == 0).sum())} of {classes} classes have no calibration image"
-        raise UsageError(what, "give one for each class, or let all classes have the same share")
+        fault = f"{int((counts == 0).sum())} of {classes} classes have no calibration image"
+        raise UsageError(fault, "give one for each class, or let all classes have the same share")
     log_shares = np.log(counts / counts.sum())
     log_plan = z / epsilon  # logarithms, as exp(z) may overflow; its sum cancels in the first step
     for _ in range(iterations):

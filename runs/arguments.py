@@ -216,8 +216,8 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
         }
         for name, path in folders.items():
             if "{seed}" not in path and (path or name == "output_dir"):
-                what = f"--{name.replace('_', '-')} {path} is one folder for several seeds"
-                raise UsageError(what, "put {seed} in it, as in output/seed{seed}")
+                fault = f"--{name.replace('_', '-')} {path} is one folder for several seeds"
+                raise UsageError(fault, "put {seed} in it, as in output/seed{seed}")
     runs = []
     for seed in every:
         own = {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}

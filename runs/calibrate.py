@@ -266,12 +266,12 @@ def seen_images(
         return NOTHING
     if accepts_unknown:
         return None
-    what = f"{folder} does not say which images it has learned from"
+    fault = f"{folder} does not say which images it has learned from"
     remedy = (
         "give the folder of its run or fit, or accept it by --accept-unknown-images, "
         "which marks the calibration"
     )
-    raise UsageError(what, remedy, folder)
+    raise UsageError(fault, remedy, folder)
 
 
 def has_looks(bank: Bank, accepts_unknown: bool) -> bool:
@@ -280,11 +280,11 @@ def has_looks(bank: Bank, accepts_unknown: bool) -> bool:
     """
     if bank.knows_looks or accepts_unknown:
         return bank.knows_looks
-    what = f"{bank.folder} does not say how its images look: the model may have learned from them"
+    fault = f"{bank.folder} does not say how its images look: the model may have learned from them"
     remedy = (
         "embed with --look, or accept it by --accept-unknown-images, which marks the calibration"
     )
-    raise UsageError(what, remedy, bank.folder)
+    raise UsageError(fault, remedy, bank.folder)
 
 
 def without_learned(
@@ -298,25 +298,25 @@ def without_learned(
     asked = seen_of(items)
     learned = seen.of_role("learned")
     if equal := int(learned.equal(asked).sum()):
-        what = f"{equal:,} of {len(items):,} images for the {use} are training images of {folder}"
-        raise UsageError(what, "give images that the model has not learned from", folder)
+        fault = f"{equal:,} of {len(items):,} images for the {use} are training images of {folder}"
+        raise UsageError(fault, "give images that the model has not learned from", folder)
     if unlabelled := count(seen, "unlabelled", asked):
-        what = f"{unlabelled:,} images for the {use} were seen by the model without their labels"
-        print(f"{what}: others may have more errors")
+        fault = f"{unlabelled:,} images for the {use} were seen by the model without their labels"
+        print(f"{fault}: others may have more errors")
     if len(asked) < len(items):
         return list(items), asked  # one cannot be read, which the prediction says
     near = learned.similar(asked)
     if near.any():
         example = items[int(near.argmax())].impath
-        what = (
+        fault = (
             f"{near.sum():,} of {len(items):,} images for the {use} are near-copies of "
             "training images"
         )
         if near.mean() > MOST_NEAR:
             raise UsageError(
-                f"{what} of {folder}, such as {example}", "give images of other scenes", folder
+                f"{fault} of {folder}, such as {example}", "give images of other scenes", folder
             )
-        print(printable(f"Left out: {what}, such as {example}"))
+        print(printable(f"Left out: {fault}, such as {example}"))
     return list(compress(items, ~near)), asked.part(~near)
 
 

@@ -94,8 +94,8 @@ def check_test_images(
     accepted.
     """
     if count and not accepted:
-        what = f"{count:,} of {images:,} images for the {use} are test images of {where}"
-        raise UsageError(what, f"give others, or accept it by {remedy}, which marks the {use}")
+        fault = f"{count:,} of {images:,} images for the {use} are test images of {where}"
+        raise UsageError(fault, f"give others, or accept it by {remedy}, which marks the {use}")
 
 
 def quality(logits: Floats, labels: np.ndarray) -> dict[str, float]:
@@ -224,13 +224,13 @@ class Calibrated:
         cfg = self.cfg
         if cfg.DATASET.SUBSAMPLE_CLASSES == "new":
             run = self.spec.args.model_dir or "the run"
-            what = f"{run} has no {CALIBRATION}, and new classes have that of the base"
+            fault = f"{run} has no {CALIBRATION}, and new classes have that of the base"
             raise UsageError(
-                what, "test its base classes with TEST.CALIBRATE True first, or leave it out"
+                fault, "test its base classes with TEST.CALIBRATE True first, or leave it out"
             )
         if not dataset.val or cfg.TEST.SPLIT == "val":
-            what = "TEST.CALIBRATE needs validation images that are not tested"
-            raise UsageError(what, "set DATASET.HOLD_OUT True, or leave it out")
+            fault = "TEST.CALIBRATE needs validation images that are not tested"
+            raise UsageError(fault, "set DATASET.HOLD_OUT True, or leave it out")
         self.test_images = count_shared(dataset.val, dataset.test)
         accepted = cfg.TEST.SELECT_ON_TEST
         check_test_images(

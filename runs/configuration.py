@@ -185,8 +185,8 @@ def set_up(cfg: CfgNode, given: Given) -> list[str]:
     cfg.merge_from_list(list(given.words))
     for key, value in given.chosen.items():
         if key in given.options or key in given.pairs:
-            what = f"--chosen has {key}, which the command line sets, too"
-            raise UsageError(what, "leave one of them out")
+            fault = f"--chosen has {key}, which the command line sets, too"
+            raise UsageError(fault, "leave one of them out")
         check_chosen(key, cfg.TRAINER.NAME)
         cfg.merge_from_list([key, value])
     keys = [*given.options, *given.pairs, *given.chosen]
@@ -200,8 +200,8 @@ def set_up(cfg: CfgNode, given: Given) -> list[str]:
     sha256 = getattr(method, "plugin_sha256", "")
     if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
         stated = f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}..."
-        what = f"{stated} is not that of the file with {cfg.TRAINER.NAME}"
-        raise UsageError(what, "give that file by --plugin, or leave the checksum out")
+        fault = f"{stated} is not that of the file with {cfg.TRAINER.NAME}"
+        raise UsageError(fault, "give that file by --plugin, or leave the checksum out")
     cfg.MODEL.PLUGIN_SHA256 = sha256
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
@@ -225,11 +225,11 @@ def check_chosen(key: str, trainer: str) -> None:
     group, _, rest = key.partition(".")
     sections = method.sections() if method else [trainer.upper()]
     if key in RESUMABLE_CHANGES or group not in CHOSEN_GROUPS:
-        what = f"--chosen has {key}, which no study chooses"
-        raise UsageError(what, "set it on the command line")
+        fault = f"--chosen has {key}, which no study chooses"
+        raise UsageError(fault, "set it on the command line")
     if group == "TRAINER" and rest.split(".")[0] not in sections:
-        what = f"--chosen has {key}, which {trainer} does not read"
-        raise UsageError(what, f"choose settings for {trainer}")
+        fault = f"--chosen has {key}, which {trainer} does not read"
+        raise UsageError(fault, f"choose settings for {trainer}")
 
 
 @dataclass(frozen=True)
@@ -301,9 +301,9 @@ def weights_of(cfg: CfgNode) -> str:
         return stated
     sha256 = weights_sha256(name)
     if stated and stated.lower() != sha256:
-        what = f"{WEIGHTS} is {stated}, and {name} has {sha256}"
+        fault = f"{WEIGHTS} is {stated}, and {name} has {sha256}"
         remedy = f"give the file with that checksum by --backbone, or leave {WEIGHTS} out"
-        raise UsageError(what, remedy)
+        raise UsageError(fault, remedy)
     return sha256
 
 

@@ -50,8 +50,8 @@ def labelled_images(
     if images:
         return items_of(images, names), f"images in {printable(images.name)}"
     if dataset is None or not dataset.val:
-        what = f"{folder} has no validation images"
-        raise UsageError(what, "give labelled images by --images", folder)
+        fault = f"{folder} has no validation images"
+        raise UsageError(fault, "give labelled images by --images", folder)
     return dataset.val, f"validation images of {dataset.title}"
 
 
@@ -72,11 +72,11 @@ def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
     ):
         name = plain(parent.name)
         if name not in labels:
-            what = (
+            fault = (
                 f"{printable(parent)} is named after no class of the model, whose first is "
                 f"{names[0]!r}"
             )
-            raise UsageError(what, "give images of the model's classes", folder)
+            raise UsageError(fault, "give images of the model's classes", folder)
         items += [
             Datum(impath=str(file), label=labels[name], classname=name)
             for file in find_images([parent])
@@ -107,11 +107,11 @@ def stored_in(folder: Path, names: Sequence[str]) -> list[Stored]:
         parents = map(plain, reversed(Path(row["path"]).parts[:-1]))
         name = next((parent for parent in parents if parent in labels), None)
         if name is None:
-            what = (
+            fault = (
                 f"{printable(row['path'])} is in no folder named after a class of the model, "
                 f"whose first is {names[0]!r}"
             )
-            raise UsageError(what, "embed images of the model's classes", folder)
+            raise UsageError(fault, "embed images of the model's classes", folder)
         look = row.get("pixels_sha256"), row.get("signature")
         items.append(Stored(row["path"], labels[name], name, row["sha256"], row["before"], *look))
     if not items:
@@ -140,8 +140,8 @@ def outputs_of(
     """
     count = len(items) * len(names or classifier.class_names)
     if count > MOST_LOGITS:
-        what = f"{len(items):,} images have {count:,} logits, {25 * count / 1e9:.0f} GB of memory"
-        raise UsageError(what, f"give fewer images: {MOST_LOGITS:,} logits are the most")
+        fault = f"{len(items):,} images have {count:,} logits, {25 * count / 1e9:.0f} GB of memory"
+        raise UsageError(fault, f"give fewer images: {MOST_LOGITS:,} logits are the most")
     if isinstance(items[0], Stored):
         before = torch.from_numpy(np.stack([item.before for item in items]))
         said = BehindTower(classifier).predict(before, names)

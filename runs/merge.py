@@ -80,15 +80,15 @@ def main(argv: list[str] | None = None) -> None:
     for model in args.models:
         check_exists(model)
     if kind_of(args.models[0]) == "peft":
-        what = f"{args.models[0]} is an adapter of PEFT, which names no classes"
-        raise UsageError(what, "give a run first, or make it a model by tools/export.py")
+        fault = f"{args.models[0]} is an adapter of PEFT, which names no classes"
+        raise UsageError(fault, "give a run first, or make it a model by tools/export.py")
     if args.how.of_one != (len(args.models) == 1):
         number = "one model" if args.how.of_one else "two models or more"
-        what = f"--how {args.how.name} is for {number}"
-        raise UsageError(what, f"give {number}")
+        fault = f"--how {args.how.name} is for {number}"
+        raise UsageError(fault, f"give {number}")
     if args.images and not args.how.chooses:
-        what = f"--images has no use here: --how {args.how} chooses nothing"
-        raise UsageError(what, "leave it out, or use --how greedy or wise-ft")
+        fault = f"--images has no use here: --how {args.how} chooses nothing"
+        raise UsageError(fault, "leave it out, or use --how greedy or wise-ft")
     members = Members(args.models, LoadOptions(backbone=args.backbone, device=args.device))
     with new_folder(args.to, EXPORT_CONFIG_FILE) as folder:
         merged = merge(members, args)
@@ -136,8 +136,8 @@ class Members:
             self.selected_on_test |= "selected_on_test" in classifier.description.training
             content = digest(state_of(classifier))
             if content in learned:
-                what = f"{learned[content]} and {other} are the same model"
-                raise UsageError(what, "give each model once", other)
+                fault = f"{learned[content]} and {other} are the same model"
+                raise UsageError(fault, "give each model once", other)
             learned[content] = other
 
     def load(self, path: Path) -> PromptedClassifier:
@@ -183,8 +183,8 @@ class Members:
 def state_of(classifier: PromptedClassifier) -> State:
     """The learned tensors; UsageError for none, or for factors without their settings."""
     if classifier.checkpoint is None:
-        what = f"{classifier.source} has learned nothing"
-        raise UsageError(what, "merge models that have learned", classifier.source)
+        fault = f"{classifier.source} has learned nothing"
+        raise UsageError(fault, "merge models that have learned", classifier.source)
     state = {key: tensor.cpu() for key, tensor in classifier.checkpoint["state_dict"].items()}
     check_factors(classifier, state)
     return state
@@ -194,8 +194,8 @@ def check_factors(classifier: PromptedClassifier, state: Iterable[str]) -> None:
     """Raise UsageError for low-rank factors whose settings are not those of CLIPLoRA."""
     has_factors = any(key.endswith(merging.LOW_RANK) for key in state)
     if has_factors and not merging.is_low_rank(classifier.model_for()):
-        what = f"{classifier.method} has low-rank maps, whose mean is not that of their factors"
-        raise UsageError(what, "merge models of CLIPLoRA", classifier.source)
+        fault = f"{classifier.method} has low-rank maps, whose mean is not that of their factors"
+        raise UsageError(fault, "merge models of CLIPLoRA", classifier.source)
 
 
 def start_of(classifier: PromptedClassifier, how: How) -> State | None:
@@ -207,8 +207,8 @@ def start_of(classifier: PromptedClassifier, how: How) -> State | None:
     if not merging.is_low_rank(classifier.model_for()):
         return merging.untrained(classifier)
     if how.name in ("ties", "dare"):
-        what = f"--how {how.name} is for the entries of weights, and the models are low-rank maps"
-        raise UsageError(what, "use --how mean, greedy or task")
+        fault = f"--how {how.name} is for the entries of weights, and the models are low-rank maps"
+        raise UsageError(fault, "use --how mean, greedy or task")
     return None
 
 
@@ -231,8 +231,8 @@ def check_same(
     first: PromptedClassifier, other: PromptedClassifier, at: Path, other_at: Path
 ) -> None:
     """Raise UsageError if two models cannot become one."""
-    for what, remedy in differences(first, other):
-        raise UsageError(f"{at} and {other_at} {what}", f"merge models of {remedy}", other_at)
+    for fault, remedy in differences(first, other):
+        raise UsageError(f"{at} and {other_at} {fault}", f"merge models of {remedy}", other_at)
 
 
 def differences(first: PromptedClassifier, other: PromptedClassifier) -> Iterator[tuple[str, str]]:

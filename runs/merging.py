@@ -31,14 +31,14 @@ def untrained(classifier: PromptedClassifier) -> State:
     model = method.model
     of_weights = model.adapted and model.folded() is not None
     if not (of_weights or isinstance(model, ProjectedCLIP)):
-        what = f"{classifier.method} does not start from CLIP's weights"
-        raise UsageError(what, "use --how mean or greedy")
+        fault = f"{classifier.method} does not start from CLIP's weights"
+        raise UsageError(fault, "use --how mean or greedy")
     state = method.saved_module().state_dict()
     start = {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
     for name in method.of_learned_classes:
         if not start[name].any():
-            what = f"{classifier.method} has a {name} that does not start from CLIP's weights"
-            raise UsageError(what, "use --how mean or greedy")
+            fault = f"{classifier.method} has a {name} that does not start from CLIP's weights"
+            raise UsageError(fault, "use --how mean or greedy")
     return {key: tensor for key, tensor in start.items() if not is_scale(key, tensor)}
 
 

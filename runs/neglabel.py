@@ -109,9 +109,9 @@ class NegativeWords:
         kept = len(self.features)
         if kept < FEWEST:
             words = len(nouns) + len(adjectives)
-            what = f"NegLabel would keep {kept} of {words} words, and needs {FEWEST}"
+            fault = f"NegLabel would keep {kept} of {words} words, and needs {FEWEST}"
             remedy = f"give more in TEST.OOD_WORDS: {FRACTION:.0%} of the words are kept"
-            raise UsageError(what, remedy)
+            raise UsageError(fault, remedy)
         self.groups = min(GROUPS, kept)
         count = kept - kept % self.groups
         self.order = np.random.default_rng(max(0, seed)).permutation(count).tolist()

@@ -59,11 +59,11 @@ def check_settings(cfg: CfgNode) -> None:
     for name in cfg.TEST.OOD:
         check_name(name, [*known_datasets(), NEW], "dataset for --ood")
         if name == NEW and cfg.DATASET.SUBSAMPLE_CLASSES != "base":
-            what = (
+            fault = (
                 "--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is "
                 f"{cfg.DATASET.SUBSAMPLE_CLASSES}"
             )
-            raise UsageError(what, "set it to base, or name a dataset")
+            raise UsageError(fault, "set it to base, or name a dataset")
     for score in cfg.TEST.OOD_SCORES:
         check_name(score, (*SCORES, NEGLABEL), "score in TEST.OOD_SCORES")
     if cfg.TEST.OOD and NEGLABEL in cfg.TEST.OOD_SCORES:
@@ -78,15 +78,15 @@ def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
     TEST.OOD_SCORES.
     """
     if getattr(method_of(trainer), "kind", "") == "transductive":
-        what = (
+        fault = (
             f"--ood scores each image alone, and {cfg.TRAINER.NAME} learns from the images of a "
             "test"
         )
-        raise UsageError(what, "leave out --ood")
+        raise UsageError(fault, "leave out --ood")
     datasets = [outside_images(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
     if NEGLABEL in cfg.TEST.OOD_SCORES and not compares_texts(trainer):
-        what = f"NegLabel compares an image with texts, and {cfg.TRAINER.NAME} does not do that"
-        raise UsageError(what, "leave it out of TEST.OOD_SCORES")
+        fault = f"NegLabel compares an image with texts, and {cfg.TRAINER.NAME} does not do that"
+        raise UsageError(fault, "leave it out of TEST.OOD_SCORES")
     if not has_patches(trainer):
         why = (
             f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with "
@@ -99,8 +99,8 @@ def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
     for dataset in datasets:
         if names := dataset.shared:
             some = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
-            what = f"{title(dataset.cfg)} shares {len(names)} classes with {title(cfg)}"
-            print(f"{what}, which count as out-of-distribution: {some}")
+            fault = f"{title(dataset.cfg)} shares {len(names)} classes with {title(cfg)}"
+            print(f"{fault}, which count as out-of-distribution: {some}")
     return datasets
 
 

@@ -62,9 +62,9 @@ def main() -> None:
         state = random_clip(args.arch, vision, text, args.embed_dim).state_dict()
     # open_clip checks no sizes
     except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
-        what = f"{args.arch} cannot have these sizes ({one_line(error)})"
+        fault = f"{args.arch} cannot have these sizes ({one_line(error)})"
         remedy = "give others (widths are multiples of 64), or leave them out"
-        raise UsageError(what, remedy) from error
+        raise UsageError(fault, remedy) from error
     args.file.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)

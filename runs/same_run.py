@@ -142,8 +142,8 @@ def recorded_settings(folder: Path, cfg: CfgNode, finished: bool) -> dict[str, A
     if not file.is_file():
         if not finished:
             return {}
-        what = f"{folder} has results and no {RUN_CONFIG_FILE}, which says their settings"
-        raise UsageError(what, OTHER_FOLDER, folder)
+        fault = f"{folder} has results and no {RUN_CONFIG_FILE}, which says their settings"
+        raise UsageError(fault, OTHER_FOLDER, folder)
     try:
         before = flatten(read_yaml(file))
         if not before:
@@ -163,20 +163,20 @@ def recorded_settings(folder: Path, cfg: CfgNode, finished: bool) -> dict[str, A
 def refuse(folder: Path, changed: list[str], before: dict, now: dict, remedy: str) -> None:
     """Raise UsageError for the settings that have changed."""
     key, *others = changed
-    what = f"{folder} holds a run "
+    fault = f"{folder} holds a run "
     if changed == [WEIGHTS]:
         name = now["MODEL.BACKBONE.NAME"]
-        what += f"with other weights: {name} had SHA-256 {before[WEIGHTS]!s:.12}..., "
-        what += f"now it has {now[WEIGHTS]!s:.12}..."
+        fault += f"with other weights: {name} had SHA-256 {before[WEIGHTS]!s:.12}..., "
+        fault += f"now it has {now[WEIGHTS]!s:.12}..."
         remedy = f"restore {name}, or {remedy}"
     elif changed == [PLUGIN]:
-        what += "of another version of the file of --plugin"
+        fault += "of another version of the file of --plugin"
         remedy = f"restore it, or {remedy}"
     else:
-        what += f"with {key} {before[key]}, this one has {now[key]}"
+        fault += f"with {key} {before[key]}, this one has {now[key]}"
         if others:
-            what += f" ({', '.join(others)} also differ)"
-    raise UsageError(what, remedy, folder)
+            fault += f" ({', '.join(others)} also differ)"
+    raise UsageError(fault, remedy, folder)
 
 
 def check_same_prompts(
@@ -196,11 +196,11 @@ def check_same_prompts(
         checksum_once(Path(path)) != tested if path else epoch and load_epoch not in (None, epoch)
     )
     if differs:
-        what = (
+        fault = (
             f"{folder} holds a test of another checkpoint, of epoch {epoch}, than "
             f"{path or f'epoch {load_epoch}'}"
         )
-        raise UsageError(what, OTHER_FOLDER)
+        raise UsageError(fault, OTHER_FOLDER)
 
 
 def as_read(value: Any) -> Any:

@@ -104,11 +104,11 @@ class SavedPredictions:
 def check_logits(images: int, classes: int) -> None:
     """Raise UsageError if TEST.SAVE_LOGITS would make too large a file."""
     if 4 * images * classes > LARGEST:
-        what = (
+        fault = (
             f"TEST.SAVE_LOGITS would write {images:,} x {classes:,} logits, "
             f"{4 * images * classes / 1e9:.1f} GB"
         )
-        raise UsageError(what, f"leave it False: at most {LARGEST / 1e9:.1f} GB are written")
+        raise UsageError(fault, f"leave it False: at most {LARGEST / 1e9:.1f} GB are written")
 
 
 def test_arrays(cfg: Any, trainer: Any) -> Predictions:

@@ -165,14 +165,14 @@ def error_line(error: BaseException) -> str | None:
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return str(UsageError(f"the memory is full ({one_line(cause)})", BATCH))
         if LOADER_PROCESS in str(cause) and isinstance(cause, RuntimeError):
-            what = (
+            fault = (
                 "a process of the data loader was killed, as when the memory is full "
                 f"({one_line(cause)})"
             )
-            return str(UsageError(what, "lower DATALOADER.NUM_WORKERS"))
+            return str(UsageError(fault, "lower DATALOADER.NUM_WORKERS"))
         if isinstance(cause, OSError) and cause.errno in SHORTAGES:
-            what, remedy = SHORTAGES[cause.errno]
-            return str(UsageError(f"{what} ({one_line(cause)})", remedy))
+            fault, remedy = SHORTAGES[cause.errno]
+            return str(UsageError(f"{fault} ({one_line(cause)})", remedy))
     if (
         isinstance(error, OSError)
         and error.filename is not None

@@ -84,8 +84,8 @@ def check_trackers(names: list[str]) -> None:
     for name in names:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # None: a folder of this name, such as wandb's own
-            what = f"--report-to {name}: the package {name} is not installed"
-            raise UsageError(what, "run `pip install -r requirements-trackers.txt`")
+            fault = f"--report-to {name}: the package {name} is not installed"
+            raise UsageError(fault, "run `pip install -r requirements-trackers.txt`")
 
 
 @contextmanager
@@ -103,8 +103,8 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
                 started[name].start(cfg)
             except Exception as error:
                 failed = name
-                what = f"--report-to {name}: it cannot start ({one_line(error)})"
-                raise UsageError(what, "see its documentation, or leave it out") from error
+                fault = f"--report-to {name}: it cannot start ({one_line(error)})"
+                raise UsageError(fault, "see its documentation, or leave it out") from error
         yield
         results = json.loads((folder / RESULTS_FILE).read_text())
     finally:
@@ -114,8 +114,8 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
                 tracker.finish(results, files)
             except Exception as error:
                 if name != failed:
-                    what = f"{name} has failed ({one_line(error)})"
-                    print(f"{what}: the run continues without it", file=sys.stderr)
+                    fault = f"{name} has failed ({one_line(error)})"
+                    print(f"{fault}: the run continues without it", file=sys.stderr)
 
 
 def left_files(folder: Path, models: Iterable[str]) -> dict[Path, str]:

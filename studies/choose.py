@@ -72,11 +72,11 @@ def chosen_on(choose: SearchRule, run: Run, results: RunResult) -> dict[str, Any
     """The record of the images on which a trial was tested, as one of a choice (`data_use`)."""
     test = results.card.test
     if test is None or test.split != choose.rule.split:
-        what = (
+        fault = (
             f"{run.folder / RESULTS_FILE} does not say that it was tested on "
             f"{choose.rule.split} images"
         )
-        raise UsageError(what, "delete it and start its run again", run.folder / RESULTS_FILE)
+        raise UsageError(fault, "delete it and start its run again", run.folder / RESULTS_FILE)
     images: dict[str, Any] = {field.name: getattr(test, field.name) for field in fields(ImageList)}
     images |= {"split": "train"} if choose.by == HELD_OUT else {}
     return images | {"test_images": test.images if choose.by == ORACLE else 0, "by": choose.by}

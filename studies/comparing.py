@@ -66,9 +66,9 @@ def read_runs(folder: Path) -> Compared:
         ((str(arrays["images_sha256"]), run.corruption), tuple(arrays["class_names"]))
         for run, arrays in tests
     ]
-    what = difference_of([run for run, _ in tests], images, folder)
-    if what:
-        raise UsageError(what, "give the runs of one method on one dataset", folder)
+    fault = difference_of([run for run, _ in tests], images, folder)
+    if fault:
+        raise UsageError(fault, "give the runs of one method on one dataset", folder)
     correct = np.stack([arrays["classes"][:, 0] == arrays["label"] for _, arrays in tests])
     return Compared({run.seed: run for run, _ in tests}, correct, images[0], folder)
 
@@ -94,9 +94,9 @@ def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.intege
     Raises UsageError if they have no seed in common, or were tested on different images.
     """
     if one.images != other.images:
-        what = "classes" if one.images[0] == other.images[0] else "images"
+        fault = "classes" if one.images[0] == other.images[0] else "images"
         raise UsageError(
-            f"the runs were tested on different {what}",
+            f"the runs were tested on different {fault}",
             "give runs on one dataset and one part of it",
         )
     if one.correct.shape[1] < 2:

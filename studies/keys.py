@@ -80,8 +80,8 @@ class StudyKeys:
         learning = [variant.name for variant in of_seeds if variant.facts.learns]
         for variant in self.variants:
             if variant.over and variant.over not in learning:
-                what = f"{variant.name} reads the answers of {variant.over}"
-                raise UsageError(f"{what}, which is not a trainer that learns here", "add it")
+                fault = f"{variant.name} reads the answers of {variant.over}"
+                raise UsageError(f"{fault}, which is not a trainer that learns here", "add it")
 
     def check_protocols(self) -> None:
         """Check that the protocols have what they need, and fit the other keys."""
@@ -89,18 +89,18 @@ class StudyKeys:
         crossing = "cross_dataset" in self.protocols
         names = [variant.name for variant in self.variants if not variant.facts.transfers]
         if base2new and names:
-            what = (
+            fault = (
                 f"base2new has no meaning for {', '.join(names)}, which cannot tell classes "
                 "that it has not learned"
             )
-            raise UsageError(what, "leave it out, or use few_shot")
+            raise UsageError(fault, "leave it out, or use few_shot")
         if not self.datasets and self.protocols != ("cross_dataset",):
             raise UsageError("the study has no datasets", "see studies/small.yaml")
         if crossing and not (self.source and self.tested_on):
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
         if self.source in self.targets:
-            what = f"the source {self.source} is among the targets"
-            raise UsageError(what, "leave it out of them")
+            fault = f"the source {self.source} is among the targets"
+            raise UsageError(fault, "leave it out of them")
         if self.union and not base2new:
             raise UsageError("union has the value True", "give it with base2new, or leave it out")
         if "new" in self.ood and self.protocols != ("base2new",):
@@ -124,44 +124,44 @@ class StudyKeys:
             self.check_keys(variant)
         shots = min(min(self.shots_of(name)) for name in self.protocols)
         if self.choose.by == HELD_OUT and shots < 2:
-            what = f"{HELD_OUT} leaves nothing of {shots} shot to train on"
-            raise UsageError(what, "give shots from 2 on")
+            fault = f"{HELD_OUT} leaves nothing of {shots} shot to train on"
+            raise UsageError(fault, "give shots from 2 on")
         if self.choose.by == LEAVE_ONE_OUT:
             for protocol in self.protocols:
                 names = self.trained_on(protocol)
                 if len(names) < 2:
-                    what = f"{LEAVE_ONE_OUT} has no other dataset than {names[0]} in {protocol}"
-                    raise UsageError(what, f"give several datasets, or choose by {VALIDATION}")
+                    fault = f"{LEAVE_ONE_OUT} has no other dataset than {names[0]} in {protocol}"
+                    raise UsageError(fault, f"give several datasets, or choose by {VALIDATION}")
 
     def check_keys(self, variant: Variant) -> None:
         """Check that a method has the keys to try, and that nothing else in the study sets them."""
         elsewhere = variant.overridden
         both = sorted(elsewhere.intersection(SET_BY_CHOOSE))
         if both and self.keys_of(variant):
-            what = f"{variant.name} has {both[0]}, which choose sets"
-            raise UsageError(what, "leave one of them out")
+            fault = f"{variant.name} has {both[0]}, which choose sets"
+            raise UsageError(fault, "leave one of them out")
         own = {"MODEL.BACKBONE.NAME": self.backbone, "CACHE": self.cache, "TEST.OOD": self.ood}
         elsewhere |= {key for key, value in own.items() if value}
         elsewhere |= {*SET_BY_CHOOSE, ACCEPTED[0]}
         for key, _ in self.keys_of(variant):
             variant.check_key(key, "choose")
             if key in elsewhere:
-                what = f"{variant.name} cannot choose {key}, which the study sets"
-                raise UsageError(what, "leave one of them out")
+                fault = f"{variant.name} cannot choose {key}, which the study sets"
+                raise UsageError(fault, "leave one of them out")
 
     def check_merges(self) -> None:
         """Raise UsageError if models of a study cannot be merged."""
         for variant in self.variants:
             if not variant.merged:
                 continue
-            what = f"{variant.merged} has merge"
+            fault = f"{variant.merged} has merge"
             if self.choose.by == ORACLE:
-                raise UsageError(f"{what}, and test images choose", "leave one of them out")
+                raise UsageError(f"{fault}, and test images choose", "leave one of them out")
             if self.calibrate:
-                raise UsageError(f"{what}, and the study calibrate", "leave one of them out")
+                raise UsageError(f"{fault}, and the study calibrate", "leave one of them out")
             how = How.read(variant.how)
             if not how.of_one and len(self.seeds) < 2:
-                raise UsageError(f"{what} of one seed", "give seeds, or leave it out")
+                raise UsageError(f"{fault} of one seed", "give seeds, or leave it out")
 
     @property
     def tested_on(self) -> tuple[str, ...]:

@@ -79,9 +79,9 @@ def find_prompts(
         if len(runs) > 1:
             runs = [path for path in runs if is_of(path, folder, cfg, key[1])] or runs
         if len(runs) > 1:
-            what = f"{runs[0]} and {runs[1]} are both of {key[0]}, seed {key[2]}"
+            fault = f"{runs[0]} and {runs[1]} are both of {key[0]}, seed {key[2]}"
             remedy = "name the YAML file of one by --cfg, or move one elsewhere"
-            raise UsageError(what, remedy, folder)
+            raise UsageError(fault, remedy, folder)
         if runs:
             return runs[0]
     return None

@@ -72,8 +72,8 @@ def by_name(trainers: Any) -> dict:
         else:
             pairs.append((str(item), None))
     if len(dict(pairs)) < max(1, len(pairs)):
-        what = "trainers has a name twice" if pairs else "the study has no trainers"
-        raise UsageError(what, "name each once, such as trainers: [CoOp, MPL]")
+        fault = "trainers has a name twice" if pairs else "the study has no trainers"
+        raise UsageError(fault, "name each once, such as trainers: [CoOp, MPL]")
     return dict(pairs)
 
 

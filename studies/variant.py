@@ -49,11 +49,11 @@ class Variant:
         plain = self.name.strip() and self.name.isprintable()
         # It may be part of a folder's name, and legends leave out what begins with an underscore.
         if not plain or "/" in self.name or self.name.startswith((".", "_")):
-            what = (
+            fault = (
                 f"the name {self.name!r} is empty, has a slash or an unprintable letter, or "
                 "starts with . or _"
             )
-            raise UsageError(what, "use another one")
+            raise UsageError(fault, "use another one")
         names = config_names(self.method)
         for config in filter(None, (self.cfg, self.cross_cfg)):
             check_name(config, names, f"YAML file of {self.name}")

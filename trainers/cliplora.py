@@ -63,9 +63,9 @@ def layers_of(position: str, tower: str, depth: int) -> range:
     if position == "all":
         return range(depth)
     if depth > 12 and (position not in OF_24 or depth != 24):
-        what = f"TRAINER.CLIPLORA.POSITION is {position}, and the {tower} tower has {depth} layers"
+        fault = f"TRAINER.CLIPLORA.POSITION is {position}, and the {tower} tower has {depth} layers"
         remedy = f"give {', '.join(OF_24)} for 24 layers, or choose another backbone"
-        raise UsageError(what, remedy)
+        raise UsageError(fault, remedy)
     first, end = POSITIONS[position]
     return range(2 * first, 2 * end) if depth == 24 else range(first, min(end, depth))
 
@@ -86,8 +86,8 @@ class LoRALearner(TemplatePrompts):
                 layers = layers_of(settings.POSITION, tower, len(blocks_of(clip)))
                 self.adapters += [(tower, layer, settings.lora(width_of(clip))) for layer in layers]
         if not self.adapters:
-            what = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}"
-            raise UsageError(what, "its layers do not exist: give all")
+            fault = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}"
+            raise UsageError(fault, "its layers do not exist: give all")
         self.extra_modules = {
             f"layer_{number}": lora for number, (*_, lora) in enumerate(self.adapters)
         }
@@ -143,5 +143,5 @@ def check_same_layers(written: dict[str, Any], path: str, settings: Any) -> None
         if isinstance(there, list | tuple):
             there = sorted(map(str, there))
         if there != expected:
-            what = f"{path} has {key} {there!r:.40}, and {name} is {here}"
-            raise UsageError(what, f"give that {name}", path)
+            fault = f"{path} has {key} {there!r:.40}, and {name} is {here}"
+            raise UsageError(fault, f"give that {name}", path)

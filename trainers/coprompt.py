@@ -92,11 +92,11 @@ class CoPrompt(CoupledMethod):
     def check_training(self):
         super().check_training()
         if len(counts := {len(texts) for texts in self.teacher.texts}) > 1:
-            what = (
+            fault = (
                 f"the classes have {min(counts)} to {max(counts)} sentences, and CoPrompt draws "
                 "one number for all"
             )
-            raise UsageError(what, "give as many for each class in DATASET.SENTENCES")
+            raise UsageError(fault, "give as many for each class in DATASET.SENTENCES")
 
     @cached_property
     def teacher_texts(self) -> Tensor:

@@ -111,8 +111,8 @@ class DMN(ViewsMethod):
         are, (classes, most).
         """
         if self.images is None:
-            what = "DMN with SUPPORT reads the training images of a run"
-            raise UsageError(what, "set TRAINER.DMN.SUPPORT False")
+            fault = "DMN with SUPPORT reads the training images of a run"
+            raise UsageError(fault, "set TRAINER.DMN.SUPPORT False")
         tests = self.images.tests.dataset
         items = self.images.dataset.train_x
         images = type(tests)(self.cfg, items, transform=self.test_transform(self.cfg).centre)

@@ -99,8 +99,8 @@ class FineTune(SteppedMethod):
         super().check_run(cfg)
         share = cls.settings_of(cfg).WISE_FT
         if cfg.TEST.FINAL_MODEL == "best_val" and share < 1:
-            what = f"TEST.FINAL_MODEL is best_val, and WISE_FT {share} is of the last epoch alone"
-            raise UsageError(what, "test the last epoch, or set TRAINER.FINETUNE.WISE_FT to 1")
+            fault = f"TEST.FINAL_MODEL is best_val, and WISE_FT {share} is of the last epoch alone"
+            raise UsageError(fault, "test the last epoch, or set TRAINER.FINETUNE.WISE_FT to 1")
 
     def build_prompts(self, clip, classnames):
         return FineTuneLearner(self.template(), classnames, clip, self.settings)

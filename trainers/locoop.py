@@ -38,22 +38,22 @@ class LoCoOp(ContextMethod):
 
     def finish_model(self):
         if not has_local_features(self.model.clip):
-            what = (
+            fault = (
                 f"LoCoOp reads features of patches, which {self.cfg.MODEL.BACKBONE.NAME} has "
                 "none of"
             )
             raise UsageError(
-                what, "choose a backbone with a vision transformer or CLIP's ResNet, or CoOp"
+                fault, "choose a backbone with a vision transformer or CLIP's ResNet, or CoOp"
             )
         self.model.read = ("local",)
 
     def check_training(self):
         if self.topk > len(self.class_names):
-            what = (
+            fault = (
                 f"TRAINER.LOCOOP.TOPK is {self.topk}, and there are {len(self.class_names)} classes"
             )
             raise UsageError(
-                what, f"give {max(1, len(self.class_names) // 5)}, or 0.2 for a fifth of them"
+                fault, f"give {max(1, len(self.class_names) // 5)}, or 0.2 for a fifth of them"
             )
 
     @property

@@ -100,9 +100,9 @@ class MMRLpp(RepresentationMethod):
 
     def build_prompts(self, clip, classnames):
         if not is_vit(clip):
-            what = (
+            fault = (
                 "MMRLpp changes the projection of CLIP's class token, and "
                 f"{self.cfg.MODEL.BACKBONE.NAME} has none"
             )
-            raise UsageError(what, "choose MMRL, which learns a projection of its own")
+            raise UsageError(fault, "choose MMRL, which learns a projection of its own")
         return super().build_prompts(clip, classnames)

@@ -109,11 +109,13 @@ class ProKeR(FittedMethod):
         their grids.
         """
         if len(support.rows) > MOST_ROWS:
-            what = (
+            fault = (
                 f"ProKeR has {len(support.rows):,} views of images, and solves an equation of "
                 "as many unknowns"
             )
-            raise UsageError(what, f"lower TRAINER.PROKER.AUGMENT_EPOCH: {MOST_ROWS:,} is the most")
+            raise UsageError(
+                fault, f"lower TRAINER.PROKER.AUGMENT_EPOCH: {MOST_ROWS:,} is the most"
+            )
         self.head.rows.data = normalize(support.rows)
         self.head.values.data = torch.eye(self.head.values.shape[1], device=self.device)[
             support.row_labels

@@ -65,9 +65,10 @@ class ProLIP(FittedMethod):
 
     def build_prompts(self, clip, classnames):
         if not projection(clip):
-            what = f"{type(self).__name__} needs an image tower that ends in a linear projection"
+            fault = f"{type(self).__name__} needs an image tower that ends in a linear projection"
             raise UsageError(
-                f"{what}, and {self.cfg.MODEL.BACKBONE.NAME} has another", "choose another backbone"
+                f"{fault}, and {self.cfg.MODEL.BACKBONE.NAME} has another",
+                "choose another backbone",
             )
         return self.kind_of_head(clip)
 

@@ -106,8 +106,8 @@ class TCP(TaughtMethod):
         layers = len(text_blocks(clip))
         if layers <= LAYER:
             name = self.cfg.MODEL.BACKBONE.NAME
-            what = f"TCP adds prompts before text layer {LAYER}, and {name} has {layers} layers"
-            raise UsageError(what, f"choose a backbone with more than {LAYER}")
+            fault = f"TCP adds prompts before text layer {LAYER}, and {name} has {layers} layers"
+            raise UsageError(fault, f"choose a backbone with more than {LAYER}")
         start = self.settings.CTX_INIT
         ctx = (
             word_embeddings(clip, WORDS, N_CLASS)

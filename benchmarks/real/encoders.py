@@ -44,8 +44,8 @@ class File(NamedTuple):
             raise UsageError(f"{self.wheel} is not installed", f"pip install {self.wheel}")
         path = Path(places[0]).parent / self.path
         if not path.is_file() or checksum(path) != self.sha256:
-            what = f"{path} is not the file of {self.wheel} that is known"
-            raise UsageError(what, "install the version of requirements-real.txt")
+            fault = f"{path} is not the file of {self.wheel} that is known"
+            raise UsageError(fault, "install the version of requirements-real.txt")
         return path
 
 

@@ -231,8 +231,8 @@ def only(sources: Sequence[Path], pattern: str) -> Path:
     for folder in sources:
         for found in sorted(folder.rglob(pattern)):
             return found
-    what = f"no folder of --sources has {pattern}"
-    raise UsageError(what, "open the package that benchmarks/README.md names")
+    fault = f"no folder of --sources has {pattern}"
+    raise UsageError(fault, "open the package that benchmarks/README.md names")
 
 
 def some(files: Iterable[Path], most: int) -> list[Path]:

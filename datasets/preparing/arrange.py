@@ -110,10 +110,10 @@ class Preparation:
             self.unpack(file)
         _, missing = self.problem()
         if missing:
-            what = f"{len(missing)} images of the split are not in the archives"
+            fault = f"{len(missing)} images of the split are not in the archives"
             split = self.folder / self.source.dataset.split_file
             remedy = f"move {split} or {self.work} elsewhere, then: {self.command}"
-            raise UsageError(f"{what}, the first {missing[0]}", remedy, self.folder)
+            raise UsageError(f"{fault}, the first {missing[0]}", remedy, self.folder)
 
     def missing_texts(self) -> list[File]:
         """Split files and lists that are missing."""
@@ -158,8 +158,10 @@ class Preparation:
             names = ", ".join(file.name for file in manual)
             size = sum(file.size for file in manual) / 1e9
             put = f"put {names} ({size:.1f} GB) into {self.folder}, then: {self.command}"
-            what = f"{self.source.name} needs files that must be downloaded manually"
-            raise UsageError(what, "; ".join(filter(None, (self.source.dataset.manual_steps, put))))
+            fault = f"{self.source.name} needs files that must be downloaded manually"
+            raise UsageError(
+                fault, "; ".join(filter(None, (self.source.dataset.manual_steps, put)))
+            )
 
     def local(self, file: File) -> Path | None:
         """Local path of a file (given or already downloaded), or None; UsageError if it is not a
@@ -183,8 +185,8 @@ class Preparation:
         )
         free = shutil.disk_usage(place).free
         if need and need + RESERVE > free:
-            what = f"{need / 1e9:.1f} GB are needed in {place}, {free / 1e9:.1f} GB are free"
-            raise UsageError(what, "free some space, or choose another --root")
+            fault = f"{need / 1e9:.1f} GB are needed in {place}, {free / 1e9:.1f} GB are free"
+            raise UsageError(fault, "free some space, or choose another --root")
 
     def get(self, file: File) -> Path:
         """A verified file, local or downloaded."""
@@ -291,7 +293,7 @@ def validation_labels(archive: Path, folder: Path) -> list[str]:
             raise ValueError("a class is not a WordNet id")
         return labels
     except Exception as error:  # as many kinds as there are ways to damage a file of MATLAB
-        what = f"{archive} does not have the classes of the validation images ({error!r})"
-        raise UsageError(what, where=archive) from None
+        fault = f"{archive} does not have the classes of the validation images ({error!r})"
+        raise UsageError(fault, where=archive) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -138,9 +138,9 @@ def read_fewshot(
 ) -> tuple[FewShotDataset, dict[str, Items]]:
     """A dataset, and the images that a run trains and validates on, in its order."""
     if len(sources) != 1:
-        what = f"{args.names[0]} needs one dataset"
+        fault = f"{args.names[0]} needs one dataset"
         raise UsageError(
-            what, f"python tools/prepare.py {args.names[0]} DATASET --seed 1 --shots 16"
+            fault, f"python tools/prepare.py {args.names[0]} DATASET --seed 1 --shots 16"
         )
     (source,) = sources
     if getattr(source.dataset, "test_only", False):
@@ -188,8 +188,8 @@ def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
     others.
     """
     if len(sources) != 1 or not args.file:
-        what = "sentences needs one dataset and a file"
-        raise UsageError(what, "python tools/prepare.py sentences DATASET --file FILE")
+        fault = "sentences needs one dataset and a file"
+        raise UsageError(fault, "python tools/prepare.py sentences DATASET --file FILE")
     dataset = sources[0].read(args.root, "DATASET.SENTENCES", str(args.file))
     print(f"{checksum(args.file)}  {args.file}")
     written = {plain(name): texts for name, texts in dataset.sentences.items()}
@@ -201,13 +201,13 @@ def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
         "classes without sentences have the template": missing,
         "are not classes of the dataset": unknown,
     }
-    for what, texts in faults.items():
+    for fault, texts in faults.items():
         if texts:
-            print(f"{len(texts):,} {what}: {listed(texts)}")
+            print(f"{len(texts):,} {fault}: {listed(texts)}")
     if missing or unknown:
-        what = f"{args.file} lacks {len(missing):,} classes, and has {len(unknown):,} unknown ones"
+        fault = f"{args.file} lacks {len(missing):,} classes, and has {len(unknown):,} unknown ones"
         remedy = "name the classes as the dataset does" + suggestion("".join(unknown[:1]), missing)
-        raise UsageError(what, remedy, args.file)
+        raise UsageError(fault, remedy, args.file)
 
 
 def long_sentences(written: Mapping[str, Sequence[str]]) -> list[str]:

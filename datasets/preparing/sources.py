@@ -50,8 +50,8 @@ class Source:
             UsageError: it is not a FewShotDataset.
         """
         if not issubclass(self.dataset, FewShotDataset):
-            what = f"{self.dataset.__name__} is not a FewShotDataset (datasets/base.py)"
-            raise UsageError(what, "only those can be checked")
+            fault = f"{self.dataset.__name__} is not a FewShotDataset (datasets/base.py)"
+            raise UsageError(fault, "only those can be checked")
         return self.dataset(load_cfg(self.name, root, seed, options), images=images)
 
     def read_quietly(self, root: Path) -> FewShotDataset:

@@ -91,8 +91,8 @@ async def body_of(request: Request) -> bytearray:
             marks += sum(part.count(mark) for mark in b",[{")
             body += part
     if marks > MARKS:
-        what = "the body has too many values"
-        raise UsageError(f"{what}: send 1 to {MOST} images in a request")
+        fault = "the body has too many values"
+        raise UsageError(f"{fault}: send 1 to {MOST} images in a request")
     return body
 
 

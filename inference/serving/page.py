@@ -298,10 +298,10 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
 def names_in(text: str) -> list[str]:
     """The class names in the lines of a text; UsageError for none, or too many."""
     if len(text) > MOST_TEXT:
-        what = f"the class names have {len(text):,} characters"
-        raise UsageError(what, f"give at most {MOST_TEXT:,}")
+        fault = f"the class names have {len(text):,} characters"
+        raise UsageError(fault, f"give at most {MOST_TEXT:,}")
     names = [line for line in text.splitlines() if line.strip()]
     if not 0 < len(names) <= MOST_NAMES:
-        what = f"there are {len(names) or 'no'} class names"
-        raise UsageError(what, f"give 1 to {MOST_NAMES:,}")
+        fault = f"there are {len(names) or 'no'} class names"
+        raise UsageError(fault, f"give 1 to {MOST_NAMES:,}")
     return names

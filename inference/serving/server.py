@@ -201,8 +201,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        what = f"cannot serve at {address_of(host, port)} ({error.strerror or 'it is in use'})"
-        raise UsageError(what, "choose another --port, or check --host") from error
+        fault = f"cannot serve at {address_of(host, port)} ({error.strerror or 'it is in use'})"
+        raise UsageError(fault, "choose another --port, or check --host") from error
     # without it, a client would acknowledge a head after 40 ms
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening

@@ -44,11 +44,11 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
         side = clip.visual.image_size
         expected = tuple(side) if isinstance(side, tuple | list) else (side, side)
         if tuple(cfg.INPUT.SIZE) != expected:
-            what = (
+            fault = (
                 f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads "
                 f"{expected}"
             )
-            raise UsageError(what, "give that as INPUT.SIZE, or a YAML for this backbone")
+            raise UsageError(fault, "give that as INPUT.SIZE, or a YAML for this backbone")
     with clip.logit_scale.device:
         prompts = method.build_prompts(clip, method.class_names)
     method.model = method.Model(clip, prompts, towers)
@@ -62,7 +62,7 @@ def require_vit(clip: CLIP, method: str, backbone: str) -> None:
     try:
         image_tower(clip)
     except ClipError as error:
-        what = (
+        fault = (
             f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one "
             f"({error.what})"
         )
@@ -70,7 +70,7 @@ def require_vit(clip: CLIP, method: str, backbone: str) -> None:
             "choose another, or a method of texts or features, such as CoOp, KgCoOp, TaskRes "
             "or TipAdapterF"
         )
-        raise UsageError(what, remedy) from error
+        raise UsageError(fault, remedy) from error
 
 
 def usable(precision: str, device: torch.device) -> str:

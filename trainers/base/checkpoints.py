@@ -93,8 +93,8 @@ def exported_prompts(directory: str, epoch: int | None) -> str:
     if epoch is None and os.path.isfile(exported):
         return exported
     if os.path.isfile(os.path.join(directory, "adapter_config.json")):
-        what = f"{directory} is an adapter of PEFT"
-        raise UsageError(what, "make it a model by tools/export.py, and give that folder")
+        fault = f"{directory} is an adapter of PEFT"
+        raise UsageError(fault, "make it a model by tools/export.py, and give that folder")
     return ""
 
 
@@ -115,16 +115,16 @@ def described(prompts: str) -> dict[str, Any]:
     if "method" not in metadata or not is_metadata(metadata):
         raise UsageError(f"{file} is not a description of prompts", "export it again", file)
     if content.get("offset"):
-        what = f"{file.parent} adds a number to the logits of classes without images"
-        raise UsageError(what, "use tools/predict.py: a run would leave it out", file)
+        fault = f"{file.parent} adds a number to the logits of classes without images"
+        raise UsageError(fault, "use tools/predict.py: a run would leave it out", file)
     if content.get("prompts_sha256") != checksum(Path(prompts)):
-        what = f"{prompts} is not the file that config.json describes (its SHA-256 differs)"
-        raise UsageError(what, "export it again", prompts)
+        fault = f"{prompts} is not the file that config.json describes (its SHA-256 differs)"
+        raise UsageError(fault, "export it again", prompts)
     training = content.get("training")
     facts = training if isinstance(training, dict) else {}
     if facts.get("selected_on_test"):
-        what = f"{file.parent} was chosen on test images"
-        raise UsageError(what, "give a run, which says on which", file)
+        fault = f"{file.parent} was chosen on test images"
+        raise UsageError(fault, "give a run, which says on which", file)
     if facts.get("classes_learned") is False:
         metadata["class_names"] = []
     return metadata
@@ -195,8 +195,8 @@ def select_prompts(
         check_tensor(key, state, tensor.shape, path, remedy)
     more = [key for key in learned if key not in expected]
     if more:
-        what = f"{path} has prompts beyond these settings, such as {more[0]}"
-        raise UsageError(what, remedy, path)
+        fault = f"{path} has prompts beyond these settings, such as {more[0]}"
+        raise UsageError(fault, remedy, path)
     return {key: state[key] for key in expected}
 
 
@@ -214,8 +214,8 @@ def learned_tensors(
         learned = compat.learned(state, method)
     if others:
         names = " or ".join(others)
-        what = f"{path} is a checkpoint of {names}, not of {method}"
-        raise UsageError(what, f"test it with --trainer {names}", path)
+        fault = f"{path} is a checkpoint of {names}, not of {method}"
+        raise UsageError(fault, f"test it with --trainer {names}", path)
     return learned
 
 

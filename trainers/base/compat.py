@@ -52,10 +52,10 @@ def read_of(images: Any, path: str) -> Any:
 def require_stream(method: str) -> None:
     """Raise UsageError on the published Dassl, which tests each image by itself."""
     if not hasattr(TrainerX, "test_outputs"):
-        what = (
+        fault = (
             f"{method} depends on the images before, and the published Dassl tests each by itself"
         )
-        raise UsageError(what, "test it with the toolbox of this project")
+        raise UsageError(fault, "test it with the toolbox of this project")
 
 
 # Names of the learned tensors in published checkpoints, of methods that share them.

@@ -22,9 +22,9 @@ def require_clip(clip: CLIP, method: str, backbone: str) -> None:
     """
     require_vit(clip, method, backbone)
     if not (is_vit(clip) and hasattr(clip, "transformer")):
-        what = f"{method} needs both towers to be those of CLIP, and {backbone} has others"
+        fault = f"{method} needs both towers to be those of CLIP, and {backbone} has others"
         raise UsageError(
-            what, "choose a backbone such as ViT-B/16, or a method of texts or features"
+            fault, "choose a backbone such as ViT-B/16, or a method of texts or features"
         )
 
 

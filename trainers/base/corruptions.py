@@ -70,19 +70,19 @@ def check(cfg: CfgNode, known: bool) -> None:
 
     `known` is whether the trainer is that of a method of this project.
     """
-    what = f"TEST.CORRUPTION is {cfg.TEST.CORRUPTION}"
+    fault = f"TEST.CORRUPTION is {cfg.TEST.CORRUPTION}"
     if not known:
-        raise UsageError(f"{what}, and {cfg.TRAINER.NAME} is not a method", "leave it out")
+        raise UsageError(f"{fault}, and {cfg.TRAINER.NAME} is not a method", "leave it out")
     if cfg.TEST.OOD:
-        raise UsageError(f"{what}, and the images of --ood have none", "leave one of them out")
+        raise UsageError(f"{fault}, and the images of --ood have none", "leave one of them out")
     if min(cfg.INPUT.SIZE) < LEAST:
         size = tuple(cfg.INPUT.SIZE)
-        raise UsageError(f"{what}, and INPUT.SIZE is {size}", f"give at least {LEAST} pixels")
+        raise UsageError(f"{fault}, and INPUT.SIZE is {size}", f"give at least {LEAST} pixels")
     try:
         distribution(PACKAGE)
     except PackageNotFoundError as error:
         remedy = installation(REQUIREMENTS)
-        raise UsageError(f"{what}, and {PACKAGE} is not installed", remedy) from error
+        raise UsageError(f"{fault}, and {PACKAGE} is not installed", remedy) from error
 
 
 def corrupted(cfg: CfgNode, loader: DataLoader) -> DataLoader:

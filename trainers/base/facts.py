@@ -85,8 +85,10 @@ class Facts(Declares):
         cls.settings_of(cfg)
         given = cfg.DATASET.get("SENTENCES", "")
         if given and not cls.reads_sentences:
-            what = f"DATASET.SENTENCES has no effect: {cls.__name__} reads no sentences for classes"
-            raise UsageError(what, "leave it out")
+            fault = (
+                f"DATASET.SENTENCES has no effect: {cls.__name__} reads no sentences for classes"
+            )
+            raise UsageError(fault, "leave it out")
         if cls.needs_sentences and not given:
             raise UsageError(
                 f"{cls.__name__} has no sentences for the classes", "give DATASET.SENTENCES FILE"

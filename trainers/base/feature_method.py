@@ -154,22 +154,22 @@ class FeatureMethod(Method):
     def check_run(cls, cfg: CfgNode) -> None:
         super().check_run(cfg)
         if not cls.transfers and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
-            what = f"{cls.__name__} has weights for the classes it was trained on"
+            fault = f"{cls.__name__} has weights for the classes it was trained on"
             raise UsageError(
-                f"{what}: base-to-new has no meaning for it", "set DATASET.SUBSAMPLE_CLASSES all"
+                f"{fault}: base-to-new has no meaning for it", "set DATASET.SUBSAMPLE_CLASSES all"
             )
 
     def check_training(self) -> None:
-        what = f"{type(self).__name__} computes its weights from the training images"
+        fault = f"{type(self).__name__} computes its weights from the training images"
         if self.cfg.MODEL.INIT_WEIGHTS and (self.fits or self.starts_from_images):
-            raise UsageError(f"MODEL.INIT_WEIGHTS would have no effect: {what}", "leave it out")
+            raise UsageError(f"MODEL.INIT_WEIGHTS would have no effect: {fault}", "leave it out")
         seen = {item.label for item in self.images.dataset.train_x}
         missing = {*range(len(self.class_names))} - seen
         if missing and self.spec.needs_all:
-            what = (
+            fault = (
                 f"{type(self).__name__} has no training image of {self.class_names[min(missing)]!r}"
             )
-            raise UsageError(what, "give each class one in DATASET.NUM_SHOTS, or use SSText")
+            raise UsageError(fault, "give each class one in DATASET.NUM_SHOTS, or use SSText")
 
     # The model
 
@@ -201,8 +201,8 @@ class FeatureMethod(Method):
                 torch.zeros(1, clip.visual.output_dim, device=self.device)
             ).float()
         if text.dim() != 2:
-            what = f"the text features of {self.settings.FEATURES_OF} depend on the image"
-            raise UsageError(what, "give FEATURES_OF a run without that")
+            fault = f"the text features of {self.settings.FEATURES_OF} depend on the image"
+            raise UsageError(fault, "give FEATURES_OF a run without that")
         return text
 
     def set_texts(self, texts: Tensor) -> None:
@@ -268,8 +268,8 @@ class FeatureMethod(Method):
             return dataset.test
         if not dataset.val:
             key, example = next(iter(self.spec.chosen.items()))
-            what = f"{self.dataset_title} has no validation images for the choice of {key}"
-            raise UsageError(what, f"set TRAINER.{self.section()}.{key}, for example to {example}")
+            fault = f"{self.dataset_title} has no validation images for the choice of {key}"
+            raise UsageError(fault, f"set TRAINER.{self.section()}.{key}, for example to {example}")
         # As it is, it has all test images
         if getattr(dataset, "val_is_test", False) and shots >= 1:
             return dataset.generate_fewshot_dataset(dataset.val, num_shots=min(shots, 4))
@@ -294,8 +294,8 @@ class FeatureMethod(Method):
         cached = features_by(self.cfg, self.model, loader, self.bank)
         features = cached.tensor().to(self.device).float()
         if not features.isfinite().all():
-            what = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"
-            raise UsageError(what, "give another backbone, or PREC fp32")
+            fault = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"
+            raise UsageError(fault, "give another backbone, or PREC fp32")
         return Support(
             features.movedim(1, 0) if views else features[None], cached.labels.to(self.device)
         )
@@ -308,12 +308,12 @@ class FeatureMethod(Method):
         images = len(support.rows)
         pairs = images * len(self.class_names)
         if self.spec.keeps_pairs and pairs > MOST_PAIRS:
-            what = (
+            fault = (
                 f"{type(self).__name__} has numbers for {images:,} views of images and "
                 f"{len(self.class_names):,} classes, {4 * pairs / 1e9:.1f} GB"
             )
             remedy = f"use fewer images, or GDA: {4 * MOST_PAIRS / 1e9:g} GB are the most"
-            raise UsageError(what, remedy)
+            raise UsageError(fault, remedy)
         self.support = support
         self.start(support)
         size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE

@@ -24,14 +24,14 @@ def open_features_run(head: Method, folder: str, key: str) -> tuple[Method, str]
     kind, checkpoint, path = trained_run(folder, key)
     name = kind.__name__
     if issubclass(kind.Model, HeadCLIP):
-        what = f"{path} is of {name}, which learns no features"
-        raise UsageError(what, "give FEATURES_OF another", path)
+        fault = f"{path} is of {name}, which learns no features"
+        raise UsageError(fault, "give FEATURES_OF another", path)
     if kind.Model.own_logits or kind.Model.own_output:
-        what = (
+        fault = (
             f"{name} has its own `output` or `logits`, so that its image features are not all "
             "that it compares"
         )
-        raise UsageError(what, "give FEATURES_OF a run of another method", path)
+        raise UsageError(fault, "give FEATURES_OF a run of another method", path)
     base = learned_method(head, kind, checkpoint, path)
     print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
     return base, path
@@ -51,8 +51,8 @@ def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], st
     checkpoint = load_checkpoint(path)
     name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
     if not name:
-        what = f"{path} does not say which method learned its features"
-        raise UsageError(what, f"give {key} another", path)
+        fault = f"{path} does not say which method learned its features"
+        raise UsageError(fault, f"give {key} another", path)
     kind = registered().get(name)
     if kind is None:
         raise UsageError(
@@ -69,11 +69,11 @@ def learned_method(
     Raises UsageError if it has other weights, or cannot tell these classes.
     """
     if over.sentences and not kind.reads_sentences:
-        what = (
+        fault = (
             f"DATASET.SENTENCES has no effect: the features of {path} are of {kind.__name__}, "
             "which reads no sentences"
         )
-        raise UsageError(what, "leave it out", path)
+        raise UsageError(fault, "leave it out", path)
     cfg = over.cfg.clone()
     cfg.defrost()
     cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))

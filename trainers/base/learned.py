@@ -102,22 +102,22 @@ class Checkpoints:
         """Check that a run can resume from a checkpoint with this metadata. Raises UsageError if
         the run had other weights or other images, or the metadata is damaged."""
         if not is_metadata(written):
-            what = "the metadata of the run's checkpoints is damaged"
-            raise UsageError(what, "choose another --output-dir (scripts: OUT)")
+            fault = "the metadata of the run's checkpoints is damaged"
+            raise UsageError(fault, "choose another --output-dir (scripts: OUT)")
         self.check_weights(written, "the run to resume")
         images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase.sha256)
         if images != self.fit_phase.sha256:
-            what = (
+            fault = (
                 "the training images, their order or their classes are not those that the run to "
                 "resume began with"
             )
             remedy = "restore the files of the dataset, or choose another --output-dir"
-            raise UsageError(what, f"{remedy} (scripts: OUT)")
+            raise UsageError(fault, f"{remedy} (scripts: OUT)")
         before = shown_version(written)
         now = shown_version({"version": __version__, "commit": source()["commit"] or ""})
         if written.get("version") and before != now:
-            what = "The results will be of two versions of this project"
-            print(f"{what}: the run was trained with {before} and with {now}")
+            fault = "The results will be of two versions of this project"
+            print(f"{fault}: the run was trained with {before} and with {now}")
 
     # Loading
 
@@ -231,8 +231,8 @@ class Checkpoints:
         count = len(self.method.class_names)
         alone = [name for name in dims if not matches(name, self.method.of_learned_classes)]
         if alone and known < count:
-            what = f"{path} has {alone[0]} with values for each class that it was learned on"
-            raise UsageError(what, "test it on these classes", path)
+            fault = f"{path} has {alone[0]} with values for each class that it was learned on"
+            raise UsageError(fault, "test it on these classes", path)
         print(f"The prompts were learned on {known} of these {count} classes")
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:

@@ -106,10 +106,10 @@ class Method(Facts):
 
     def __getattr__(self, name: str) -> Any:
         if name in OF_TRAINERS:
-            what = (
+            fault = (
                 f"{type(self).__name__} reads self.{name}, which a trainer has and a method has not"
             )
-            raise UsageError(what, f"write self.{OF_TRAINERS[name]}")
+            raise UsageError(fault, f"write self.{OF_TRAINERS[name]}")
         raise AttributeError(f"{type(self).__name__} has no {name}")
 
     # Hooks of a method
@@ -195,8 +195,8 @@ class Method(Facts):
         """Make the state of a training of so many epochs, of so many batches each. Raises
         UsageError if nothing is learned, or the settings do not fit."""
         if not self.saved_module().state_dict():
-            what = f"{type(self).__name__} has nothing to train with these settings"
-            raise UsageError(what, "change them, or set `learns = False`")
+            fault = f"{type(self).__name__} has nothing to train with these settings"
+            raise UsageError(fault, "change them, or set `learns = False`")
         self.training = Training(epochs, batches, self.device, self.amp)
         if any(True for _ in self.model.parameters()):
             self.training.optim, self.training.sched = self.build_optimizer()

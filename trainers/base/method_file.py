@@ -68,8 +68,8 @@ def run_file(path: Path, content: bytes, name: str) -> None:
         MAKERS.update(makers)
         if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
             raise
-        what = f"{path} cannot be used ({reason(error, path)})"
-        raise UsageError(what, "correct it", path) from error
+        fault = f"{path} cannot be used ({reason(error, path)})"
+        raise UsageError(fault, "correct it", path) from error
 
 
 def check_names(path: Path, before: Mapping[str, object], makers: Mapping[str, object]) -> None:

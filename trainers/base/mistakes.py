@@ -29,11 +29,11 @@ def named(kind: type) -> Iterator[None]:
     except UsageError as error:
         if kind.__name__.lower() in str(error).lower():
             raise
-        what = f"{kind.__name__} of {file_of(kind)}: {error.what}"
-        raise UsageError(what, error.remedy, error.where) from error
+        fault = f"{kind.__name__} of {file_of(kind)}: {error.what}"
+        raise UsageError(fault, error.remedy, error.where) from error
     except Exception as error:
-        what = f"{kind.__name__} of {file_of(kind)} fails: {reason(error, file_of(kind))}"
-        raise AssertionError(what) from error
+        fault = f"{kind.__name__} of {file_of(kind)} fails: {reason(error, file_of(kind))}"
+        raise AssertionError(fault) from error
 
 
 def file_of(kind: type) -> Path:

@@ -50,8 +50,8 @@ def check_hooks(method: type[Method]) -> None:
     for parent in method.__mro__:
         for name in vars(parent):
             if hasattr(MethodTrainer, name) and not hasattr(Method, name):
-                what = f"{method.__name__} defines {name}, a hook of Dassl's trainers alone"
-                raise UsageError(what, "use the hooks of a method (docs/add_a_method.md)")
+                fault = f"{method.__name__} defines {name}, a hook of Dassl's trainers alone"
+                raise UsageError(fault, "use the hooks of a method (docs/add_a_method.md)")
 
 
 def register_plugins() -> None:

@@ -132,11 +132,11 @@ def zeros_and_words(trainer: Method, clip: CLIP) -> tuple[list[str], nn.Paramete
         sentence = given.replace("_", " ")
     words = sentence.split()
     if not 0 < len(words) <= n_ctx:
-        what = (
+        fault = (
             f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and "
             f"N_CTX is {n_ctx}"
         )
-        raise UsageError(what, "give 1 to N_CTX words, or False to start at random")
+        raise UsageError(fault, "give 1 to N_CTX words, or False to start at random")
     zeros = torch.zeros(n_ctx - len(words), text_width(clip))
     start = word_embeddings(clip, " ".join(words), len(words)).detach()
     return ["X"] * len(zeros) + words, nn.Parameter(torch.cat([zeros, start]))

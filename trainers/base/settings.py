@@ -102,5 +102,5 @@ class MethodSettings:
                 }
             )
         except UsageError as error:
-            what = error.what.removeprefix(f"TRAINER.{section}.")
-            raise UsageError(f"TRAINER.{section}.{what}", error.remedy) from error
+            fault = error.what.removeprefix(f"TRAINER.{section}.")
+            raise UsageError(f"TRAINER.{section}.{fault}", error.remedy) from error

@@ -49,8 +49,8 @@ class SteppedMethod(Method):
     def start_training(self, epochs: int, batches: int) -> None:
         super().start_training(epochs, batches)
         if self.steps < epochs:
-            what = f"OPTIM.MAX_EPOCH is {epochs}, and there are {self.steps} steps"
-            raise UsageError(what, "lower it")
+            fault = f"OPTIM.MAX_EPOCH is {epochs}, and there are {self.steps} steps"
+            raise UsageError(fault, "lower it")
 
     def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
         return CosineAnnealingLR(optimizer, self.steps, LAST_RATE)

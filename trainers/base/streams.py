@@ -91,11 +91,11 @@ def check(cfg: CfgNode, method: str, together: bool, streams: bool) -> None:
     elif streams:
         kinds = ("", "in order", "dirichlet")
     if kind not in kinds:
-        what = f"TEST.STREAM is {kind!r}, and {method} answers for each image alone"
+        fault = f"TEST.STREAM is {kind!r}, and {method} answers for each image alone"
         if streams:
-            what = f"TEST.STREAM is {kind!r}, and {method} answers for one image after another"
+            fault = f"TEST.STREAM is {kind!r}, and {method} answers for one image after another"
         allowed = " or ".join(kind for kind in kinds if kind)
-        raise UsageError(what, f"set it to {allowed}" if allowed else "leave it out")
+        raise UsageError(fault, f"set it to {allowed}" if allowed else "leave it out")
 
 
 def least_and_most(k_eff: Sequence[int], classes: int) -> tuple[int, int]:
@@ -103,8 +103,8 @@ def least_and_most(k_eff: Sequence[int], classes: int) -> tuple[int, int]:
         remedy = "give the least and the most number of classes: [1, 4]"
         raise UsageError(f"TEST.STREAM_K_EFF is {list(k_eff)}", remedy)
     if k_eff[1] > classes:
-        what = f"TEST.STREAM_K_EFF is {list(k_eff)}, and the test has {classes} classes"
-        raise UsageError(what, "lower it")
+        fault = f"TEST.STREAM_K_EFF is {list(k_eff)}, and the test has {classes} classes"
+        raise UsageError(fault, "lower it")
     return k_eff[0], k_eff[1]
 
 
@@ -184,5 +184,5 @@ def task(labels: NDArray[Any], size: int, k: int, generator: torch.Generator) ->
         mixed = torch.randperm(len(pool), generator=generator).numpy()
         if len(pool) >= size:
             return pool[mixed[:size]]
-    what = f"no {k} classes have {size} test images"
-    raise UsageError(what, "lower TEST.STREAM_BATCH, or raise TEST.STREAM_K_EFF")
+    fault = f"no {k} classes have {size} test images"
+    raise UsageError(fault, "lower TEST.STREAM_BATCH, or raise TEST.STREAM_K_EFF")

@@ -112,9 +112,9 @@ class TogetherMethod(Method):
         found = streams.parts(self.cfg, labels)
         fewest = min(found, key=len, default=())
         if len(fewest) < self.least_images:
-            what = f"{type(self).__name__} needs {self.least_images} images at a time"
+            fault = f"{type(self).__name__} needs {self.least_images} images at a time"
             remedy = "raise TEST.STREAM_BATCH, or leave out TEST.STREAM"
-            raise UsageError(f"{what}, and a part of the test has {len(fewest)}", remedy)
+            raise UsageError(f"{fault}, and a part of the test has {len(fewest)}", remedy)
         return found
 
     def test_loader(self, loader: Any) -> DataLoader:
@@ -183,11 +183,11 @@ class TogetherMethod(Method):
     def check_base(cls, kind: type[Method], path: str, remedy: str) -> None:
         """Raise UsageError if the answers of a method cannot be the prior of this one."""
         if not issubclass(cls.Settings, OverSettings):
-            what = f"{cls.__name__} reads the answers of no other method"
-            raise UsageError(what, "leave out the model, or name TransCLIP or StatA", path)
+            fault = f"{cls.__name__} reads the answers of no other method"
+            raise UsageError(fault, "leave out the model, or name TransCLIP or StatA", path)
         if kind.kind in ("test-time", "transductive"):
-            what = f"{path} is of {kind.__name__}, which answers from test images itself"
-            raise UsageError(what, remedy, path)
+            fault = f"{path} is of {kind.__name__}, which answers from test images itself"
+            raise UsageError(fault, remedy, path)
 
     @torch.no_grad()
     def prior_of(self, items: list, loader: Any) -> Tensor | None:
@@ -216,8 +216,8 @@ class TogetherMethod(Method):
         if not getattr(self.settings, "SUPPORT", False):
             return None
         if not self.images.dataset.val:
-            what = f"{self.dataset_title} has no validation images for {type(self).__name__}"
-            raise UsageError(what, f"set TRAINER.{self.section()}.SUPPORT False")
+            fault = f"{self.dataset_title} has no validation images for {type(self).__name__}"
+            raise UsageError(fault, f"set TRAINER.{self.section()}.SUPPORT False")
         return self.labelled(self.images.dataset.val, self.images.tests)
 
     def model_inference(self, images: Any) -> Tensor:

@@ -208,8 +208,8 @@ def classes_of(data: Any, name: str) -> Classes:
     UsageError if a label has no name, so that other labels would get wrong names."""
     names = data.dataset.classnames
     if len(names) != data.num_classes:
-        what = f"{name} has {len(names)} class names for labels 0 to {data.num_classes - 1}"
-        raise UsageError(what, "number its classes without gaps")
+        fault = f"{name} has {len(names)} class names for labels 0 to {data.num_classes - 1}"
+        raise UsageError(fault, "number its classes without gaps")
     names = list(map(plain, names))
     check_known_names(names, name)
     template = getattr(data.dataset, "template", TEMPLATE)

@@ -96,8 +96,8 @@ class TwoTowerSettings(MethodSettings):
 
     def check(self):
         if self.N_CTX_VISION == 0 < self.PROMPT_DEPTH_VISION:
-            what = f"N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is {self.PROMPT_DEPTH_VISION}"
-            raise UsageError(what, "set both to 0 for no vision prompts, or raise N_CTX_VISION")
+            fault = f"N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is {self.PROMPT_DEPTH_VISION}"
+            raise UsageError(fault, "set both to 0 for no vision prompts, or raise N_CTX_VISION")
         if self.PROMPT_DEPTH_VISION == self.PROMPT_DEPTH_TEXT == 0:
             raise UsageError(
                 "PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0",

@@ -131,8 +131,8 @@ def read_config(file, including=()):
     read = including or []
     read.append(path)
     if len(read) > MAX_FILES:
-        what = f"{read[0]} includes more than {MAX_FILES} files, or itself"
-        raise UsageError(f"{what}: drop some of {BASE_KEY}")
+        fault = f"{read[0]} includes more than {MAX_FILES} files, or itself"
+        raise UsageError(f"{fault}: drop some of {BASE_KEY}")
     facts = ()
     with suppress(OSError, ValueError):  # reading the file says why
         facts = identity(path)
@@ -141,8 +141,8 @@ def read_config(file, including=()):
     content = []
     for base in bases if isinstance(bases, list) else [bases]:
         if not TEXT.accepts(base):
-            what = f"{BASE_KEY} in {path} is {shown(base)}"
-            raise UsageError(f"{what}: give the path of a file, or a list of paths")
+            fault = f"{BASE_KEY} in {path} is {shown(base)}"
+            raise UsageError(f"{fault}: give the path of a file, or a list of paths")
         there = os.path.join(os.path.dirname(path), os.path.expanduser(base))
         content += read_config(there, read)
     return [*content, (path, tree)]

@@ -64,8 +64,8 @@ def build_data_loader(  # noqa: PLR0913
     dataset wrapper makes tensors of the images.
     """
     if not data_source:
-        what = f"cannot build a data loader for a {'training' if is_train else 'test'} split"
-        raise UsageError(f"{what} without images; check the dataset's splits")
+        fault = f"cannot build a data loader for a {'training' if is_train else 'test'} split"
+        raise UsageError(f"{fault} without images; check the dataset's splits")
     if tfm is None and dataset_wrapper is None:
         raise UsageError(NO_TRANSFORM)
     make = dataset_wrapper or DatasetWrapper

@@ -230,8 +230,8 @@ class TrainerBase:
                 raise
             except LOAD_ERRORS as error:
                 reason = " ".join(str(error).split())
-                what = f"the run state of the checkpoint is damaged ({reason})"
-                raise UsageError(f"{what}; use another epoch's") from error
+                fault = f"the run state of the checkpoint is damaged ({reason})"
+                raise UsageError(f"{fault}; use another epoch's") from error
         self._saved_epoch = first["epoch"]
         print(f"Previous epoch: {first['epoch']}")
         return first["epoch"]

@@ -122,12 +122,12 @@ class SimpleTrainer(TrainerBase):
         if self.start_epoch > self.max_epoch:
             begun_at = self.start_epoch
             most = self.max_epoch
-            what = (
+            fault = (
                 f"the checkpoint in {directory} is of epoch {begun_at}, but OPTIM.MAX_EPOCH is "
                 f"{most}"
             )
             raise UsageError(
-                what, "use the settings that it was trained with, or another OUTPUT_DIR"
+                fault, "use the settings that it was trained with, or another OUTPUT_DIR"
             )
         if os.path.realpath(directory) != os.path.realpath(self.output_dir):
             self._transient_epochs = set()  # never delete files of another run

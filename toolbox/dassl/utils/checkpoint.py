@@ -129,11 +129,11 @@ def load_checkpoint(fpath):
             return {"state_dict": load_file(fpath), "epoch": 0}
         return read_torch_file(Path(fpath), STUBS)
     except (DamagedError, SafetensorError, OSError) as error:
-        what = (
+        fault = (
             f'"{fpath}" is not a whole checkpoint ({one_line(error)}): '
             "it is damaged or another kind of file"
         )
-        raise UsageError(f"{what}; use the checkpoint of another epoch or train again") from error
+        raise UsageError(f"{fault}; use the checkpoint of another epoch or train again") from error
 
 
 def load_training_state(fpath):
@@ -249,9 +249,9 @@ def restore(checkpoint, name, model, optimizer=None, scheduler=None):
                 state = _fitting_state(target, state)
             target.load_state_dict(state)
         except LOAD_ERRORS as error:
-            what = f"the {key} of the checkpoint {name} does not fit this run ({one_line(error)})"
+            fault = f"the {key} of the checkpoint {name} does not fit this run ({one_line(error)})"
             raise UsageError(
-                f"{what}; use the settings that it was trained with, or another OUTPUT_DIR"
+                f"{fault}; use the settings that it was trained with, or another OUTPUT_DIR"
             ) from error
         print(f"Loaded {key}")
 

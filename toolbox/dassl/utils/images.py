@@ -74,13 +74,13 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
         remedy = "check DATASET.ROOT and that the dataset is complete"
         raise ImageError(f"there is no image at {name}: {remedy}") from None
     except UnidentifiedImageError:
-        what = f"{name} is damaged or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
-        raise ImageError(f"{what}: convert, replace or remove it") from None
+        fault = f"{name} is damaged or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+        raise ImageError(f"{fault}: convert, replace or remove it") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
         is_ours = isinstance(error, UsageError)
         reason = error.what.replace(str(path), "it") if is_ours else one_line(error)
-        what = f"cannot read the image {name} ({reason})"
-        raise ImageError(f"{what}: replace or remove it") from error
+        fault = f"cannot read the image {name} ({reason})"
+        raise ImageError(f"{fault}: replace or remove it") from error
 
 
 def _opened(path, name, sha256):
@@ -94,8 +94,8 @@ def _opened(path, name, sha256):
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
     # Of the bytes that are decoded
     if sha256 is not None and hashlib.sha256(content).digest() != sha256:
-        what = f"the image {name} changed after its checksum was read"
-        raise ChangedImageError(f"{what}: run the command again")
+        fault = f"the image {name} changed after its checksum was read"
+        raise ChangedImageError(f"{fault}: run the command again")
     formats = _formats_with_heif() if content[4:12] in HEIC else FORMATS
     with opening:  # Pillow has one limit for the whole process, which does not apply here
         usual = Image.MAX_IMAGE_PIXELS
@@ -136,12 +136,12 @@ def _formats_with_heif():
 def _check_size(image, name, limit):
     width, height = image.size
     if width * height > limit:
-        what = f"the image {name} has more than {limit:,} pixels"
+        fault = f"the image {name} has more than {limit:,} pixels"
         options = "INPUT.MAX_PIXELS (tools/predict.py: --max-pixels; in Python: max_pixels)"
-        raise ImageError(f"{what}: make it smaller or remove it, or raise {options}")
+        raise ImageError(f"{fault}: make it smaller or remove it, or raise {options}")
     if max(width, height) > MAX_RATIO * min(width, height):
-        what = f"the image {name} has {width:,} x {height:,} pixels, a ratio of over {MAX_RATIO}"
-        raise ImageError(f"{what}: crop or remove it")
+        fault = f"the image {name} has {width:,} x {height:,} pixels, a ratio of over {MAX_RATIO}"
+        raise ImageError(f"{fault}: crop or remove it")
 
 
 def _convert(image, exif_orientation):

@@ -73,11 +73,11 @@ class DatasetBase:
         for item in itertools.chain(train_x, val or (), test or ()):
             name = names.setdefault(item.label, item.classname)
             if item.classname not in (name, ""):  # test images may lack a class name
-                what = (
+                fault = (
                     f'label {item.label} is called both "{name}" and '
                     f'"{item.classname}" ({item.impath})'
                 )
-                raise UsageError(what, "give each class one label and one name")
+                raise UsageError(fault, "give each class one label and one name")
 
     train_x = property(attrgetter("_train_x"))
     train_u = property(attrgetter("_train_u"))
@@ -122,8 +122,8 @@ class DatasetBase:
             else:
                 download(url, partial, sys.maxsize)
         except Exception as error:  # gdown's exceptions changed with its versions
-            what = f"cannot download {url} ({one_line(error)})"
-            raise UsageError(what, f"download it manually and save it as {dst}") from error
+            fault = f"cannot download {url} ({one_line(error)})"
+            raise UsageError(fault, f"download it manually and save it as {dst}") from error
         partial.replace(target)
         unpack(target, target.parent)
         print(f"{dst} is extracted to {target.parent}")

@@ -81,8 +81,8 @@ def blur(options):
     size = tuple(options.SIZE)
     most = 2 * min(size) - 1
     if most < options.GB_K:
-        what = f"INPUT.GB_K is {options.GB_K}"
-        raise UsageError(f"{what}: for INPUT.SIZE {size} give at most {most}")
+        fault = f"INPUT.GB_K is {options.GB_K}"
+        raise UsageError(f"{fault}: for INPUT.SIZE {size} give at most {most}")
     return T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P)
 
 
