@@ -171,6 +171,8 @@ def percent(text: str) -> float:
 def share(text: str) -> float:
     """The argparse type of a share: 0.05, 5 and 5% are the same."""
     value, is_share = number_of_share(text)
+    if text == "1":
+        raise ArgumentTypeError("1 may be 1% or all: write 1% or 0.01, or less than all")
     return value if is_share else value / 100
 
 
