@@ -189,7 +189,7 @@ def test_a_classifier_has_the_same_pool(fitting, folders, tiny, tmp_path):
     assert model.update_ == FITTED_AGAIN
     record = of_json(tmp_path / "more/fit.json")
     assert record["pool"]["images"] == images - 1
-    with one_line("a pool is of images"):
+    with one_line("need images, and backbone is None"):
         Classifier(None, pool=str(pool)).fit(np.eye(4), [0, 0, 1, 1])
     with one_line("there is no folder, list or bank"):
         Classifier(str(tiny), minutes=0, pool=tmp_path / "nothing").fit(photos)
