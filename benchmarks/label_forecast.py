@@ -1,4 +1,4 @@
-"""What the page of `tools/label.py` says that more labels add, and what they add:
+"""The forecast of the page of `tools/label.py` for more labels, and the gain that came:
 `python benchmarks/label_forecast.py --output DIR`.
 
 The command asks for the labels of a pool in rounds. A line of forecasts.jsonl in DIR has the rounds

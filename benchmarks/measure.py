@@ -101,7 +101,7 @@ def parser() -> Parser:
 
 
 def jobs(args: Namespace) -> Iterator[tuple[dict, list[dict]]]:
-    """What is measured, and the ways that are compared."""
+    """The measurements, and the ways that are compared."""
     codes = [{"code": str(code)} for code in ("this", *args.against)]
     for what in args.what:
         if what == "predict":

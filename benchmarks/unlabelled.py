@@ -73,7 +73,7 @@ def compared(data: Data, shots: int, seed: int) -> Record:
 
 
 def clustered(data: Data, new: int, seed: int) -> Record:
-    """The clusters that are shown if so many classes have no label: their number, that of clusters
+    """The clusters that are shown if `new` classes have no label: their number, that of clusters
     which are mostly of such classes, and the number of the classes of these.
     """
     rng = np.random.default_rng([seed, new])
@@ -87,7 +87,7 @@ def clustered(data: Data, new: int, seed: int) -> Record:
 
 
 def clusters_of(labelled: Images, pool: Images, classes: int) -> Iterator[list[int]]:
-    """The places of the images of the pool that are like none of so many classes, by clusters."""
+    """The clusters of the pool that are like none of the `classes` known classes, as places."""
     graph = Neighbourhood(pool.x)
     whitened = graph.whitened(labelled.x).numpy()
     return unexplained(whitened, graph.images.numpy(), classes, 1)

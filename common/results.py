@@ -123,7 +123,7 @@ class OutsideResult:
 class RunResult:
     """results.json of a finished run that was tested: what others read of it.
 
-    A value is None, or empty, if an earlier version did not write it or it was not measured.
+    Values are None, or empty, where an earlier version did not write them or nothing was measured.
     Measures are those of MEASURES; seconds are None if they are impossible.
     """
 

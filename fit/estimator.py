@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from clip import CLIP, weights_sha256
 from common.errors import UsageError, one_line
-from common.records import read
 from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.bank import Bank, is_bank
@@ -33,7 +32,7 @@ from .choice import Estimate
 from .command import pool_of, with_checksums
 from .labelled import photos_of
 from .matrix import fit_matrix, update_matrix
-from .record import FILE, FORM, contents_of, facts
+from .record import FILE, FORM, contents_of, facts, options_of
 from .report import leaderboard
 from .request import COVERAGES, PRIORS, SETS, FitOptions, FitRequest
 from .rows import Photo
@@ -373,14 +372,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         files = contents_of(Path(folder))
         try:
             record = json.loads(files[FILE])
-            names = record["names"]
-            if record["form"] != FORM:
-                fault = f"{folder} is a fit of another version"
-                raise UsageError(fault, "fit again, or open it by inference.models.load")
-            known = asdict(read(FitOptions, record["request"]))
-            known["random_state"] = known.pop("seed")
-            model = cls(**known | options)
-            model._take(files, {name: name for name in names})
+            model = cls(**options_of(record, folder) | options)
+            model._take(files, {name: name for name in record["names"]})
         except UsageError:
             raise
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

@@ -4,17 +4,19 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
 from common.files import checksum
 from common.lock import LOCK
+from common.records import read
 from common.results import FOLDS
 from common.start import required_packages
 from common.text import MAX_JSON, read_bytes, read_json
 
-from .request import FitRequest
+from .request import FitOptions, FitRequest
 from .rows import Photo
 
 FILE = "fit.json"
@@ -34,6 +36,18 @@ def earlier_record(folder: Path) -> dict[str, Any]:
         fault = f"{folder} is not an empty folder"
         raise UsageError(fault, "choose another one, or delete it", folder)
     return {}
+
+
+def options_of(record: dict[str, Any], folder: Any) -> dict[str, Any]:
+    """The options of `Classifier` by which a fit in a folder was made; UsageError for one of
+    another form, ValueError for a damaged record.
+    """
+    if record["form"] != FORM:
+        fault = f"{folder} is a fit of another version"
+        raise UsageError(fault, "fit again, or open it by inference.models.load")
+    known = asdict(read(FitOptions, record["request"]))
+    known["random_state"] = known.pop("seed")
+    return known
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:

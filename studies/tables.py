@@ -1,6 +1,4 @@
-"""The results of a study's finished runs as data frames, which `render` prints and `plots`
-draws.
-"""
+"""The results of a study's finished runs as data frames, for `render` and `plots`."""
 
 import json
 import math
