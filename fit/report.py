@@ -45,14 +45,16 @@ def suspects(fit: Fit) -> list[dict[str, Any]]:
         return []
     p = probabilities(fit, fit.calibration)
     labels = trials.sample.labels
-    doubt = -np.log(p[np.arange(len(p)), labels].clip(LEAST))
+    of_label = p[np.arange(len(p)), labels]
+    doubt = -np.log(of_label.clip(LEAST))
     answers = p.argmax(axis=1)
+    is_suspect = p.max(axis=1) > of_label  # not of a tie
     photos = fit.photos
     return [
         asdict(photos.images[trials.held[place]])
         | {"rather": photos.names[answers[place]], "doubt": doubt[place]}
         for place in np.argsort(-doubt, kind="stable")
-        if answers[place] != labels[place]
+        if is_suspect[place]
     ]
 
 

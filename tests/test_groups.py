@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from scipy.ndimage import gaussian_filter
 
 from datasets import copies
 from datasets.preparing.own_images import check_folder
-from fit import choice
+from fit import choice, report
+from fit.rows import Photo
 from inference.calibration import Temperature, Threshold
 from inference.sample import Sample
 from inference.sets import Sets
@@ -281,6 +283,18 @@ def test_a_folder_of_near_copies_counts_scenes(fitting, photos, tmp_path):
     assert "GROUPS ARE OFF" in fitting(photos, *QUICK, "--groups", "none", to="alone").printed
     alone = read(tmp_path / "alone")["estimate"]
     assert alone["groups"] == 72 and alone["high"] - alone["low"] < 20
+
+
+def test_a_label_as_probable_as_another_class_is_no_suspect(monkeypatch):
+    p = np.array([[0.5, 0.5], [0.7, 0.3]])
+    monkeypatch.setattr(report, "probabilities", lambda fit, calibration: p)
+    photos = SimpleNamespace(names=["a", "b"], images=[Photo("tie.png", "b"), Photo("no.png", "b")])
+    sample = SimpleNamespace(labels=np.array([1, 1]))
+    trials = SimpleNamespace(sample=sample, held=np.arange(2))
+    decision = SimpleNamespace(trials=trials)
+    fit = SimpleNamespace(calibration=True, decision=decision, photos=photos)
+    (suspect,) = report.suspects(fit)
+    assert (suspect["path"], suspect["rather"]) == ("no.png", "a")
 
 
 def test_the_check_of_a_folder_names_near_copies_across_parts(photos):
