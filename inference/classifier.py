@@ -391,7 +391,7 @@ class PromptedClassifier:
             raise UsageError(fault, "leave out the class names", self.source)
         assemble_model(method, clip=self.clip)
         if self.checkpoint is not None and learned:
-            method.checkpoints.load(self.checkpoint, self.source)
+            method.checkpoints.load_prompts(self.checkpoint, self.source)
             if offset := self.description.offset:
                 lacking = with_spaces(self.description.without_images)
                 added = [offset * (name in lacking) for name in class_names]

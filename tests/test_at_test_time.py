@@ -281,7 +281,7 @@ def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
         "token_suffix": torch.zeros(6, 72, 64),
     }
     state = {prefix + name: tensor for name, tensor in state.items()}
-    trainer.method.checkpoints.load({"state_dict": state, "epoch": 50}, "a file")
+    trainer.method.checkpoints.load_prompts({"state_dict": state, "epoch": 50}, "a file")
     assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state[f"{prefix}ctx"])
 
 

@@ -133,7 +133,7 @@ def for_classes(trainer, names):
     state = {
         key: value.clone() for key, value in trainer.method.saved_module().state_dict().items()
     }
-    other.checkpoints.load(
+    other.checkpoints.load_prompts(
         {"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file"
     )
     other.model.eval()

@@ -95,7 +95,7 @@ def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, class
     trainer = build("CoOp", classes)
     assert trainer.model.classes_learned
     checkpoint = {"state_dict": trainer.method.saved_module().state_dict(), "epoch": 1}
-    trainer.method.checkpoints.load(checkpoint | {"metadata": written}, "a file")
+    trainer.method.checkpoints.load_prompts(checkpoint | {"metadata": written}, "a file")
     assert trainer.model.classes_learned == learned
 
 
@@ -108,7 +108,7 @@ def test_a_published_checkpoint_of_mmrl_is_read_by_its_task(classes, task, kind,
     assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(
         64**-0.5, rel=0.1
     )
-    trainer.method.checkpoints.load(
+    trainer.method.checkpoints.load_prompts(
         {"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file"
     )
     assert trainer.model.classes_learned == (kind == "learned")

@@ -190,7 +190,7 @@ def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     assert torch.equal(before, torch.get_rng_state())
     assert build("CoOp").method.checkpoints.class_dims() == {}
     checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
-    trainer.checkpoints.load(
+    trainer.checkpoints.load_prompts(
         checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file"
     )
     published = build("CoOp", "new", "CSC", True).method, checkpoint
@@ -200,7 +200,7 @@ def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     )
     for refusing, content in (published, *named):
         with one_line("ctx with values for each class that it was learned on: test it on these"):
-            refusing.checkpoints.load(content, "a file")
+            refusing.checkpoints.load_prompts(content, "a file")
 
 
 class Pairs(Method):
@@ -231,9 +231,9 @@ def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(
         with one_line(
             "prompt_learner.pairs with values for each class", "test it on these classes"
         ):
-            every.checkpoints.load(content, "a file")
+            every.checkpoints.load_prompts(content, "a file")
         return
-    every.checkpoints.load(content, "a file")
+    every.checkpoints.load_prompts(content, "a file")
     expected = torch.zeros(6, 2, 6)
     here = torch.tensor([2, 0, 1])
     expected[here[:, None, None], torch.tensor([0, 1])[None, :, None], here] = learned
@@ -264,12 +264,12 @@ def test_damaged_values_of_learned_classes_are_refused_in_a_test_on_others_too(
         base.begin(base.features_of(base.images.dataset.train_x))
     state = base.saved_module().state_dict()
     checkpoint = {"epoch": 1, "metadata": base.checkpoints.metadata()}
-    every.checkpoints.load(checkpoint | {"state_dict": dict(state)}, "a file")
+    every.checkpoints.load_prompts(checkpoint | {"state_dict": dict(state)}, "a file")
     for name, (words, damage) in product(names, DAMAGES.items()):
         damaged = {key: damage(value) if key == name else value for key, value in state.items()}
         content = {key: value for key, value in damaged.items() if value is not None}
         with pytest.raises(UsageError, match=re.escape(words)):
-            every.checkpoints.load(checkpoint | {"state_dict": content}, "a file")
+            every.checkpoints.load_prompts(checkpoint | {"state_dict": content}, "a file")
 
 
 def wrapped(state):
@@ -284,7 +284,7 @@ def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build
     state = base.saved_module().state_dict()
     # A published one does not say its classes
     metadata = {"metadata": base.checkpoints.metadata()} if named else {}
-    every.checkpoints.load({"state_dict": wrapped(state), "epoch": 1, **metadata}, "a file")
+    every.checkpoints.load_prompts({"state_dict": wrapped(state), "epoch": 1, **metadata}, "a file")
     assert (
         torch.equal(every.model.linear_probe_proj.bias[:3], state["linear_probe_proj.bias"])
         == named
@@ -303,7 +303,7 @@ def test_a_plugin_keeps_the_values_by_class_of_its_method(build, monkeypatch):
         "epoch": 1,
         "metadata": base.checkpoints.metadata(),
     }
-    every.checkpoints.load(checkpoint, "a file")
+    every.checkpoints.load_prompts(checkpoint, "a file")
     assert torch.equal(every.model.prompt_learner.ctx[:3], base.model.prompt_learner.ctx)
 
 
@@ -315,7 +315,7 @@ def test_a_checkpoint_says_which_method_made_it(build):
         "metadata": {"method": "KgCoOp"},
     }
     with one_line("a file is a checkpoint of KgCoOp, not of CoOp: test it with --trainer KgCoOp"):
-        trainer.checkpoints.load(content, "a file")
+        trainer.checkpoints.load_prompts(content, "a file")
 
 
 @pytest.mark.parametrize(("method", "classes"), [("DePT+CoOp", 3), ("DePT+CoOp", 4), ("MMRL", 3)])

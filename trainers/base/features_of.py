@@ -80,5 +80,5 @@ def learned_method(
     classes = Classes(over.class_names, over.dataset_template, over.sentences)
     base = kind(cfg, classes, over.device)
     assemble_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), over.model.frozen)
-    base.checkpoints.load(checkpoint, path)
+    base.checkpoints.load_prompts(checkpoint, path)
     return base

@@ -150,7 +150,7 @@ class Checkpoints:
             raise UsageError(
                 f"{path} is not a checkpoint of a training run", "check --model-dir", path
             )
-        self.load(checkpoint, path)
+        self.load_prompts(checkpoint, path)
         method.loaded_sha256 = checksum(Path(path))
         if method.model.prompt_learner.changes_image:
             kind = "learned" if method.model.classes_learned else "new"
@@ -169,7 +169,7 @@ class Checkpoints:
             what = f"The prompts were learned by another version of {type(self.method).__name__}"
             print(f"{what}: its file has changed")
 
-    def load(self, checkpoint: Mapping[str, Any], path: str) -> None:
+    def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
         """Load the learned prompts in the content of a checkpoint; errors are as for `read`, and
         name `path`.
         """
