@@ -4,8 +4,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One thread a process: pytest-xdist has one for each core. The tests of a file run in one, as they share fixtures.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# One thread a process: pytest-xdist has one for each core. The memory of tensors is kept for the next ones, and compiled files for the
+# processes that tests start. The tests of a file run in one process, as they share fixtures.
+FAST := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1073741824 PYTHONDONTWRITEBYTECODE=
+PYTEST := $(FAST) $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo scripts test test-all check lint style docs fuzz kill bench compare gpu-rehearsal backbones libraries
 
