@@ -97,7 +97,7 @@ def tested(reproduced, monkeypatch, backbone, tmp_path):
     results.
     """
     loaded = []
-    load = Checkpoints.load
+    load = Checkpoints.load_prompts
 
     def noted(checkpoints, checkpoint, path):
         load(checkpoints, checkpoint, path)
@@ -106,7 +106,7 @@ def tested(reproduced, monkeypatch, backbone, tmp_path):
         state = {key: value.cpu().clone() for key, value in tensors}
         loaded.append((state, method.model.classes_learned))
 
-    monkeypatch.setattr(Checkpoints, "load", noted)
+    monkeypatch.setattr(Checkpoints, "load_prompts", noted)
 
     def tested(case):
         ended = reproduced(case["method"], backbone, *case.get("options", "").split())
