@@ -8,14 +8,20 @@ tensors, which each published method states (`published`).
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from inspect import signature
+from pickle import UnpicklingError
 from typing import Any
 
 from dassl.data import transforms
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.utils import read_image
+from dassl.optim import build_lr_scheduler
+from dassl.utils import load_checkpoint, read_image
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from common.errors import UsageError
+
+from .warm_up import warmed_up
 
 # Settings that the toolbox has and the published Dassl does not; it reads images as they are
 # stored.
@@ -25,6 +31,11 @@ SETTINGS = {
     "INPUT.EXIF_ORIENTATION": False,
     "INPUT.RESIZE_MODE": "shortest",
 }
+
+
+def is_published() -> bool:
+    """Whether the Dassl that is imported is the published one, not the toolbox."""
+    return not hasattr(TrainerX, "test_outputs")
 
 
 def add_settings(cfg: CfgNode) -> None:
@@ -49,9 +60,41 @@ def read_of(images: Any, path: str) -> Any:
     return getattr(images, "read", read_image)(path)
 
 
+def build_schedule(optimizer: Optimizer, options: CfgNode) -> LRScheduler:
+    """The schedule of the learning rate of the section OPTIM. Its state is plain values.
+
+    The warm-up of the published Dassl fails on torch 2.7 and later. It pickles the optimiser, so
+    that torch 2.6 and later refuse to load the checkpoint.
+    """
+    if is_published() and options.WARMUP_EPOCH > 0:
+        return warmed_up(optimizer, options)
+    return build_lr_scheduler(optimizer, options)
+
+
+def read_checkpoint(path: str) -> Any:
+    """The content of a checkpoint. Raises UsageError if it cannot be read."""
+    try:
+        return load_checkpoint(path)
+    except (UnpicklingError, EOFError, RuntimeError) as error:  # the toolbox raises none of these
+        fault = f"the published Dassl cannot read {path}: it is damaged, or holds objects"
+        raise UsageError(fault, "load it with the toolbox of this project", path) from error
+
+
+def check_resumed(method: str, state: Collection[str]) -> None:
+    """Raise UsageError if a resumed run lacks a state: the published Dassl saves none.
+
+    Args:
+        method: its name.
+        state: the names of what it needs besides the model.
+    """
+    if state and is_published():
+        fault = f"{method} cannot resume: the published Dassl does not save its {min(state)}"
+        raise UsageError(fault, "start again with another OUTPUT_DIR")
+
+
 def require_stream(method: str) -> None:
     """Raise UsageError on the published Dassl, which tests each image by itself."""
-    if not hasattr(TrainerX, "test_outputs"):
+    if is_published():
         fault = (
             f"{method} depends on the images before, and the published Dassl tests each by itself"
         )

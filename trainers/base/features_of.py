@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from dassl.utils import load_checkpoint
 from yacs.config import CfgNode
 
 from common.errors import UsageError
 
 from .build import assemble_model
 from .checkpoints import find_checkpoint, is_checkpoint
+from .compat import read_checkpoint
 from .head import HeadCLIP
 from .method import Classes, Method
 from .plugin import registered
@@ -48,7 +48,7 @@ def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], st
         raise UsageError(
             error.what, error.remedy.replace("check --model-dir", f"check {key}"), error.where
         ) from error
-    checkpoint = load_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
     if not name:
         fault = f"{path} does not say which method learned its features"

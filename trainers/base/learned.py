@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from dassl.utils import load_checkpoint
 from torch import Tensor
 
 from clip import weights_sha256
@@ -31,7 +30,7 @@ from .checkpoints import (
     select_prompts,
     tensors_of,
 )
-from .compat import matches
+from .compat import matches, read_checkpoint
 from .data_use import fit_phase, inherited
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ class Checkpoints:
             return
         method = self.method
         path = method.checkpoint_in(directory, epoch)
-        checkpoint = load_checkpoint(path)
+        checkpoint = read_checkpoint(path)
         if os.path.basename(path) == method.published_file:
             checkpoint = method.of_published_file(checkpoint, path, method.settings)
             checkpoint["epoch"] = method.cfg.OPTIM.MAX_EPOCH

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from dassl.metrics import compute_accuracy
-from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.optim import build_optimizer
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,7 +25,7 @@ from common.records import Phase, SelectionRecord
 
 from . import streams
 from .checkpoints import find_checkpoint
-from .compat import build_transform
+from .compat import build_schedule, build_transform
 from .data_use import made_choices
 from .facts import Facts
 from .features import cached_features
@@ -208,7 +208,7 @@ class Method(Facts):
 
     def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
         """The schedule of the learning rate: by steps if `schedule_steps`, else by epochs."""
-        return build_lr_scheduler(optimizer, self.cfg.OPTIM)
+        return build_schedule(optimizer, self.cfg.OPTIM)
 
     def batches(self, loader: Any) -> Any:
         """The batches of the present epoch, from a loader of the training images."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dassl.engine import TrainerX
-from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weights
+from dassl.utils import count_num_param, load_pretrained_weights
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -20,6 +20,7 @@ from common.names import check_known_names, plain, title
 
 from .build import assemble_model, print_backbone
 from .checkpoints import PROMPTS, described, is_checkpoint
+from .compat import check_resumed, read_checkpoint
 from .corruptions import corrupted
 from .data_use import inherited, joined
 from .method import TEMPLATE, Classes, Method, RunImages
@@ -94,8 +95,8 @@ class MethodTrainer(TrainerX):
         them.
         """
         method = self.method
+        start = read_checkpoint(path)
         load_pretrained_weights(method.saved_module(), path)
-        start = load_checkpoint(path)
         if Path(path).name == PROMPTS:
             start["metadata"] = described(path)
         choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
@@ -135,6 +136,8 @@ class MethodTrainer(TrainerX):
             what = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
             print(f"{what}: the learning rate stays below OPTIM.LR in all epochs")
         super().before_train()
+        if self.start_epoch > 0:
+            check_resumed(type(self.method).__name__, self.method.run_state())
 
     def before_epoch(self) -> None:
         self.method.training.epoch = self.epoch
