@@ -15,6 +15,7 @@ from dassl.optim import build_lr_scheduler
 from marks import one_line
 from yacs.config import CfgNode
 
+import trainers
 from common.start import ROOT
 from trainers.base import compat
 from trainers.base.trainer import MethodTrainer
@@ -91,6 +92,30 @@ def test_the_trainer_calls_what_the_published_trainer_has():
         }
         assert of_parent <= hooks, function.name
     assert hooks - {"forward_backward"} <= set(dir(TrainerX))
+
+
+# ---------------------------------------------------------------- settings in nodes of yacs
+
+
+def plain_cfg() -> CfgNode:
+    """The default configuration as the published Dassl has it: in plain nodes of yacs."""
+    cfg = CfgNode(get_cfg_default())
+    for key in ("CACHE", "CACHE_GB"):
+        cfg.pop(key)
+    trainers.extend_cfg(cfg)
+    return cfg
+
+
+def test_rate_of_a_head_has_its_default_in_a_plain_node(build, monkeypatch):
+    """yacs holds a setting to one type, so a setting of several types is None there."""
+    assert plain_cfg().OPTIM.LR_EXP is None
+    trainer = build("DePT+CoOp")
+    groups = trainer.optim.param_groups
+    options = CfgNode(trainer.cfg.OPTIM)
+    options.LR_EXP = None
+    monkeypatch.setattr(trainer.method, "cfg", CfgNode({"OPTIM": options}))
+    optimizer, _ = trainer.method.build_optimizer()
+    assert [x["lr"] for x in optimizer.param_groups] == [x["lr"] for x in groups]
 
 
 # ---------------------------------------------------------------- the warm-up

@@ -104,7 +104,7 @@ class DePTMethod(Method):
         options.defrost()
         options.STAGED_LR = False  # this key would compare whole names of modules, and divide
         of_prompts = {"params": []}
-        of_head = {"params": [], "lr": options.LR * options.LR_EXP}
+        of_head = {"params": [], "lr": options.LR * self.published_value("OPTIM.LR_EXP")}
         for name, parameter in self.model.named_parameters():
             group = of_head if name.partition(".")[0] in (*FILMS, HEAD) else of_prompts
             group["params"].append(parameter)

@@ -210,6 +210,14 @@ class Method(Facts):
         """The schedule of the learning rate: by steps if `schedule_steps`, else by epochs."""
         return build_schedule(optimizer, self.cfg.OPTIM)
 
+    def published_value(self, key: str) -> Any:
+        """The value of one of `published_keys`. A plain node of yacs, which the published Dassl
+        has, may hold None for the default.
+        """
+        group, _, name = key.rpartition(".")
+        value = self.cfg[group][name]
+        return self.published_keys[key][0] if value is None else value
+
     def batches(self, loader: Any) -> Any:
         """The batches of the present epoch, from a loader of the training images."""
         return loader
