@@ -33,17 +33,17 @@ FIELDS = ("_impath", "_label", "_domain", "_classname")
 Parts = dict[str, list[Datum]]
 
 
-class Row:
+class PickledDatum:
     """The attributes of a pickled `Datum`."""
 
 
 class DatumUnpickler(pickle.Unpickler):
     """Python's unpickler without any class or function but `Datum`."""
 
-    def find_class(self, module: str, name: str) -> type[Row]:
+    def find_class(self, module: str, name: str) -> type[PickledDatum]:
         if (module, name) != DATUM:
             raise ValueError(f"it contains {module}.{name}, which is not loaded")
-        return Row
+        return PickledDatum
 
 
 def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> list[Path]:

@@ -160,7 +160,7 @@ def defaults(method: str, *registered: object) -> CfgNode:
     return cfg
 
 
-class Given(NamedTuple):
+class GivenOptions(NamedTuple):
     """The options of a command for a run, besides the content of its YAML files."""
 
     options: Mapping[str, Any]  # {key: value} of its options
@@ -171,7 +171,7 @@ class Given(NamedTuple):
     dataset_config_file: str
 
 
-def set_up(cfg: CfgNode, given: Given) -> list[str]:
+def set_up(cfg: CfgNode, given: GivenOptions) -> list[str]:
     """Add to the YAML files of a run its options, its KEY VALUE pairs and its chosen settings;
     check and freeze all. Returns lines about settings that are those of the backbone.
 
@@ -307,7 +307,7 @@ def weights_of(cfg: CfgNode) -> str:
     return sha256
 
 
-def ignored(cfg: CfgNode, given: Given, trees: Iterable[dict]) -> list[str]:
+def ignored(cfg: CfgNode, given: GivenOptions, trees: Iterable[dict]) -> list[str]:
     """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file
     for another one.
 

@@ -144,7 +144,7 @@ def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
     return OutsideImages(name, other, dataset.test, shared)
 
 
-class Detection:
+class DetectionObserver:
     """Scores of out-of-distribution images (TEST.OOD): an observer (`run.wanted_observers`)."""
 
     def __init__(self, spec: Any, trainer: Any):

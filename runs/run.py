@@ -118,7 +118,7 @@ def note_seen(trainer: Any, folder: OutputFolder) -> None:
 def wanted_observers(spec: RunSpec, trainer: Any) -> list[Any]:
     """What this run does besides training and test."""
     wanted = {
-        ood.Detection: bool(spec.cfg.TEST.OOD),
+        ood.DetectionObserver: bool(spec.cfg.TEST.OOD),
         open_world.OpenWorld: spec.args.eval_only and open_world.is_union(spec),
         SavedPredictions: True,
         calibrating.Calibrated: spec.cfg.TEST.CALIBRATE,

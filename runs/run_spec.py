@@ -99,7 +99,7 @@ class RunSpec:
         self.chosen = configuration.SelectedSettings({}, [])
         if self.args.chosen:
             self.chosen = configuration.read_chosen(self.args.chosen)
-        given = configuration.Given(
+        given = configuration.GivenOptions(
             self.options,
             self.args.opts,
             self.pairs,

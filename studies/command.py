@@ -26,7 +26,7 @@ from .spec import Study
 from .study_file import load
 
 if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds
-    from .executor import Cluster, LocalExecutor
+    from .executor import ClusterExecutor, LocalExecutor
     from .tables import Summary
 
 DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
@@ -136,16 +136,16 @@ def end(failed: dict[Run, str]) -> None:
         sys.exit(1)
 
 
-def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | Cluster":
+def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | ClusterExecutor":
     """Ray if it is installed or --address is given; local processes if it is not, or --workers is
     given.
     """
     from common.cluster import available
 
-    from .executor import Cluster, LocalExecutor
+    from .executor import ClusterExecutor, LocalExecutor
 
     if args.address or (available() and not args.workers):
-        return Cluster(args.address, study.cpus, study.gpus)
+        return ClusterExecutor(args.address, study.cpus, study.gpus)
     import torch
 
     by_default = (

@@ -1,7 +1,7 @@
 """Execute the runs of a study, several at a time, with one progress bar; and what its processes do.
 
-`LocalExecutor` uses processes of this machine. `Cluster` uses Ray, on one machine or on a cluster
-whose machines share the folders of data and results.
+`LocalExecutor` uses processes of this machine. `ClusterExecutor` uses Ray, on one machine or on a
+cluster whose machines share the folders of data and results.
 """
 
 import io
@@ -91,7 +91,7 @@ def check_validation(cfg: Any, name: str, remedy: str) -> None:
 
 
 def execute_runs(
-    sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str
+    sequences: Sequence[RunSequence], executor: "LocalExecutor | ClusterExecutor", title: str
 ) -> dict[Run, str]:
     """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to
     `TRIES` times. Returns the failed runs, each with its error in one line. The runs that follow
@@ -130,7 +130,7 @@ class Queue:
     def __init__(
         self,
         sequences: Sequence[RunSequence],
-        executor: "LocalExecutor | Cluster",
+        executor: "LocalExecutor | ClusterExecutor",
         bar: tqdm,
         title: str,
     ):
@@ -231,7 +231,7 @@ class LocalExecutor:
             pool.shutdown()
 
 
-class Cluster:
+class ClusterExecutor:
     """Executes runs as `LocalExecutor` does, on all machines of a Ray cluster. Machines may join
     and leave.
 
@@ -251,7 +251,7 @@ class Cluster:
         self.cpus = cpus
         self.gpus = gpus
 
-    def __enter__(self) -> "Cluster":
+    def __enter__(self) -> "ClusterExecutor":
         ray = self.ray = connect(self.address)
         if self.gpus is None:
             self.gpus = gpus_each(ray)

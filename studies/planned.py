@@ -8,7 +8,7 @@ from .rules import Values
 from .variant import Variant
 
 
-class Training(NamedTuple):
+class PlannedTraining(NamedTuple):
     """A training run; a test has that of the run whose prompts it uses."""
 
     protocol: str

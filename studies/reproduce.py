@@ -21,7 +21,7 @@ from configs.files import config_names, known_datasets
 from configs.methods import methods
 from configs.recipes import recipe
 
-from .planned import RunSequence, Training
+from .planned import PlannedTraining, RunSequence
 from .progress import collect_results
 from .protocols import BASE2NEW, ELEVEN, PROTOCOLS, Step
 from .spec import Study
@@ -126,7 +126,7 @@ class PublishedStudy(Study):
         steps = TESTS if protocol == "base2new" else PROTOCOLS[protocol].steps[-1:]
         (variant,) = self.variants
         for (trained_on, shots, seed), prompts in self.prompts.items():
-            training = Training(protocol, variant, trained_on, seed, shots)
+            training = PlannedTraining(protocol, variant, trained_on, seed, shots)
             options = ["--eval-only", "--model-dir", prompts]
             if self.epoch is not None:
                 options += ["--load-epoch", self.epoch]

@@ -14,7 +14,7 @@ from runs.how import How
 
 from .keys import StudyKeys
 from .merges import Merge, file_of, model_of, name_of
-from .planned import Run, RunSequence, Search, Training
+from .planned import PlannedTraining, Run, RunSequence, Search
 from .protocols import PROTOCOLS, Step
 from .rules import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Values, by_key, chosen_place, trial_place
 from .variant import Variant
@@ -46,7 +46,7 @@ class Study(StudyKeys):
         for seed, dataset, shots, variant in product(
             self.seeds, names, self.shots_of(protocol), variants
         ):
-            training = Training(protocol, variant, dataset, seed, shots)
+            training = PlannedTraining(protocol, variant, dataset, seed, shots)
             over_it = [each for each in self.variants if each.over == variant.name]
             trainings = [training, *(training._replace(variant=each) for each in over_it)]
             yield tuple(chain.from_iterable(map(self.sequence_of, trainings)))
@@ -63,10 +63,10 @@ class Study(StudyKeys):
         for name, shots, variant in product(names, self.shots_of(protocol), variants):
             groups = [self.seeds] if variant.is_soup else [(seed,) for seed in self.seeds]
             for seeds in groups:
-                training = Training(protocol, variant, name, seeds[0], shots)
+                training = PlannedTraining(protocol, variant, name, seeds[0], shots)
                 yield self.merge_of(training, seeds)
 
-    def merge_of(self, training: Training, seeds: tuple[int, ...]) -> Merge:
+    def merge_of(self, training: PlannedTraining, seeds: tuple[int, ...]) -> Merge:
         how = How.read(training.variant.how)
         base = self.variant(training.variant.merged)
         trainings = [training._replace(variant=base, seed=seed) for seed in seeds]
@@ -76,7 +76,7 @@ class Study(StudyKeys):
         words = ("--eval-only", "--model-dir", model_of(folder), "--chosen", file_of(folder))
         return Merge(how, members, folder, self.sequence_of(training, *words, place=place))
 
-    def sequence_of(self, training: Training, *model, place: Path = Path()) -> RunSequence:
+    def sequence_of(self, training: PlannedTraining, *model, place: Path = Path()) -> RunSequence:
         """A training run and its tests. With `model`, the options of train.py for another model,
         all of them are tests, in folders below `place`.
         """
@@ -108,11 +108,11 @@ class Study(StudyKeys):
         names = self.trained_on(protocol)
         for shots, variant, name in product(self.shots_of(protocol), self.variants, names):
             if self.keys_of(variant):
-                training = Training(protocol, variant, name, self.seeds[0], shots)
+                training = PlannedTraining(protocol, variant, name, self.seeds[0], shots)
                 trials = self.trials_of(training)
                 yield Search(protocol, variant, name, shots, self.chosen_file(training), trials)
 
-    def trials_of(self, training: Training) -> dict[Values, tuple[Run, ...]]:
+    def trials_of(self, training: PlannedTraining) -> dict[Values, tuple[Run, ...]]:
         """The runs that choose the settings of a training run, by the values that they try."""
         datasets = [training.dataset]
         if self.choose.by == LEAVE_ONE_OUT:
@@ -134,7 +134,7 @@ class Study(StudyKeys):
         every = (chain(*search.trials.values()) for search in self.searches)
         return list(dict.fromkeys(chain(*every)))
 
-    def folder(self, step: Step, dataset: str, training: Training) -> Path:
+    def folder(self, step: Step, dataset: str, training: PlannedTraining) -> Path:
         """The folder of a run, below that of the results: the scripts', unless settings are
         overridden.
         """
@@ -156,7 +156,7 @@ class Study(StudyKeys):
         """
         return {}
 
-    def recipe(self, training: Training) -> Recipe:
+    def recipe(self, training: PlannedTraining) -> Recipe:
         protocol, variant, dataset, _, shots = training
         key = protocol, variant, dataset, shots
         if key not in self.recipes:
@@ -164,13 +164,13 @@ class Study(StudyKeys):
             self.recipes[key] = recipe(variant.method, protocol, dataset, shots, cfg, self.backbone)
         return self.recipes[key]
 
-    def chosen_place(self, training: Training) -> Path:
+    def chosen_place(self, training: PlannedTraining) -> Path:
         """The folder of the runs with the settings that were chosen."""
         by = self.choose.by
         others = self.trained_on(training.protocol) if by == LEAVE_ONE_OUT else ()
         return chosen_place(by, self.keys_of(training.variant), self.seeds, others)
 
-    def chosen_file(self, training: Training) -> Path:
+    def chosen_file(self, training: PlannedTraining) -> Path:
         """The file of the settings that were chosen for the dataset of a training run; all seeds
         have the same.
         """
@@ -182,7 +182,7 @@ class Study(StudyKeys):
         self,
         step: Step,
         dataset: str,
-        training: Training,
+        training: PlannedTraining,
         *options,
         values: Values = (),
         place: Path = Path(),
@@ -222,7 +222,7 @@ class Study(StudyKeys):
             values,
         )
 
-    def training_run(self, training: Training, *options, **more: Any) -> Run:
+    def training_run(self, training: PlannedTraining, *options, **more: Any) -> Run:
         """The run of the first step of a protocol; arguments as of `run`."""
         step = PROTOCOLS[training.protocol].steps[0]
         return self.run(step, training.dataset, training, *options, **more)
@@ -231,7 +231,7 @@ class Study(StudyKeys):
         (found,) = (variant for variant in self.variants if variant.name == name)
         return found
 
-    def options(self, folder: Path, dataset: str, training: Training) -> list:
+    def options(self, folder: Path, dataset: str, training: PlannedTraining) -> list:
         """The options of train.py that every run has, with its results in `folder`."""
         method = training.variant.method
         words: list = ["--skip-finished", "--root", self.root, "--output-dir", folder]
@@ -245,7 +245,7 @@ class Study(StudyKeys):
             words += ["--backbone", self.backbone]
         return words
 
-    def settings(self, dataset: str, training: Training, values: Values) -> list:
+    def settings(self, dataset: str, training: PlannedTraining, values: Values) -> list:
         """KEY, VALUE, ... of a run; the last one of a key counts."""
         variant = training.variant
         words: list = []

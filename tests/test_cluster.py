@@ -16,7 +16,7 @@ from common.errors import UsageError
 from common.start import ROOT
 from inference import embed, engine, outputs, predict
 from inference.tars import members_in
-from studies.executor import Cluster
+from studies.executor import ClusterExecutor
 from studies.progress import Progress
 from studies.study_file import load
 
@@ -93,18 +93,18 @@ def test_run_larger_than_any_machine_and_wrong_address_are_refused(monkeypatch):
         "cluster_resources": {"CPU": 1.0},
     }.items():
         monkeypatch.setattr(f"ray.{name}", lambda *_, answer=answer, **__: answer)
-    with Cluster() as cluster:
+    with ClusterExecutor() as cluster:
         assert (cluster.slots(), cluster.gpus) == (2, 0)
     for cpus, gpus, words in ((2, None, "2 cores and 0 GPUs"), (1, 0.5, "1 cores and 0.5 GPUs")):
         with one_line(f"no machine of this cluster has {words}"):
-            Cluster(None, cpus, gpus).__enter__()
+            ClusterExecutor(None, cpus, gpus).__enter__()
     with pytest.raises(UsageError, match=r"^no Ray cluster at 127.0.0.1:1 \("):
-        Cluster("127.0.0.1:1")
+        ClusterExecutor("127.0.0.1:1")
     monkeypatch.setattr(
         "ray.init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no port"))
     )
     with pytest.raises(UsageError, match=r"^Ray does not start on this machine \(no port\)"):
-        Cluster().__enter__()
+        ClusterExecutor().__enter__()
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_scores_of_published_logits(figures):
 
 
 def logits_and_patches(trainer, images):
-    """As `ood.Detection` reads them."""
+    """As `ood.DetectionObserver` reads them."""
     with trainer.model.reading("local"):
         logits = trainer.model_inference(images)
         return logits, local_logits(trainer.model, trainer.model.last_output).detach()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.caches import CONFIDENT, SCALE, CacheMethod, CacheSettings, keep
+from .base.caches import CONFIDENT, SCALE, CacheSettings, StreamCacheMethod, keep
 from .base.test_time import entropies, most_confident
 
 
@@ -22,7 +22,7 @@ class BoostAdapterSettings(CacheSettings):
 
 
 @TRAINER_REGISTRY.register()
-class BoostAdapter(CacheMethod):
+class BoostAdapter(StreamCacheMethod):
     """TDA whose positive cache also has the confident views of the present image (Zhang et al.,
     NeurIPS 2024).
     """

@@ -28,7 +28,7 @@ class MMRLppSettings(RepresentationSettings):
     ranges = {"BETA": (0, 1), "PROJ_LORA_DIM": (1, 16_384), "RES_LORA_DIM": (1, 16_384)}
 
 
-class LowRank(nn.ParameterDict):
+class LowRankFactors(nn.ParameterDict):
     """The factors A (outputs, rank) and B (rank, inputs) of a change that starts at zero, and
     perhaps a bias.
     """
@@ -49,7 +49,7 @@ class SharedMap(nn.Module):
         self.weight = start.weight
         bias = start.bias.detach()
         self.srra = nn.ModuleList(
-            LowRank(outputs, rank, inputs, bias=bias.clone()) for _ in range(layers)
+            LowRankFactors(outputs, rank, inputs, bias=bias.clone()) for _ in range(layers)
         )
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
@@ -73,7 +73,7 @@ class MMRLppPrompts(RepresentationPrompts):
         for tower, width in self.widths.items():
             shared = SharedMap(settings.REP_DIM, width, layers, settings.RES_LORA_DIM)
             self.add_module(f"srra_r2{tower}proj", shared)
-        change = LowRank(self.widths["v"], settings.PROJ_LORA_DIM, clip.visual.output_dim)
+        change = LowRankFactors(self.widths["v"], settings.PROJ_LORA_DIM, clip.visual.output_dim)
         self.extra_modules: dict[str, Any] = {"image_encoder": change}
         self.register_buffer("visual_proj", clip.visual.proj.detach(), persistent=False)
 

@@ -14,7 +14,7 @@ from common.errors import UsageError
 from ..base import DatasetError, missing_files
 from ..files import File
 from .fetch import difference, fetch, unpack_file
-from .sources import Source, image_paths
+from .sources import DatasetSource, image_paths
 
 WORK = ".preparing"  # in the dataset's folder: downloads and unfinished files
 LOCK = ".preparing.lock"  # of the process that prepares the dataset
@@ -29,7 +29,9 @@ class Preparation:
     <dataset>/<name>.
     """
 
-    def __init__(self, source: Source, root: Path, from_dir: Path | None = None, mirror: str = ""):
+    def __init__(
+        self, source: DatasetSource, root: Path, from_dir: Path | None = None, mirror: str = ""
+    ):
         self.source = source
         self.root = root
         self.command = source.command(root)

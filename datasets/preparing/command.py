@@ -32,7 +32,7 @@ from .. import splits
 from ..base import FewShotDataset, Items, missing_files, same_names
 from .arrange import Preparation
 from .own_images import listed, pixels_of
-from .sources import Source, downloadable, find, image_paths, images_by_split, names
+from .sources import DatasetSource, downloadable, find, image_paths, images_by_split, names
 
 TWICE = "in several parts, by their pixels"  # a fault of images
 
@@ -85,7 +85,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def prepare(sources: list[Source], args: argparse.Namespace) -> None:
+def prepare(sources: list[DatasetSource], args: argparse.Namespace) -> None:
     """Prepare datasets one after the other; if one fails, continue with the others."""
     failed = 0
     for source in sources:
@@ -111,7 +111,7 @@ def prepare(sources: list[Source], args: argparse.Namespace) -> None:
         raise UsageError(f"could not prepare {failed} of {len(sources)} datasets", "see above")
 
 
-def show_list(sources: list[Source], args: argparse.Namespace) -> None:
+def show_list(sources: list[DatasetSource], args: argparse.Namespace) -> None:
     """Print a line per dataset."""
     for source in sources:
         preparation = Preparation(source, args.root)
@@ -134,7 +134,7 @@ def show_list(sources: list[Source], args: argparse.Namespace) -> None:
 
 
 def read_fewshot(
-    sources: list[Source], args: argparse.Namespace
+    sources: list[DatasetSource], args: argparse.Namespace
 ) -> tuple[FewShotDataset, dict[str, Items]]:
     """A dataset, and the images that a run trains and validates on, in its order."""
     if len(sources) != 1:
@@ -154,14 +154,14 @@ def read_fewshot(
     return dataset, {"train": dataset.train_x, "val": dataset.val or []}
 
 
-def show_fewshot(sources: list[Source], args: argparse.Namespace) -> None:
+def show_fewshot(sources: list[DatasetSource], args: argparse.Namespace) -> None:
     """Print the images of a run, relative to the folder of images."""
     dataset, parts = read_fewshot(sources, args)
     for part, item in ((part, item) for part, items in parts.items() for item in items):
         print(part, printable(os.path.relpath(item.impath, dataset.images)))
 
 
-def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
+def make_splits(sources: list[DatasetSource], args: argparse.Namespace) -> None:
     """Write the images of a run as files, or check a file; print the SHA-256 of each file."""
     if args.classes != "all":
         raise UsageError(
@@ -183,7 +183,7 @@ def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
     print(f"{len(dataset.train_x):,} images of {dataset.num_classes:,} classes to learn from")
 
 
-def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
+def check_sentences(sources: list[DatasetSource], args: argparse.Namespace) -> None:
     """Print what a file has for the classes of a dataset; an error if it lacks some or has
     others.
     """
@@ -219,7 +219,7 @@ def long_sentences(written: Mapping[str, Sequence[str]]) -> list[str]:
     return [text[:60] for text in full if len(encode(text)) > 75]
 
 
-def check(sources: list[Source], args: argparse.Namespace) -> None:
+def check(sources: list[DatasetSource], args: argparse.Namespace) -> None:
     """Print the state of each dataset; an error at the end if something is missing or wrong."""
     failed = 0
     for source in sources:
@@ -232,7 +232,7 @@ def check(sources: list[Source], args: argparse.Namespace) -> None:
         raise UsageError(f"incomplete or wrong: {failed} of {len(sources)} datasets", "see above")
 
 
-def inspect(source: Source, root: Path, read: bool = True) -> str:
+def inspect(source: DatasetSource, root: Path, read: bool = True) -> str:
     """Compare a dataset with its split and its published counts, and print what was found.
 
     Args:
@@ -300,7 +300,12 @@ def faults_of_images(dataset: FewShotDataset, read: bool) -> dict[str, list[str]
 
 
 def remedy_of(
-    source: Source, root: Path, dataset: FewShotDataset, faults: dict, wrong: bool, gaps: bool
+    source: DatasetSource,
+    root: Path,
+    dataset: FewShotDataset,
+    faults: dict,
+    wrong: bool,
+    gaps: bool,
 ) -> str:
     """What to do about faults of images, a wrong number of them, or gaps between labels."""
     if not (faults["missing"] or faults["unreadable"] or wrong):

@@ -94,7 +94,7 @@ def changes(parts: dict[str, Items], places: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Content:
+class FolderContent:
     """The content of a folder."""
 
     faults: list[str]  # a line for each, all of them
@@ -103,7 +103,7 @@ class Content:
     names: list[str]  # of the classes
 
 
-def check_folder(root: Path, read: bool = True) -> Content:
+def check_folder(root: Path, read: bool = True) -> FolderContent:
     """Print the images of each class in a folder, and the class names as CLIP reads them.
 
     Args:
@@ -127,7 +127,7 @@ def check_folder(root: Path, read: bool = True) -> Content:
     for split in folder.saved_splits.values():
         faults += faults_of_split(folder, split, {file.path for file in images})
     print_others(files)
-    return Content(faults, *sizes_of(images), list(names.values()))
+    return FolderContent(faults, *sizes_of(images), list(names.values()))
 
 
 def print_classes(
@@ -274,7 +274,7 @@ def part_of(name: str) -> str:
     return name.split("/")[0]
 
 
-class Look(NamedTuple):
+class ComparedFacts(NamedTuple):
     """The facts of an image that are compared."""
 
     digest: bytes  # the SHA-256 of its pixels
@@ -285,7 +285,7 @@ class Look(NamedTuple):
 class NamedLook(NamedTuple):
     name: str  # of the image, in the folder
     label: str
-    image: Look
+    image: ComparedFacts
 
 
 def near_copies(looks: Sequence[NamedLook]) -> list[str]:
@@ -303,20 +303,20 @@ def near_copies(looks: Sequence[NamedLook]) -> list[str]:
 
 def pixels_of(
     paths: Sequence[str], max_pixels: int | None = None
-) -> Iterator[tuple[Look | None, str]]:
+) -> Iterator[tuple[ComparedFacts | None, str]]:
     """For each image what is compared of it; or None, and why it cannot be read.
 
     `max_pixels` is the limit of `read_image`.
     """
 
-    def read(path: str) -> tuple[Look | None, str]:
+    def read(path: str) -> tuple[ComparedFacts | None, str]:
         try:
             image = read_image(path, max_pixels)
         except OSError as error:
             reason = str(error).replace(repr(path), "it").replace("the image it", "it")
             return None, reason if os.path.exists(path) else "it is a link to a file that is gone"
         digest = bytes.fromhex(copies.pixels_sha256(image))
-        return Look(digest, copies.signature(image), copies.colours(image)), ""
+        return ComparedFacts(digest, copies.signature(image), copies.colours(image)), ""
 
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
         yield from tqdm(

@@ -22,7 +22,7 @@ from ..files import File
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """A dataset class under the name that users type."""
 
     name: str
@@ -65,22 +65,22 @@ def names() -> list[str]:
     return sorted(file.stem for file in (ROOT / "configs/datasets").glob("*.yaml"))
 
 
-def downloadable() -> dict[str, Source]:
+def downloadable() -> dict[str, DatasetSource]:
     """Every dataset with files to download, by name."""
     datasets = map(DATASET_REGISTRY.get, DATASET_REGISTRY.registered_names())
     by_name = {
         dataset.config_name: dataset for dataset in datasets if getattr(dataset, "files", ())
     }
-    return {name: Source(name, by_name[name]) for name in names() if name in by_name}
+    return {name: DatasetSource(name, by_name[name]) for name in names() if name in by_name}
 
 
-def find(name: str) -> Source:
+def find(name: str) -> DatasetSource:
     """A dataset by the name of its YAML file. Raises UsageError if there is no such file."""
     check_dataset_name(name, names())
     dataset = DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
     return next(
         (source for source in downloadable().values() if source.dataset is dataset),
-        Source(name, dataset),
+        DatasetSource(name, dataset),
     )
 
 

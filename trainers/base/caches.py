@@ -45,7 +45,7 @@ class CacheSettings(TemplatesSettings):
     ranges = {"POSITIVE_SHOT_CAPACITY": (1, 1000), "NEGATIVE_SHOT_CAPACITY": (1, 1000)}
 
 
-class CacheMethod(ViewsMethod):
+class StreamCacheMethod(ViewsMethod):
     """A method with a positive and a negative cache of the test images so far (TDA, Karmanov et
     al., CVPR 2024).
     """
