@@ -11,7 +11,7 @@ import pytest
 import torch
 from dassl.config import get_cfg_default
 from dassl.engine import TrainerX
-from dassl.optim import build_lr_scheduler
+from dassl.optim import build_lr_scheduler, build_optimizer
 from marks import one_line
 from yacs.config import CfgNode
 
@@ -51,6 +51,12 @@ HOOKS = """
     model_zero_grad parse_batch_test parse_batch_train register_model resume_model_if_exist
     run_epoch save_model set_model_mode test train update_lr write_scalar
 """
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """The toolbox in the place of the published Dassl."""
+    monkeypatch.setattr(compat, "is_published", lambda: True)
 
 
 def parsed(folder: str) -> Iterator[ast.AST]:
@@ -102,6 +108,7 @@ def plain_cfg() -> CfgNode:
     cfg = CfgNode(get_cfg_default())
     for key in ("CACHE", "CACHE_GB"):
         cfg.pop(key)
+    cfg.OPTIM.pop("ADAM_EPS")
     trainers.extend_cfg(cfg)
     return cfg
 
@@ -116,6 +123,20 @@ def test_rate_of_a_head_has_its_default_in_a_plain_node(build, monkeypatch):
     monkeypatch.setattr(trainer.method, "cfg", CfgNode({"OPTIM": options}))
     optimizer, _ = trainer.method.build_optimizer()
     assert [x["lr"] for x in optimizer.param_groups] == [x["lr"] for x in groups]
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw", "radam", "rmsprop"])
+def test_epsilon_is_set_that_the_published_optimisers_leave_out(name, published, monkeypatch):
+    options = plain_cfg().OPTIM
+    assert options.ADAM_EPS == get_cfg_default().OPTIM.ADAM_EPS
+    options.NAME = name
+    model = torch.nn.Linear(1, 1)
+    usual = build_optimizer(model, options).param_groups[0]["eps"]
+    monkeypatch.setattr(compat, "build_optimizer", lambda *_: build_optimizer(model, options))
+    settings = options.clone()
+    settings.ADAM_EPS = 0.125
+    found = compat.optimizer_of(model, settings).param_groups[0]["eps"]
+    assert found == (usual if name == "rmsprop" else 0.125)
 
 
 # ---------------------------------------------------------------- the warm-up
@@ -177,12 +198,6 @@ def test_unknown_warm_up_is_named():
 
 
 # ---------------------------------------------------------------- runs
-
-
-@pytest.fixture
-def published(monkeypatch):
-    """The toolbox in the place of the published Dassl."""
-    monkeypatch.setattr(compat, "is_published", lambda: True)
 
 
 def test_a_run_has_the_same_prompts_with_the_other_warm_up(build, monkeypatch):

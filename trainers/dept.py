@@ -2,11 +2,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from dassl.optim import build_optimizer
 from torch import Tensor, nn
 
 from .base import Method
 from .base.checkpoints import of_other_classes, tensors_of
+from .base.compat import optimizer_of
 from .base.feature_method import FeatureMethod
 from .base.head import FiLM
 from .base.plugin import plugin
@@ -108,7 +108,7 @@ class DePTMethod(Method):
         for name, parameter in self.model.named_parameters():
             group = of_head if name.partition(".")[0] in (*FILMS, HEAD) else of_prompts
             group["params"].append(parameter)
-        optimizer = build_optimizer(None, options, [of_prompts, of_head])
+        optimizer = optimizer_of(None, options, [of_prompts, of_head])
         return optimizer, self.build_schedule(optimizer)
 
     def loss(self, output, labels):

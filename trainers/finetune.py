@@ -5,7 +5,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from dassl.optim import build_optimizer
 from torch import Tensor, nn
 from torchvision.transforms.v2 import CutMix
 
@@ -13,6 +12,7 @@ from clip import CLIP
 from common.errors import UsageError
 
 from .base import PromptedCLIP
+from .base.compat import optimizer_of
 from .base.copies import CopyLearner
 from .base.settings import MethodSettings
 from .base.steps import SteppedMethod, cosines
@@ -117,7 +117,7 @@ class FineTune(SteppedMethod):
             {"params": learner.of_towers(), "lr": rate * self.settings.TOWER_RATE},
             {"params": learner.of_head(), "lr": rate},
         ]
-        optimizer = build_optimizer(self.model, self.cfg.OPTIM, groups)
+        optimizer = optimizer_of(self.model, self.cfg.OPTIM, groups)
         return optimizer, cosines(optimizer, rate, [self.steps])
 
     def parse_batch_train(self, batch):

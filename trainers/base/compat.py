@@ -13,7 +13,7 @@ from typing import Any
 
 from dassl.data import transforms
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.optim import build_lr_scheduler
+from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint, read_image
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -30,6 +30,7 @@ SETTINGS = {
     "CACHE_GB": 20.0,
     "INPUT.EXIF_ORIENTATION": False,
     "INPUT.RESIZE_MODE": "shortest",
+    "OPTIM.ADAM_EPS": 1e-8,
 }
 
 
@@ -58,6 +59,18 @@ def build_transform(cfg: CfgNode, is_train: bool) -> Callable[[Any], Any]:
 def read_of(images: Any, path: str) -> Any:
     """An image file as a Dassl dataset of images reads it; the published Dassl's has no `read`."""
     return getattr(images, "read", read_image)(path)
+
+
+def optimizer_of(model: Any, options: CfgNode, groups: Any = None) -> Optimizer:
+    """The optimiser of the section OPTIM, by Dassl's `build_optimizer`. The published one does not
+    read ADAM_EPS.
+    """
+    optimizer = build_optimizer(model, options, groups)
+    if is_published():
+        for group in optimizer.param_groups:
+            if "betas" in group:  # of Adam and its variants
+                group["eps"] = options.ADAM_EPS
+    return optimizer
 
 
 def build_schedule(optimizer: Optimizer, options: CfgNode) -> LRScheduler:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from dassl.metrics import compute_accuracy
-from dassl.optim import build_optimizer
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,7 +24,7 @@ from common.records import Phase, SelectionRecord
 
 from . import streams
 from .checkpoints import find_checkpoint
-from .compat import build_schedule, build_transform
+from .compat import build_schedule, build_transform, optimizer_of
 from .data_use import made_choices
 from .facts import Facts
 from .features import cached_features
@@ -203,7 +202,7 @@ class Method(Facts):
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the learned parameters, and its schedule."""
-        optimizer = build_optimizer(self.model, self.cfg.OPTIM)
+        optimizer = optimizer_of(self.model, self.cfg.OPTIM)
         return optimizer, self.build_schedule(optimizer)
 
     def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
