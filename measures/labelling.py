@@ -43,7 +43,6 @@ class Pool:
         labelled: places of images, in the order in which they were asked for.
         seed: of k-means and of random draws.
         classes: the labels of the labelled images; PCB balances them.
-        texts: (classes, width), of unit length, or the weights of a linear head.
     """
 
     features: Floats
@@ -51,7 +50,6 @@ class Pool:
     labelled: Sequence[int] = ()
     seed: int = 0
     classes: Sequence[int] = ()
-    texts: Floats | None = None
 
     @cached_property
     def free(self) -> NDArray[np.bool_]:
@@ -97,10 +95,10 @@ def typical_then_uncertain(pool: Pool, budget: int) -> Places:
     return typiclust(pool, budget) if few else u_herding(pool, budget)
 
 
-def clusters_of(rows: Floats, number: int, seed: int, start: Any = "k-means++") -> NDArray[Any]:
+def clusters_of(rows: Floats, number: int, seed: int) -> NDArray[Any]:
     """(rows,): the number of the cluster of each row, by k-means."""
     if number <= FEW_CLUSTERS:
-        means = KMeans(number, init=start, n_init=1, max_iter=100, random_state=seed)
+        means = KMeans(number, n_init=1, max_iter=100, random_state=seed)
     else:
         means = MiniBatchKMeans(number, batch_size=5000, n_init=1, random_state=seed)
     return means.fit_predict(rows)
@@ -110,11 +108,6 @@ def filled(pool: Pool, picks: Places, budget: int, method: Callable[[Pool, int],
     """The picks and, if they are too few, other images by a method."""
     rest = budget - len(picks)
     return picks + (method(pool.after(picks), rest) if rest else [])
-
-
-def distances(rows: Floats, others: Floats) -> Floats:
-    """(rows, others), Euclidean."""
-    return euclidean_distances(rows, others)
 
 
 # By scores
@@ -130,10 +123,6 @@ def margin(pool: Pool) -> Floats:
     return largest[:, 0] - largest[:, 1]
 
 
-def entropy(pool: Pool) -> Floats:
-    return -(np.exp(pool.logs) * pool.logs).sum(axis=1)
-
-
 def uncertain(pool: Pool, budget: int, score: Callable[[Pool], Floats] = margin) -> Places:
     """The images without a label of the largest score."""
     places = np.flatnonzero(pool.free)
@@ -144,24 +133,22 @@ def uncertain(pool: Pool, budget: int, score: Callable[[Pool], Floats] = margin)
 # By features
 
 
-def k_center(
-    pool: Pool, budget: int, rows: Floats | None = None, first: int | None = None
-) -> Places:
+def k_center(pool: Pool, budget: int, first: int | None = None) -> Places:
     """The image that is farthest from all labelled ones, again and again (Sener and Savarese, ICLR
     2018); without labels, the `first` is the one nearest to the mean.
     """
-    rows = pool.features if rows is None else rows
+    rows = pool.features
     near = np.full(len(rows), np.inf)
     if len(pool.labelled):
         near = pairwise_distances_argmin_min(rows, rows[list(pool.labelled)])[1]
     elif first is None:
-        first = int(distances(rows, rows.mean(axis=0, keepdims=True)).argmin())
+        first = int(euclidean_distances(rows, rows.mean(axis=0, keepdims=True)).argmin())
     near[~pool.free] = -1
     picks: Places = []
     while len(picks) < budget:
         place = int(near.argmax()) if first is None or picks else first
         picks.append(place)
-        near = np.minimum(near, distances(rows, rows[place : place + 1])[:, 0])
+        near = np.minimum(near, euclidean_distances(rows, rows[place : place + 1])[:, 0])
         near[place] = -1
     return picks
 
@@ -280,21 +267,19 @@ def greedy(
     return picks
 
 
-def u_herding(
-    pool: Pool, budget: int, radius: float | None = None, temperature: float = 1.0
-) -> Places:
+def u_herding(pool: Pool, budget: int, radius: float | None = None) -> Places:
     """MaxHerding in which images count as far as the classifier is unsure of them (UHerding, ICLR
     2025); without labels all count.
     """
     if not len(pool.labelled):
         return herding(pool, budget, radius)
-    unsure = 1 + margin(replace(pool, logits=pool.logits / temperature))
+    unsure = 1 + margin(pool)
     return herding(pool, budget, radius, np.where(pool.free, unsure, 0))
 
 
 def ball(rows: Floats, others: Floats, radius: float) -> Floats:
     """(rows, others): how far other rows are in the soft ball of a row."""
-    found = distances(rows, others)
+    found = euclidean_distances(rows, others)
     found /= radius
     np.square(found, out=found)
     np.negative(found, out=found)
@@ -320,16 +305,10 @@ def pseudo(pool: Pool, budget: int) -> Places:
     return pcb(pool, budget, np.flatnonzero(pool.free).tolist())
 
 
-def pcb(pool: Pool, budget: int, candidates: Sequence[int] | None = None) -> Places:
+def pcb(pool: Pool, budget: int, candidates: Sequence[int]) -> Places:
     """Candidates, balanced by the classifier's guesses (Bang et al., CVPR 2024); a class without a
     candidate is passed over.
-
-    Args:
-        candidates: by default the images of largest entropy.
     """
-    if candidates is None:
-        most = min(len(pool.features) // 10, 20 * budget)
-        candidates = uncertain(pool, max(most, budget), entropy)
     guesses = pool.logs.argmax(axis=1)
     counts = np.bincount(pool.classes, minlength=pool.logits.shape[1]).astype(float)
     chance = python_random.Random(pool.seed)

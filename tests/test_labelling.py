@@ -1,10 +1,22 @@
 """Which images of a pool to label next: what published code chooses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from golden_inputs import drawn
+from labelling_compared import (
+    PoolWithTexts,
+    badge,
+    class_guided,
+    dropquery,
+    entropy,
+    pcoreset,
+    probcover,
+)
 from marks import golden_cases
 from pandas import DataFrame
+from sklearn.metrics.pairwise import euclidean_distances
 
 from benchmarks import label_forecast
 from benchmarks.labelling import area, imbalanced, leads
@@ -13,8 +25,6 @@ from measures.labelling import (
     Pool,
     auto_radius,
     choose,
-    distances,
-    entropy,
     herding,
     k_center,
     margin,
@@ -24,7 +34,6 @@ from measures.labelling import (
     uncertain,
     whitened,
 )
-from measures.labelling_compared import badge, class_guided, dropquery, pcoreset, probcover
 
 
 def confidence(pool):
@@ -34,7 +43,7 @@ def confidence(pool):
 def adaptive_radius(pool):
     """UHerding's: the smallest distance between two labelled images."""
     rows = pool.features[list(pool.labelled)]
-    apart = distances(rows, rows)[np.triu_indices(len(rows), 1)]
+    apart = euclidean_distances(rows, rows)[np.triu_indices(len(rows), 1)]
     return float(apart[apart > 0].min())
 
 
@@ -65,7 +74,8 @@ def pool_of(case):
     used = rows if case["cfg"].get("normalise", True) else image
     seed = case["cfg"].get("mask_seed", case["cfg"].get("seed", 0))
     labelled = case["labelled"]
-    return Pool(used, logits, labelled, seed, labels[labelled], texts), labels, rows
+    pool = PoolWithTexts(used, logits, labelled, seed, labels[labelled], texts)
+    return pool, labels, rows
 
 
 def test_the_same_images_are_chosen(cases):
@@ -125,7 +135,8 @@ def by_herding(pool, budget, cfg, figures):
 
 def by_u_herding(pool, budget, cfg, figures):
     radius = radius_of(pool, budget, cfg, figures)
-    return u_herding(pool, budget, radius, cfg.get("temperature", 1.0))
+    flat = replace(pool, logits=pool.logits / cfg.get("temperature", 1.0))
+    return u_herding(flat, budget, radius)
 
 
 def by_typiclust(pool, budget, cfg, figures):
@@ -179,7 +190,7 @@ def pool(images=400, seed=0):
     labels = rng.integers(0, 5, images)
     rows = means[labels] + rng.standard_normal((images, 16))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return Pool(rows.astype(np.float32), rows @ means.T, seed=seed, texts=means)
+    return PoolWithTexts(rows.astype(np.float32), rows @ means.T, seed=seed, texts=means)
 
 
 @pytest.mark.parametrize("method", METHODS)

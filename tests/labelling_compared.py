@@ -1,19 +1,33 @@
-"""Published choices of images to label, which `measures/labelling.py` is compared with."""
+"""Published choices of images to label, which `measures/labelling.py` was compared with."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin_min
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 
-from .labelling import Floats, Places, Pool, clusters_of, distances, filled, k_center, random
+from measures.labelling import Floats, Places, Pool, clusters_of, filled, k_center, random
 
 PURE = 0.95  # the share of images in whose ball all images are of one cluster
 OVERSAMPLE = 25  # candidates of DropQuery for each label
 DROPOUT = 0.75
 PASSES = 3  # of DropQuery's head
+
+
+@dataclass(frozen=True, eq=False)
+class PoolWithTexts(Pool):
+    """A pool with (classes, width), of unit length, or the weights of a linear head."""
+
+    texts: Floats | None = None
+
+
+def entropy(pool: Pool) -> Floats:
+    return -(np.exp(pool.logs) * pool.logs).sum(axis=1)
 
 
 def probcover(pool: Pool, budget: int, radius: float | None = None) -> Places:
@@ -75,10 +89,10 @@ def badge(pool: Pool, budget: int) -> Places:
 
 
 def dropquery(
-    pool: Pool, budget: int, start: Sequence[int] | None = None, dropout: float = DROPOUT
+    pool: PoolWithTexts, budget: int, start: Sequence[int] | None = None, dropout: float = DROPOUT
 ) -> Places:
     """Images whose answer changes if features are dropped, of each of their clusters the middle one
-    (Gupte et al., TMLR 2024). Its head is `Pool.texts`.
+    (Gupte et al., TMLR 2024). Its head is `texts` of the pool.
     """
     assert pool.texts is not None
     places = np.flatnonzero(pool.free)
@@ -100,8 +114,10 @@ def dropquery(
 
 def middles(rows: NDArray[Any], budget: int, seed: int, start: Sequence[int] | None) -> Places:
     """The places of the rows in the middle of clusters, which begin with the rows of `start`."""
-    begin = "k-means++" if start is None else rows[list(start)]
-    return nearest_to_centres(rows, clusters_of(rows, budget, seed, begin))
+    if start is None:
+        return nearest_to_centres(rows, clusters_of(rows, budget, seed))
+    means = KMeans(budget, init=rows[list(start)], n_init=1, max_iter=100, random_state=seed)
+    return nearest_to_centres(rows, means.fit_predict(rows))
 
 
 def shares_of(
@@ -111,7 +127,7 @@ def shares_of(
     return np.where(is_open, labels / np.maximum(sizes, 1), np.inf)
 
 
-def class_guided(pool: Pool, budget: int, clusters: NDArray[Any] | None = None) -> Places:
+def class_guided(pool: PoolWithTexts, budget: int, clusters: NDArray[Any] | None = None) -> Places:
     """The middle images of clusters with few labels, in features beside the texts that the answers
     mean (Kim et al.).
     """
@@ -138,7 +154,7 @@ def class_guided(pool: Pool, budget: int, clusters: NDArray[Any] | None = None) 
 def pcoreset(pool: Pool, budget: int) -> Places:
     """k-center among the probabilities; without labels it begins with a random image."""
     first = None if len(pool.labelled) else random(pool, 1)[0]
-    return k_center(pool, budget, np.exp(pool.logs), first)
+    return k_center(replace(pool, features=np.exp(pool.logs)), budget, first)
 
 
 def nearest_to_centres(rows: Floats, clusters: NDArray[Any]) -> Places:
@@ -147,5 +163,5 @@ def nearest_to_centres(rows: Floats, clusters: NDArray[Any]) -> Places:
     for cluster in np.unique(clusters):
         members = np.flatnonzero(clusters == cluster)
         centre = rows[members].mean(axis=0, dtype=np.float64, keepdims=True)
-        found.append(members[distances(rows[members], centre)[:, 0].argmin()])
+        found.append(members[euclidean_distances(rows[members], centre)[:, 0].argmin()])
     return [int(place) for place in found]
