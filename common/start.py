@@ -140,12 +140,14 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     return number
 
 
-def between(low: float, high: float, words: str) -> Callable[[str], float]:
-    """The argparse type of numbers above `low` and below `high`, which errors call `words`."""
+def between(low: float, high: float, words: str, unit: str = "") -> Callable[[str], float]:
+    """The argparse type of numbers above `low` and below `high`, which errors call `words`. A unit
+    may follow the number.
+    """
 
     def number(text: str) -> float:
         try:
-            value = float(text)
+            value = float(text.removesuffix(unit))
         except ValueError:
             value = low
         if not low < value < high:
@@ -158,7 +160,7 @@ def between(low: float, high: float, words: str) -> Callable[[str], float]:
 def number_of_share(text: str) -> tuple[float, bool]:
     """The number in a percentage or a share, and whether it is a share."""
     words = "a percentage such as 5, or a share such as 0.05"
-    value = between(0, 100, words)(text.removesuffix("%"))
+    value = between(0, 100, words, "%")(text)
     return value, value < 1 and not text.endswith("%")
 
 

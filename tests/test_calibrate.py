@@ -247,6 +247,7 @@ def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, 
     error = refusal("--sets", 0.99)
     assert "cannot promise sets for 99% of the images" in error and "at least 99" in error
     assert "1 may be 1% or all: write 1%" in refusal("--sets", 1)
+    assert "a share such as 0.05, got '%'" in refusal("--sets", "%")
     (folder / CALIBRATION).write_text('{"images": 1}')
     assert f"{CALIBRATION} is not a calibration" in refusal()
     assert command(calibrate, folder).status == 0 and calibration_in(folder).images == 12
