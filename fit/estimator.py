@@ -32,7 +32,7 @@ from .choice import Estimate
 from .command import pool_of, with_checksums
 from .labelled import photos_of
 from .matrix import fit_matrix, update_matrix
-from .record import FILE, FORM, contents_of, facts, options_of
+from .record import FILE, FORM, contents_of, facts, images_of, options_of
 from .report import leaderboard
 from .request import COVERAGES, PRIORS, SETS, FitOptions, FitRequest
 from .rows import Photo
@@ -283,7 +283,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _describe(self, record: dict[str, Any], page: str) -> None:
         """Take what was found."""
-        self._learned = [Photo(**row) for row in record["images"]]
+        self._learned = images_of(record)
         estimate = record["estimate"]
         self.estimate_ = Estimate(**estimate) if estimate else None
         self.leaderboard_ = leaderboard(record["candidates"])

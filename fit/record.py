@@ -50,6 +50,11 @@ def options_of(record: dict[str, Any], folder: Any) -> dict[str, Any]:
     return known
 
 
+def images_of(record: dict[str, Any]) -> list[Photo]:
+    """The images that a fit has learned from and was tested on; ValueError for a damaged record."""
+    return [read(Photo, row) for row in record["images"]]
+
+
 def contents_of(folder: Path) -> dict[str, bytes]:
     """The files of the folder of a fit by their paths in it."""
     files = [*folder.iterdir(), *folder.glob(f"{FOLDS}/*/*")]

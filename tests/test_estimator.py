@@ -196,7 +196,9 @@ def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
     with one_line("there is no image 'gone.png': check its path"):
         quick(tiny).fit(["gone.png", "lost.png"], ["a", "b"])
     whole = json.loads(model._files["fit.json"])
-    damages = {"images": [{"paths": "a"}]}, {"request": {"minutes": "5"}}
+    damages = [{"images": [{"paths": "a"}]}, {"request": {"minutes": "5"}}]
+    forged = whole["images"][0] | {"path": 5}
+    damages.append({"images": [forged, *whole["images"][1:]]})
     texts = [json.dumps(whole | damage) for damage in damages]
     texts.append("[" * 100_000)
     for content in (*texts, "{", "[]", "{}", '{"names": ["a", "b"]}', '{"names": [1]}'):
