@@ -1,6 +1,7 @@
 """Cross-conformal sets: for each fold, the fit is made again without its images."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -21,13 +22,18 @@ from .trials import Backbone, Trials
 
 def check_cross(request: FitRequest, found: Sequence[Photo]) -> None:
     """Raise UsageError if cross-conformal sets are asked for where their guarantee would not hold,
-    as images were chosen to be labelled, or trainings would have to be made again for each fold.
+    as images were chosen to be labelled, or trainings would have to be made again for each fold; or
+    if no image can be held out.
     """
     are_chosen = request.prior != PRIORS[0] or any(photo.asked == ASKED[0] for photo in found)
     if request.sets == SETS[1] and (request.minutes or request.others or are_chosen):
         fault = "--sets cross is for heads on one backbone, and images as they come"
         remedy = "give --minutes 0 and one --backbone; no --prior equal, no images that were chosen"
         raise UsageError(fault, remedy)
+    of_class = Counter(photo.label for photo in found if photo.part != "test")
+    if request.sets == SETS[1] and max(of_class.values(), default=0) < 2:
+        fault = "--sets cross holds images out, and no class has two"
+        raise UsageError(fault, "give two or more images of each class, or leave it out")
 
 
 def add_cross_sets(

@@ -268,9 +268,20 @@ def test_what_the_guarantee_is_not_about_is_one_line(options, photos, fitting, t
 
 def test_images_that_were_chosen_are_refused_and_drawn_ones_are_not():
     request = FitRequest("images", "model", minutes=0.0, sets="cross")
-    check_cross(request, [Photo("a.jpg", "red", asked="random")])
+    photos = [Photo(name, "red", asked="random") for name in ("a.jpg", "b.jpg")]
+    check_cross(request, photos)
     with one_line("--sets cross is for heads"):
         check_cross(request, [Photo("a.jpg", "red", asked="chosen")])
+
+
+def test_one_image_of_each_class_has_no_cross_sets():
+    """The fit ended without sets, after all its work."""
+    request = FitRequest("images", "model", minutes=0.0, sets="cross")
+    photos = [Photo(f"{label}.jpg", label) for label in ("red", "blue")]
+    tested = [Photo(f"{number}.jpg", "red", part="test") for number in range(3)]
+    with one_line("no class has two: give two or more images of each class, or leave it out"):
+        check_cross(request, photos + tested)
+    check_cross(replace(request, sets="pooled"), photos)
 
 
 @pytest.mark.parametrize("name", ["sets", "prior", "coverage_by", "groups"])
