@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from contextlib import redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -81,15 +82,24 @@ def random_seed(request):
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory):
     """Caches of the tests' own, and one thread: small models gain nothing from more, and forks need
-    it.
+    it. Copies of a backbone share the memory of its weights, as far as nobody writes to these.
     """
     import torch
 
-    from clip import keep_backbones
+    from clip import building, keep_backbones
+
+    def sharing_copy(model):
+        shared = {}
+        for weight in model.parameters():
+            shared[id(weight)] = torch.nn.Parameter(
+                torch._lazy_clone(weight.detach()), weight.requires_grad
+            )
+        return deepcopy(model, shared)
 
     torch.set_num_threads(1)
-    keep_backbones(3)
+    keep_backbones(4)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "deepcopy", sharing_copy)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -115,6 +125,7 @@ def backbones(shared):
     import torch
 
     from clip import random_weights
+    from clip.building import empty_clip
     from common.files import replacing
 
     folder = shared("backbones")
@@ -146,6 +157,8 @@ def backbones(shared):
                 patch.setattr(
                     random_weights, "random_tensor", lambda *of: old[of] if of in old else new(*of)
                 )
+                # The constructor's own numbers take longer than those that replace them
+                patch.setattr(random_weights, "CLIP", lambda **config: empty_clip(config, "fp32"))
                 vision = {"image_size": image_size, "patch_size": patch_size}
                 vision |= {"layers": vision_layers, "width": vision_width}
                 text = {"width": text_width, "layers": text_layers}
