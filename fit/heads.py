@@ -222,7 +222,12 @@ class Heads:
         Raises:
             FloatingPointError: a loss or a logit is not finite.
             TooLong: the trainings would not end before the deadline.
+            UsageError: there are too many images for the head, which learns from all in the end.
         """
+        if candidate.method not in (*self.fixed, MIXTURE):
+            kind = trainers.predicting()[candidate.method]
+            assert issubclass(kind, FeatureMethod)
+            kind.check_size(len(seen[1]), len(self.names))
         asked = torch.arange(len(seen[1])) if some is None else torch.from_numpy(some)
         shape = len(folds), len(asked), len(self.names)
         key = self.key(candidate, seen, folds, some)

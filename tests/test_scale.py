@@ -20,6 +20,7 @@ from inference.classifier import PromptedClassifier
 from inference.models import load
 from measures import predictions
 from runs import labelled
+from trainers import proker
 from trainers.base import feature_method, prompted, vision
 
 pytestmark = pytest.mark.slow
@@ -83,6 +84,22 @@ def test_heads_with_numbers_for_each_image_and_class_have_a_limit(
     monkeypatch.setattr(feature_method, "MOST_PAIRS", 89)
     with one_line(f"{method} has numbers for 30 views of images and 3 classes", "or GDA"):
         heads.answers(candidate, examples, examples[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "name", "most"),
+    [("TipAdapter", feature_method, "MOST_PAIRS", 80), ("ProKeR", proker, "MOST_ROWS", 28)],
+)
+def test_a_limit_of_the_final_fit_is_known_before_its_folds(
+    method, module, name, most, heads, examples, monkeypatch
+):
+    """Folds were computed for minutes, and the fit ended in an error."""
+    candidate = next(one for one in CANDIDATES if one.method == method)
+    folds = np.arange(30)[None] % 5
+    heads.held_out(candidate, examples, folds)
+    monkeypatch.setattr(module, name, most)  # which the images of four folds are below
+    with one_line(f"{method} has"):
+        heads.held_out(candidate, examples, folds)
 
 
 def test_a_calibration_has_a_limit(tiny, photos, monkeypatch):

@@ -104,18 +104,18 @@ class ProKeR(FittedMethod):
     def build_head(self, classes, width, rows):
         return KernelRegression(classes, width, rows)
 
+    @classmethod
+    def check_size(cls, images, classes):
+        if images > MOST_ROWS:
+            size = f"{images:,} views of images"
+            fault = f"ProKeR has {size}, and solves an equation of as many unknowns"
+            remedy = f"lower TRAINER.PROKER.AUGMENT_EPOCH: {MOST_ROWS:,} is the most"
+            raise UsageError(fault, remedy)
+
     def start(self, support: Support) -> None:
         """The kernel's rows and values; BETA and LAMBDA are those of the settings, or the first of
         their grids.
         """
-        if len(support.rows) > MOST_ROWS:
-            fault = (
-                f"ProKeR has {len(support.rows):,} views of images, and solves an equation of "
-                "as many unknowns"
-            )
-            raise UsageError(
-                fault, f"lower TRAINER.PROKER.AUGMENT_EPOCH: {MOST_ROWS:,} is the most"
-            )
         self.head.rows.data = normalize(support.rows)
         self.head.values.data = torch.eye(self.head.values.shape[1], device=self.device)[
             support.row_labels

@@ -300,20 +300,26 @@ class FeatureMethod(Method):
             features.movedim(1, 0) if views else features[None], cached.labels.to(self.device)
         )
 
-    def begin(self, support: Support) -> Batches:
-        """Start from the features of the training images; returns the batches of an epoch.
-
-        Raises UsageError if a head with numbers for each image and class would need too many.
+    @classmethod
+    def check_size(cls, images: int, classes: int) -> None:
+        """Raise UsageError if a head would need too much memory for so many views of training
+        images, and classes.
         """
-        images = len(support.rows)
-        pairs = images * len(self.class_names)
-        if self.spec.keeps_pairs and pairs > MOST_PAIRS:
+        pairs = images * classes
+        if cls.spec.keeps_pairs and pairs > MOST_PAIRS:
             fault = (
-                f"{type(self).__name__} has numbers for {images:,} views of images and "
-                f"{len(self.class_names):,} classes, {4 * pairs / 1e9:.1f} GB"
+                f"{cls.__name__} has numbers for {images:,} views of images and "
+                f"{classes:,} classes, {4 * pairs / 1e9:.1f} GB"
             )
             remedy = f"use fewer images, or GDA: {4 * MOST_PAIRS / 1e9:g} GB are the most"
             raise UsageError(fault, remedy)
+
+    def begin(self, support: Support) -> Batches:
+        """Start from the features of the training images; returns the batches of an epoch.
+
+        Raises UsageError as `check_size`.
+        """
+        self.check_size(len(support.rows), len(self.class_names))
         self.support = support
         self.start(support)
         size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
