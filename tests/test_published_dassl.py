@@ -18,8 +18,8 @@ from yacs.config import CfgNode
 import trainers
 from common.start import ROOT
 from trainers.base import compat
+from trainers.base.compat import warmed_up
 from trainers.base.trainer import MethodTrainer
-from trainers.base.warm_up import warmed_up
 
 # The parameters of its functions and classes
 SIGNATURES = {

@@ -20,8 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from common.errors import UsageError
-
-from .warm_up import warmed_up
+from common.warm_up import WarmUp
 
 # Settings that the toolbox has and the published Dassl does not; it reads images as they are
 # stored.
@@ -32,6 +31,7 @@ SETTINGS = {
     "INPUT.RESIZE_MODE": "shortest",
     "OPTIM.ADAM_EPS": 1e-8,
 }
+WARMUPS = ("constant", "linear")
 
 
 def is_published() -> bool:
@@ -82,6 +82,25 @@ def build_schedule(optimizer: Optimizer, options: CfgNode) -> LRScheduler:
     if is_published() and options.WARMUP_EPOCH > 0:
         return warmed_up(optimizer, options)
     return build_lr_scheduler(optimizer, options)
+
+
+def warmed_up(optimizer: Optimizer, options: CfgNode) -> WarmUp:
+    """The schedule of the section OPTIM after its warm-up, of 1 epoch or more. Raises UsageError if
+    WARMUP_TYPE is unknown.
+    """
+    if options.WARMUP_TYPE not in WARMUPS:
+        fault = f"OPTIM.WARMUP_TYPE is {options.WARMUP_TYPE}"
+        raise UsageError(fault, f"give one of {', '.join(WARMUPS)}")
+    after = options.clone()
+    after.defrost()
+    after.WARMUP_EPOCH = 0
+    successor = build_lr_scheduler(optimizer, after)
+    if not options.WARMUP_RECOUNT:
+        # A step there would change the rates that it starts from.
+        successor.last_epoch = options.WARMUP_EPOCH
+    is_linear = options.WARMUP_TYPE == "linear"
+    first = options.WARMUP_MIN_LR if is_linear else options.WARMUP_CONS_LR
+    return WarmUp(optimizer, successor, options.WARMUP_EPOCH, first, is_linear)
 
 
 def read_checkpoint(path: str) -> Any:

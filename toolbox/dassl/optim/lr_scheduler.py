@@ -1,80 +1,28 @@
-"""Learning-rate schedules from ``cfg.OPTIM``, stepped once per epoch.
-
-They are torch's schedulers with a warm-up before them. torch's ``SequentialLR`` does not fit: this
-warm-up sets an absolute rate, the same for all parameter groups, and the schedule after it may
-count its epochs from the start of training.
-"""
+"""Learning-rate schedules from ``cfg.OPTIM``, stepped once per epoch: torch's, after a warm-up."""
 
 from dassl.config.defaults import SCHEDULERS, WARMUPS
 from dassl.utils import check_availability
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
+
+from common.warm_up import WarmUp
 
 
-class _BaseWarmupScheduler(LRScheduler):
-    """A warm-up of ``warmup_epoch`` (at least 1) epochs, then the scheduler ``successor`` of the
-    same optimiser.
-
-    Subclasses define ``warmup_lr``: the learning rates at ``self.last_epoch``, a list with one for
-    each group. ``verbose`` is unused; published callers pass it.
-    """
-
-    def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1, verbose=False):
-        self.successor = successor
-        self.warmup_epoch = warmup_epoch
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self):
-        return (
-            self.successor.get_last_lr()
-            if self.last_epoch >= self.warmup_epoch
-            else self.warmup_lr()
-        )
-
-    def step(self, epoch=None):
-        """Set the next epoch's learning rates; call after the epoch's last ``optimizer.step()``."""
-        if self.last_epoch >= self.warmup_epoch:
-            self.successor.step(epoch)
-            self._last_lr = self.successor.get_last_lr()
-        else:
-            super().step(epoch)
-
-    def state_dict(self):
-        """The state as plain values; that of the successor under ``successor``."""
-        return {**super().state_dict(), "successor": self.successor.state_dict()}
-
-    def load_state_dict(self, state_dict):
-        super().load_state_dict(
-            {key: value for key, value in state_dict.items() if key != "successor"}
-        )
-        self.successor.load_state_dict(state_dict["successor"])
-
-
-class ConstantWarmupScheduler(_BaseWarmupScheduler):
+class ConstantWarmupScheduler(WarmUp):
     """All parameter groups have rate ``cons_lr`` for ``warmup_epoch`` epochs, then follow
-    ``successor``.
+    ``successor``. ``verbose`` is unused; published callers pass it.
     """
 
     def __init__(self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1, verbose=False):
-        self.cons_lr = cons_lr
-        super().__init__(optimizer, successor, warmup_epoch, last_epoch)
-
-    def warmup_lr(self):
-        return [self.cons_lr] * len(self.base_lrs)
+        super().__init__(optimizer, successor, warmup_epoch, cons_lr, last_epoch=last_epoch)
 
 
-class LinearWarmupScheduler(_BaseWarmupScheduler):
+class LinearWarmupScheduler(WarmUp):
     """``min_lr`` in the first epoch, then base rate * epoch / ``warmup_epoch``, then follows
-    ``successor``.
+    ``successor``. ``verbose`` is unused.
     """
 
     def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1, verbose=False):
-        self.min_lr = min_lr
-        super().__init__(optimizer, successor, warmup_epoch, last_epoch)
-
-    def warmup_lr(self):
-        if self.last_epoch == 0:
-            return [self.min_lr] * len(self.base_lrs)
-        return [lr * self.last_epoch / self.warmup_epoch for lr in self.base_lrs]
+        super().__init__(optimizer, successor, warmup_epoch, min_lr, True, last_epoch)
 
 
 def build_lr_scheduler(optimizer, optim_cfg):
