@@ -4,7 +4,8 @@ import time
 
 import pytest
 import torch
-from tiny_project import make_trainer
+from dassl.utils import UsageError
+from tiny_project import TinyPrompt, make_trainer
 
 
 def files(directory):
@@ -73,6 +74,15 @@ def test_checkpoints_after_training(root, tmp_path, freq, final, expected, capsy
     assert (tmp_path / "prompt_learner" / "checkpoint").read_text().strip() == "model.pth.tar-4"
     if final == "best_val":
         assert "Deploy the model with the best val performance" in capsys.readouterr().out
+
+
+def test_a_trainer_without_a_step_is_tested_and_says_so(root, tmp_path, monkeypatch):
+    """CoOp's ZeroshotCLIP is one."""
+    monkeypatch.delattr(TinyPrompt, "forward_backward")
+    trainer = make_trainer(root, tmp_path)
+    trainer.test()
+    with pytest.raises(UsageError, match=r"^TinyPrompt does not train: call its test\(\), or "):
+        trainer.train()
 
 
 def test_values_on_a_gpu_are_those_of_their_step(root, tmp_path, monkeypatch):

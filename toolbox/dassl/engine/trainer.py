@@ -281,6 +281,13 @@ class TrainerX(SimpleTrainer):
                 self.write_scalar("train/lr", self.get_current_lr(), step)
                 end = time.monotonic()
 
+    def forward_backward(self, batch):
+        """Hook: a training step. Raises UsageError for a trainer without one, such as zero-shot
+        CLIP.
+        """
+        name = type(self).__name__
+        raise UsageError(f"{name} does not train: call its test(), or define forward_backward")
+
     def log(self, steps, losses):
         """Add steps, (number, what `forward_backward` returned), to the epoch's MetricMeter; write
         it to TensorBoard. Raises FloatingPointError if a loss is not finite."""
