@@ -101,6 +101,8 @@ def test_every_published_setting_learns_and_is_tested(
         learned = differing(prompts_of(trainer), before)
         assert learned == [name for name in before if name != later]
 
+    with pytest.raises(KeyError, match="evaluate"):
+        trainer.set_model_mode("evaluate")
     trainer.set_model_mode("eval")
     scores, labels = next(trainer.test_outputs(trainer.test_loader))
     images = 1 if issubclass(method, ViewsMethod) else 24

@@ -170,7 +170,11 @@ class MethodTrainer(TrainerX):
             self.save_model(self.epoch, self.output_dir, **best)
 
     def set_model_mode(self, mode: str = "train", names: Any = None) -> None:
-        """Put the whole model in a mode, also where a part of it is saved, or nothing."""
+        """Put the whole model in a mode, also where a part of it is saved, or nothing.
+
+        Raises KeyError for another mode than Dassl's.
+        """
+        super().set_model_mode(mode, names)
         self.model.train(mode == "train")
 
     # A test
