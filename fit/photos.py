@@ -61,7 +61,7 @@ class Photos:
         kept, notes = without_copies(photos, rows)
         learned = learned_classes(kept)
         if len(learned) < 2:
-            raise too_few(damaged)
+            raise too_few(damaged, notes)
         names = sorted(learned.union(classes))
         lost = sorted({photo.label for photo in photos}.difference(names))
         if lost:
@@ -143,11 +143,13 @@ class Photos:
         return sorted(several, key=len, reverse=True)[:most]
 
 
-def too_few(damaged: Mapping[str, str]) -> UsageError:
-    """That fewer than two classes are left."""
-    example = f", such as: {next(iter(damaged.values()))}" if damaged else ""
-    remedy = f"replace damaged images{example}; and images that are in two classes"
-    return UsageError("fewer than two classes have an image that can be used", remedy)
+def too_few(damaged: Mapping[str, str], notes: Sequence[str]) -> UsageError:
+    """That fewer than two classes are left; `notes` say which images were left out."""
+    remedies = ["give images of two classes or more"]
+    if damaged:
+        remedies.append(f"replace damaged images, such as: {next(iter(damaged.values()))}")
+    fault = "fewer than two classes have an image that can be used"
+    return UsageError(fault, "; ".join([*remedies, *notes]))
 
 
 def without_copies(

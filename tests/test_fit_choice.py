@@ -338,3 +338,7 @@ def test_two_classes_are_enough_and_one_is_not():
     assert Photos.usable(images, rows, {}).names == ["blue", "red"]
     with one_line("fewer than two classes"):
         Photos.usable(images[:1], rows, {})
+    rows["blue.png"] = rows["red.png"]
+    left_out = "Left out as they are in two classes: 2 images, such as red.png (blue and red)"
+    with one_line("fewer than two classes", left_out):
+        Photos.usable(images, rows, {})
