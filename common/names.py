@@ -49,11 +49,16 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
+def as_class_name(label: str) -> str:
+    """A label as a model has its class names."""
+    return " ".join(plain(label).split())
+
+
 def as_clip_reads(name: str) -> str:
     """A class name as CLIP's tokenizer reads it. CLIP cannot distinguish classes for which this is
     equal.
     """
-    return " ".join(plain(name).lower().split())
+    return as_class_name(name).lower()
 
 
 def as_people_see(name: str) -> str:

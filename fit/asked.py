@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UsageError, check_name
 from common.files import write_text
-from common.names import csv_cell, plain
+from common.names import as_class_name, csv_cell
 
 from .rows import rows_of
 
@@ -55,9 +55,9 @@ def check_done(lines: Sequence[Line], file: Path) -> None:
 
 def check_labels(lines: Sequence[Line], names: Sequence[str], file: Path) -> None:
     """Raise UsageError for a label that is not a class."""
-    known = [" ".join(plain(name).split()) for name in names]
+    known = list(map(as_class_name, names))
     for line in lines:
-        label = " ".join(plain(line["label"]).split())
+        label = as_class_name(line["label"])
         if label:
             check_name(label, known, "class", otherwise=f"it is a label in {file}")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from common.errors import UsageError
 from common.files import checksum
-from common.names import as_clip_reads, as_people_see, printable
+from common.names import as_class_name, as_clip_reads, as_people_see, printable
 from common.start import Parser, any_seed, between, path, percent, required_packages
 from datasets.base import missing_files
 
-from .images import as_class_name, check_named, find, unlabelled_in
+from .images import check_named, find, unlabelled_in
 from .record import FORM, checksums, earlier_record, facts
 from .request import COVERAGES, GROUPS, PRIORS, SETS, FitRequest
 from .rows import Photo

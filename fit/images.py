@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UsageError
-from common.names import check_known_names, plain, printable
+from common.names import as_class_name, check_known_names, printable
 from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
@@ -65,11 +65,6 @@ def find(
 def learned_classes(photos: Iterable[Photo]) -> set[str]:
     """Those with training images."""
     return {photo.label for photo in photos if photo.part != "test"}
-
-
-def as_class_name(label: str) -> str:
-    """A label as a model has its class names."""
-    return " ".join(plain(label).split())
 
 
 def read(place: Path, labels: Path | None = None) -> list[Photo]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from common.errors import UsageError
-from common.names import plain
+from common.names import as_class_name
 from inference.images import image_of
 
 from .images import find
@@ -21,7 +21,7 @@ def class_names(y: ArrayLike, known: dict[str, Any]) -> dict[str, Any]:
     """The labels by the names of their classes, as CLIP reads them; `known` ones among them."""
     labels = dict(known)
     for label in np.unique(np.asarray(y)).tolist():
-        name = " ".join(plain(str(label)).split())
+        name = as_class_name(str(label))
         if labels.get(name, label) != label:
             raise ValueError(f"the labels {labels[name]!r} and {label!r} are one class name")
         labels[name] = label
