@@ -40,9 +40,9 @@ class Plan:
         self.end = end
         written = self.record.get("plan")
         known: dict[str, Any] = written if isinstance(written, dict) else {}
-        self.trained: dict[str, str] | None = texts(known.get("trained"))
-        self.too_long: dict[str, str] = texts(known.get("too_long")) or {}
-        self.ms: dict[str, float] = numbers(known.get("ms"))
+        self.trained: dict[str, str] | None = values_of(known.get("trained"), str)
+        self.too_long: dict[str, str] = values_of(known.get("too_long"), str) or {}
+        self.ms: dict[str, float] = values_of(known.get("ms"), float) or {}
 
     def of(self, backbone: str) -> "Plan":
         """The same plan, for the candidates of one of several backbones."""
@@ -75,15 +75,8 @@ class Plan:
         write_text(self.file, json.dumps(self.record | {"plan": plan}) + "\n")
 
 
-def texts(content: Any) -> dict[str, str] | None:
-    """The content of a file of anyone, if it is texts by names."""
-    if isinstance(content, dict) and all(isinstance(value, str) for value in content.values()):
+def values_of(content: Any, kind: type) -> dict[str, Any] | None:
+    """The content of a file of anyone, if it is values of a kind by names."""
+    if isinstance(content, dict) and all(isinstance(value, kind) for value in content.values()):
         return content
     return None
-
-
-def numbers(content: Any) -> dict[str, float]:
-    """The same for numbers; empty if it is something else."""
-    if isinstance(content, dict) and all(isinstance(value, float) for value in content.values()):
-        return content
-    return {}

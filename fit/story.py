@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -17,11 +16,11 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 
 from clip import is_vit
-from common import version
 from common.errors import UsageError, check_name
-from common.files import write_text
+from common.files import write_json, write_text
 from common.lock import locked
 from common.results import CALIBRATION, FOLDS, SEEN
+from common.version import made
 from inference.classifier import PromptedClassifier
 from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
@@ -234,9 +233,7 @@ def methods_of(
 
 def provenance(request: FitRequest, heads: Heads) -> dict[str, Any]:
     """By which version, when, and on what the fit was made."""
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    device = heads.zero_shot.device.type
-    return {**version.source(), "date": date, "seed": request.seed, "device": device}
+    return {**made(), "seed": request.seed, "device": heads.zero_shot.device.type}
 
 
 def final_classifier(result: Fit, made: Mapping[str, Any], learner: Learner) -> PromptedClassifier:
@@ -313,4 +310,4 @@ def write_record(result: Fit, asked: Mapping[str, Any], made: Mapping[str, Any])
     folder = result.request.to
     content = {"form": FORM, "finished": True, "request": asked, "made": made}
     content |= {"model": checksums(folder)} | result.to_json() | report.details(result)
-    write_text(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / FILE, content, ensure_ascii=False)

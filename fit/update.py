@@ -1,6 +1,5 @@
 """More images for a finished fit whose heads are computed and not trained: its choice stays."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from clip import CLIP
 from common.errors import UsageError
-from common.files import write_text
+from common.files import write_json
 from common.results import FOLDS
 from common.text import read_json
 from inference.calibrated import calibration_in
@@ -83,7 +82,7 @@ def write_again(
     save(classifier, folder, seen_images(photos, rows, "learned") if photos.looks else None)
     request = {**record["request"], "images": ""}
     record |= {"request": request, "model": checksums(folder), **facts_of(photos)}
-    write_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / FILE, record, ensure_ascii=False)
 
 
 def facts_of(photos: Photos) -> dict[str, Any]:
