@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -12,6 +13,8 @@ from common.errors import UsageError
 from common.files import replacing
 from common.names import csv_cell, padded, printable, width
 from common.start import required_packages
+
+from .outputs import write_tables
 
 if TYPE_CHECKING:
     from .models import Model
@@ -39,11 +42,15 @@ class Layout:
     errors: bool = False
     together: bool = False
 
-    @property
+    @cached_property
+    def ranks(self) -> list[str]:
+        """The endings of the columns of each of the most probable classes."""
+        return ["", *(f"_{rank}" for rank in range(2, self.top + 1))]
+
+    @cached_property
     def columns(self) -> list[str]:
         """Of CSV and Parquet, which have one row for each image and model."""
-        ranks = ["", *(f"_{rank}" for rank in range(2, self.top + 1))]
-        pairs = [f"{name}{rank}" for rank in ranks for name in ("answer", "probability")]
+        pairs = [f"{name}{rank}" for rank in self.ranks for name in ("answer", "probability")]
         columns = ["path", "model", *pairs]
         if self.unknown:
             columns.append("unknown")
@@ -56,22 +63,16 @@ class Layout:
         return columns
 
     def values(self, row: Row) -> dict[str, Any]:
-        """The values of these columns."""
-        if "error" in row:
-            return dict.fromkeys(self.columns) | {"path": row["image"], "error": row["error"]}
-        found = [row["image"], row["model"]]
-        for pair in row["top"]:
-            found += pair["class"], pair["probability"]
-        found += [None] * (2 * (self.top - len(row["top"])))
-        if self.unknown:
-            found.append(row["unknown"])
-        if self.sets:
-            found.append([pair["class"] for pair in row["set"]])
-        if self.errors:
-            found += "", *(row["size"] or (None, None))
-        if self.together:
-            found.append(row["together"])
-        return dict(zip(self.columns, found, strict=True))
+        """The values of these columns; None where a row has none."""
+        known = {"error": "", **row, "path": row["image"]}
+        for rank, pair in enumerate(row.get("top", ())):
+            known[f"answer{self.ranks[rank]}"] = pair["class"]
+            known[f"probability{self.ranks[rank]}"] = pair["probability"]
+        if row.get("set") is not None:
+            known["set"] = [pair["class"] for pair in row["set"]]
+        if row.get("size"):
+            known["width"], known["height"] = row["size"]
+        return {name: known.get(name) for name in self.columns}
 
 
 def form_of(file: Path | None, form: str) -> str:
@@ -102,12 +103,15 @@ def form_of(file: Path | None, form: str) -> str:
 
 def write(file: Path, form: str, rows: Iterable[Row], layout: Layout) -> None:
     """Write the rows completely or not at all."""
-    with replacing(file) as partial:
-        if form == "parquet":
-            as_parquet(partial, rows, layout)
-            return
-        with open(partial, "x", encoding="utf-8", errors="backslashreplace") as out:
-            PRINTED[form](out, rows, layout)
+    if form == "parquet":
+        tables = (arrow_table(part, layout) for part in parts(rows, PART))
+        write_tables(file, arrow_table([], layout).schema, tables, {})
+        return
+    with (
+        replacing(file) as partial,
+        open(partial, "x", encoding="utf-8", errors="backslashreplace") as out,
+    ):
+        PRINTED[form](out, rows, layout)
 
 
 def as_json(out: TextIO, rows: Iterable[Row], _: Layout) -> None:
@@ -140,15 +144,6 @@ def as_csv(out: TextIO, rows: Iterable[Row], layout: Layout) -> None:
 
 
 PRINTED = {"csv": as_csv, "json": as_json, "jsonl": as_json_lines}
-
-
-def as_parquet(file: Path, rows: Iterable[Row], layout: Layout) -> None:
-    from pyarrow.parquet import ParquetWriter
-
-    schema = arrow_table([], layout).schema
-    with ParquetWriter(file, schema) as writer:
-        for part in parts(rows, PART):
-            writer.write_table(arrow_table(part, layout))
 
 
 def arrow_table(rows: Iterable[Row], layout: Layout) -> Any:
@@ -195,7 +190,9 @@ def as_table(
     """
     image_width = max(width(printable(file)) for file in files)
     model_width = max(width(printable(model.name)) for model in models)
-    class_width = max(max(map(width, class_names or names_of(model))) for model in models)
+    class_width = max(
+        max(map(width, class_names or model.classifier.class_names)) for model in models
+    )
     for row in rows:
         cells = [padded(printable(row["image"]), image_width)]
         cells.append(padded(printable(row["model"]), model_width))
@@ -203,10 +200,6 @@ def as_table(
             cells.append("unknown" if row["unknown"] else " " * len("unknown"))
         cells.append(classes_text(row, class_width))
         out.write("  ".join(cells) + "\n")
-
-
-def names_of(model: "Model") -> Sequence[str]:
-    return model.classifier.class_names
 
 
 def classes_text(row: Row, columns: int) -> str:
