@@ -86,7 +86,7 @@ class Features:
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
                 return self.model.image_output(part).feature.float()
 
-        return torch.cat(list(self.classifier._each(images, compute)))
+        return self.classifier._each(images, compute, self.classifier.width)
 
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
         """The row of each image by its path, and the fault of each other image.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from common.errors import UsageError
@@ -37,16 +36,18 @@ class BehindTower:
         one: (images, width).
         """
         model = self.tower.model
-        parts = self.classifier._each(pixels, lambda part: model.image_output(part).feature.float())
-        return torch.cat(list(parts))
+        return self.classifier._each(
+            pixels, lambda part: model.image_output(part).feature.float(), self.width
+        )
 
     def features(self, before: Tensor) -> Tensor:
         """`PromptedClassifier.features`, from those of `before`."""
         model = self.classifier.model_for()
-        parts = self.classifier._each(
-            before, lambda part: model.image_features(self.output(model, part))
+        return self.classifier._each(
+            before,
+            lambda part: model.image_features(self.output(model, part)),
+            self.classifier.width,
         )
-        return torch.cat(list(parts))
 
     def predict(self, before: Tensor, class_names: Sequence[str] | None = None) -> Predictions:
         """`PromptedClassifier.predict`, from the features of `before`."""
@@ -58,7 +59,7 @@ class BehindTower:
                 return self.classifier.logits_with_folds(CachedOutput(part))
             return method.model_inference(self.output(method.model, part))
 
-        logits = self.classifier._joined(method, self.classifier._each(before, answer))
+        logits = self.classifier._logits(method, before, answer)
         return self.classifier.predictions(logits, class_names)
 
     def check_width(self, width: int) -> None:

@@ -1,7 +1,7 @@
 """Images -> class probabilities by learned prompts: the forward pass of a run's test."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -33,7 +33,7 @@ from .description import check_description, predicting_configuration, zero_shot_
 from .distances import Distances, distances_of
 from .images import BATCH, Pixels, image_of, in_batches
 from .options import DEFAULTS, LoadOptions
-from .predictions import Predictions, joined
+from .predictions import Predictions
 
 ON_GPU = Lock()  # of threads that would compute there at the same time
 OTHER_LISTS = 4  # lists of other class names whose text features are kept
@@ -258,7 +258,7 @@ class PromptedClassifier:
         """Predictions for images; arguments and errors are those of `logits`."""
         if not self.folds or self._method_for(class_names) is not self._own:
             return self.predictions(self.logits(images, class_names), class_names)
-        logits = self._joined(self._own, self._each(images, self.logits_with_folds))
+        logits = self._logits(self._own, images, self.logits_with_folds)
         return self.predictions(logits, class_names)
 
     def logits_with_folds(self, images: Tensor | ImageOutput) -> Tensor:
@@ -318,8 +318,7 @@ class PromptedClassifier:
             UsageError: an image cannot be read, or a test-time method answers from several views.
         """
         self.require_one_view("a feature")
-        parts = self._each(images, self._own.model.image_features)
-        return torch.cat([*parts] or [torch.empty(0, self.width)])
+        return self._each(images, self._own.model.image_features, self.width)
 
     def logits(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
@@ -336,15 +335,30 @@ class PromptedClassifier:
                 a logit is not finite.
         """
         method = self._method_for(class_names)
-        return self._joined(method, self._each(images, method.model_inference))
+        return self._logits(method, images, method.model_inference)
 
-    def _joined(self, method: Method, parts: Iterable[Tensor]) -> Tensor:
-        return joined([*parts] or [torch.empty(0, len(method.class_names))], self.source)
+    def _logits(
+        self,
+        method: Method,
+        images: Pixels | Tensor | Sequence[Pixels],
+        function: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """`_each` for logits of the classes of a method; UsageError if one is not finite."""
+        logits = self._each(images, function, len(method.class_names))
+        if not logits.isfinite().all():
+            remedy = "use the checkpoint of another epoch, or train again"
+            raise UsageError(f"{self.source} gives logits that are not finite", remedy, self.source)
+        return logits
 
     def _each(
-        self, images: Pixels | Tensor | Sequence[Pixels], function: Callable[[Tensor], Tensor]
-    ) -> Iterable[Tensor]:
-        """The results of a function for the pixels of one batch of images after another."""
+        self,
+        images: Pixels | Tensor | Sequence[Pixels],
+        function: Callable[[Tensor], Tensor],
+        width: int,
+    ) -> Tensor:
+        """(images, ..., width): the results of a function for the pixels of one batch of images
+        after another.
+        """
         on_gpu = self.device.type == "cuda"
         turn = ON_GPU if on_gpu else nullcontext()
 
@@ -352,7 +366,9 @@ class PromptedClassifier:
             with turn, torch.no_grad():  # also in the threads
                 return function(pixels.to(self.device)).cpu()
 
-        return in_batches(images, compute, self.pixels, max(1, BATCH // self.views), on_gpu)
+        most = max(1, BATCH // self.views)
+        parts = in_batches(images, compute, self.pixels, most, on_gpu)
+        return torch.cat([*parts] or [torch.empty(0, width)])
 
     def check_logits(self, class_names: Sequence[str] | None = None) -> None:
         """Check that these names have finite logits; errors are those of `logits`."""

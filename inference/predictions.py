@@ -153,12 +153,3 @@ class Predictions:
 
 def as_objects(pairs: Pairs) -> list[dict[str, Any]]:
     return [{"class": name, "probability": value} for name, value in pairs]
-
-
-def joined(parts: Sequence[Tensor], source: str) -> Tensor:
-    """The logits of several batches; UsageError if one is not finite."""
-    logits = torch.cat(list(parts))
-    if not logits.isfinite().all():
-        remedy = "use the checkpoint of another epoch, or train again"
-        raise UsageError(f"{source} gives logits that are not finite", remedy, source)
-    return logits
