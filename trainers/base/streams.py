@@ -62,24 +62,21 @@ def parts(cfg: CfgNode, labels: Sequence[int]) -> Parts:
     if kind in ("", "in order"):
         return [np.arange(len(y))]
     size = test.STREAM_BATCH
-    seed = max(0, cfg.SEED)
     if kind == "dirichlet":
-        whole = dirichlet(y, size, test.STREAM_GAMMA, seed, seed)
+        whole = order(cfg, y)
         return [whole[start : start + size] for start in range(0, len(whole) - size + 1, size)]
-    few, many = least_and_most(test.STREAM_K_EFF, len(np.unique(y)))
-    if kind == "batches":
-        return batches(y, size, (few, many), test.STREAM_TASKS, seed)
-    return tasks(y, size, (few, many), test.STREAM_TASKS, seed)
+    k_eff = least_and_most(test.STREAM_K_EFF, len(np.unique(y)))
+    drawn_by = batches if kind == "batches" else tasks
+    return drawn_by(y, size, k_eff, test.STREAM_TASKS, max(0, cfg.SEED))
 
 
-def order(cfg: CfgNode, labels: Sequence[int]) -> list[int]:
+def order(cfg: CfgNode, labels: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
     """The order of the images of a stream (TEST.STREAM `in order` or `dirichlet`)."""
-    if cfg.TEST.STREAM == "in order":
-        return list(range(len(labels)))
     test = cfg.TEST
+    if test.STREAM == "in order":
+        return np.arange(len(labels))
     seed = max(0, cfg.SEED)
-    found = dirichlet(np.asarray(labels), test.STREAM_BATCH, test.STREAM_GAMMA, seed, seed)
-    return found.tolist()
+    return dirichlet(np.asarray(labels), test.STREAM_BATCH, test.STREAM_GAMMA, seed, seed)
 
 
 def check(cfg: CfgNode, method: str, together: bool, streams: bool) -> None:

@@ -136,7 +136,7 @@ class ViewsMethod(Method):
         source = loader.dataset.data_source
         order = self.order(len(source))
         if self.cfg.TEST.get("STREAM", ""):
-            order = streams.order(self.cfg, [item.label for item in source])
+            order = streams.order(self.cfg, [item.label for item in source]).tolist()
         items = [source[number] for number in order]
         views = type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg))
         return loader_like(loader, views, batch_size=1)
