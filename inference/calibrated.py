@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from common.errors import UsageError
 from common.files import checksum, write_json
 from common.records import Count, read
 from common.results import CALIBRATION as FILE
-from common.schema import Accepts, shown
 from common.text import read_json
 from common.version import made
 
@@ -110,9 +108,6 @@ class Calibration:
         sha256 = sha256_of(written)
         if content.get(CONTENT, sha256) != sha256:  # earlier versions wrote none
             raise ValueError(f"its {CONTENT} is of another content")
-        threshold = written.get("threshold")
-        if isinstance(threshold, dict) and "above" in threshold:
-            written["threshold"] = in_log_odds(threshold)
         return read(cls, written)
 
 
@@ -127,17 +122,6 @@ def sha256_of_images(images: Iterable[tuple[str, str]]) -> str:
 def sha256_of(content: dict[str, Any]) -> str:
     """The SHA-256 of a calibration, whatever the order and the form of its JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def in_log_odds(threshold: dict[str, Any]) -> dict[str, Any]:
-    """A threshold on the largest probability, as files had it until log-odds told numbers near 1
-    apart.
-    """
-    above = threshold["above"]
-    if not Accepts(float, 0, 1).accepts(above):
-        raise ValueError(f"above is {shown(above)}")
-    within = min(max(above, 1e-15), 1 - 1e-15)
-    return threshold | {"least_log_odds": math.log(within / (1 - within))}
 
 
 def read_calibration(file: Path) -> Calibration:

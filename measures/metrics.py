@@ -1,9 +1,11 @@
 """Measures of a test beyond accuracy: calibration, and detection of out-of-distribution images."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from .results import harmonic_mean
 
 BINS = 15  # of the expected calibration error
 Floats = NDArray[np.floating[Any]]
@@ -45,38 +47,26 @@ def of_predictions(
     return measured
 
 
-def ece(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    bins: int = BINS,
-    closed: Literal["above", "below"] = "above",
-) -> float:
+def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
     """The expected calibration error (Guo et al., ICML 2017), from 0 to 1.
 
     Args:
         confidence: (images,), the probability of the predicted class.
         correct: (images,), whether it is the label.
         bins: their number, 15 in most papers; C-TPT has 20.
-        closed: "above" is the usual definition, bins (lower, upper] in single precision. "below" is
-            that of the code of Wang et al. (ICML 2024), bins [lower, upper) in double precision; a
-            confidence of 1 is then in no bin, and yet counts in the weight of the last one.
     """
-    return float(gaps(confidence, correct, bins, closed).sum())
+    return float(gaps(confidence, correct, bins).sum())
 
 
-def gaps(
-    confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["above", "below"]
-) -> Floats:
-    """(bins,): |accuracy - mean confidence| of each bin of equal width, times its share of the
-    images.
+def gaps(confidence: ArrayLike, correct: ArrayLike, bins: int) -> Floats:
+    """(bins,): |accuracy - mean confidence| of each bin (lower, upper] of equal width, in single
+    precision, times its share of the images.
     """
     import torch  # whose edges are those of the published code, to the bit
 
-    edges = (
-        torch.linspace(0, 1, bins + 1).numpy() if closed == "above" else np.linspace(0, 1, bins + 1)
-    )
+    edges = torch.linspace(0, 1, bins + 1).numpy()
     values = np.asarray(confidence, dtype=edges.dtype)
-    places = np.searchsorted(edges, values, "left" if closed == "above" else "right") - 1
+    places = np.searchsorted(edges, values, "left") - 1
     places[np.isnan(values)] = 0  # and so is the result
     return gaps_of(values, correct, places, bins)
 
@@ -157,13 +147,12 @@ def openworld_auc(
     correct = np.asarray(base_correct, dtype=bool), np.asarray(new_correct, dtype=bool)
     pairs = len(base) * len(new) / 100
     base_accuracy, new_accuracy = (100 * float(answers.mean()) for answers in correct)
-    both = base_accuracy + new_accuracy
     return {
         "openworld_auc": in_order(base[correct[0]], new[correct[1]]) / pairs,
         "auroc": in_order(base, new) / pairs,
         "base_accuracy": base_accuracy,
         "new_accuracy": new_accuracy,
-        "h": 2 * base_accuracy * new_accuracy / both if both else 0.0,
+        "h": harmonic_mean(base_accuracy, new_accuracy),
     }
 
 

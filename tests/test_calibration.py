@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_inputs import drawn_features
 from marks import golden_cases, one_line
+from published_ece import ece_below
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
@@ -18,7 +19,6 @@ from inference.calibrated import Calibration
 from inference.calibration import Temperature, Threshold
 from inference.distances import Distances
 from inference.sets import KINDS, Cluster, Sets, comparable, scores
-from measures import metrics
 
 
 def pytest_generate_tests(metafunc):
@@ -45,7 +45,7 @@ def test_temperature_equals_published(temperature_scaling):
     assert nll[:n].mean() == pytest.approx(expected["nll_calibration"], rel=1e-6)
     assert nll[n:].mean() == pytest.approx(expected["nll_test"], rel=1e-6)
     confidence = softmax(optimum[n:], axis=1).max(axis=1)
-    found = metrics.ece(confidence, optimum[n:].argmax(axis=1) == labels[n:], 10, "below")
+    found = ece_below(confidence, optimum[n:].argmax(axis=1) == labels[n:], 10)
     assert found == pytest.approx(expected["ece10_test"], abs=1e-5)
 
 
@@ -290,10 +290,6 @@ def test_a_fit_is_read_as_it_was_written(population):
     with pytest.raises(ValueError, match="another content"):
         Calibration.from_json(content | {"sha256": "1" * 64})
     del content["content_sha256"]  # as in files of earlier versions
-    before = {key: value for key, value in content["threshold"].items() if key != "least_log_odds"}
-    probability = 1 / (1 + math.exp(-fit.threshold.least_log_odds))
-    old = Calibration.from_json(content | {"threshold": before | {"above": probability}})
-    assert old.threshold.least_log_odds == pytest.approx(fit.threshold.least_log_odds)
     scores = content["sets"] | {"label_scores": ["1"] * 400}
     changes = [{"images": "400"}, {"images": 399}, {"sets": []}, {"sets": scores}]
     changes += [{"source": "\n"}, {"class_names": [1]}, {"class_names": "ten chars."}]

@@ -5,6 +5,7 @@ has them.
 import numpy as np
 import pytest
 from marks import golden_cases
+from published_ece import ece_below
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from measures import metrics
@@ -57,18 +58,17 @@ def test_calibration_equals_published_code(calibration):
         assert metrics.ece(confidence, correct, bins) == pytest.approx(
             case["ece_bins_closed_above"][key], abs=1e-6
         )
-        below = metrics.ece(confidence, correct, bins, "below")
+        below = ece_below(confidence, correct, bins)
         assert below == pytest.approx(case["ece_bins_closed_below"][key], abs=1e-6)
         assert metrics.adaptive_ece(confidence, correct, bins) == pytest.approx(
             case["ace"][key], abs=1e-6
         )
-        largest = metrics.gaps(confidence, correct, bins, "above").max()
+        largest = metrics.gaps(confidence, correct, bins).max()
         assert largest == pytest.approx(case["mce_weighted"][key], abs=1e-6)
 
 
-@pytest.mark.parametrize("closed", ["above", "below"])
-def test_calibration_of_a_probability_that_is_nan_is_nan(closed):
-    assert np.isnan(metrics.ece([np.nan, 0.5], [True, False], closed=closed))
+def test_calibration_of_a_probability_that_is_nan_is_nan():
+    assert np.isnan(metrics.ece([np.nan, 0.5], [True, False]))
 
 
 def test_measures_are_those_of_scikit_learn():
