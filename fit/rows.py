@@ -1,6 +1,7 @@
 """Labelled images, and the files whose rows name them."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def check_inside(rows: Sequence[tuple[int, Row]], file: Path) -> None:
 
 def rows_of(file: Path) -> list[tuple[int, Row]]:
     """The rows of a CSV file, or of a file with a JSON object on each line, with their lines."""
-    lines = read_text(file).splitlines()
+    # Not `splitlines`: a name may have any other letter that ends a line, such as U+2028
+    lines = io.StringIO(read_text(file), newline="")
     if file.suffix == ".jsonl":
         return [(number, json_row(line, number, file)) for number, line in enumerate(lines, 1)]
     rows = csv.DictReader(lines, strict=True)

@@ -16,6 +16,7 @@ from common.errors import UsageError
 from datasets import folders
 from datasets.preparing import own_images
 from fit.images import find
+from fit.rows import rows_of
 from inference.images import find_images
 
 
@@ -207,3 +208,15 @@ def test_copies_damaged_images_and_single_images_are_reported(fitting, photos, t
     single = read(tmp_path / "single")
     assert single["estimate"] is None and single["test"] is None
     assert "another --to" in fitting(photos, to="single/fit.json/model").error
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_letters_that_end_a_line_elsewhere_are_parts_of_names(letter, tmp_path):
+    row = {"path": f"a{letter}b.png", "label": "cat"}
+    table = tmp_path / "images.csv"
+    table.write_text(f'path,label\r\n{row["path"]},cat\n"a\nb.png",dog\n')
+    assert rows_of(table) == [(2, row), (4, {"path": "a\nb.png", "label": "dog"})]
+    objects = tmp_path / "images.jsonl"
+    objects.write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    # JSON escapes control characters
+    assert rows_of(objects) == [(1, row)]
