@@ -24,13 +24,12 @@ from common.errors import UsageError, one_line
 from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.bank import Bank, is_bank
-from inference.images import image_of
 from inference.models import load
 from inference.options import LoadOptions
 
 from .choice import Estimate
 from .command import pool_of, with_checksums
-from .labelled import photos_of
+from .labelled import listed_images, photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, contents_of, facts, images_of, options_of
 from .report import leaderboard
@@ -340,7 +339,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             return self._model.predict(validate_data(self, X, dtype=np.float32, reset=False))
         if isinstance(X, str | PathLike) and is_bank(Path(X)):
             return Bank(Path(X)).predictions(self._model)
-        images = map(image_of, X)  # which may be read only now
+        images = listed_images(X)  # which may be read only now
         found = []
         while part := list(islice(images, AT_A_TIME)):
             found.append(self._model.predict(part))

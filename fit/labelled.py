@@ -1,13 +1,16 @@
 """Labelled images that are given to `Classifier`: paths, or images in memory."""
 
 import io
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from PIL import Image
+from sklearn.utils import column_or_1d
 
 from common.errors import UsageError
 from common.names import as_class_name
@@ -15,6 +18,22 @@ from inference.images import image_of
 
 from .images import find
 from .rows import Photo
+
+
+def listed_images(X: Any) -> Iterator[Any]:
+    """The images of a list, each as a classifier reads it; UsageError for a single one."""
+    if isinstance(X, str | PathLike | bytes):
+        raise UsageError(f"X is {type(X).__name__}, and no list of images", "give a list: [X]")
+    return map(image_of, X)
+
+
+def labels_of(y: ArrayLike) -> list[Any]:
+    """The label of each image; ValueError for a table, and for one that is missing."""
+    values = column_or_1d(np.asarray(y))
+    missing = np.flatnonzero(pd.isna(values))
+    if len(missing):
+        raise ValueError(f"image {missing[0]} of X has no label in y: leave it out")
+    return values.tolist()
 
 
 def class_names(y: ArrayLike, known: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +57,7 @@ def photos_of(
         photos = find(Path(X))
         return photos, class_names([photo.label for photo in photos], known)
     images = X if hasattr(X, "__len__") else list(X)
-    values = np.asarray(y).tolist()
+    values = labels_of(y)
     if len(images) != len(values):
         raise ValueError(f"X has {len(images)} images, and y has {len(values)} labels")
     labels = class_names(values, known)

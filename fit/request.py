@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import check_name
+from common.errors import UsageError, check_name
 
 PRIORS = "folder", "equal"
 COVERAGES = "images", "class"
@@ -25,7 +25,7 @@ class FitOptions:
         sets: how sets are fitted, one of SETS.
         methods: to try besides zero-shot CLIP; empty for all.
 
-    Raises UsageError for another value of groups, prior, coverage_by or sets.
+    Raises UsageError for another value of groups, prior, coverage_by or sets, or a number below 0.
     """
 
     max_ms: float | None = None
@@ -43,6 +43,10 @@ class FitOptions:
         check_name(self.prior, PRIORS, "value of prior")
         check_name(self.coverage_by, COVERAGES, "value of coverage_by")
         check_name(self.sets, SETS, "value of sets")
+        for name in ("minutes", "max_error", "max_ms"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:  # also NaN
+                raise UsageError(f"{name} is {value:g}", "give 0 or more")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def image_of(image: Any) -> Any:
         UsageError: it has another type.
     """
     if isinstance(image, Mapping):
-        image = image["bytes"] or image["path"]
+        image = image.get("bytes") or image.get("path")
     if isinstance(image, str | PathLike | bytes | Image.Image):
         return image
     fault = f"{type(image).__name__} is not an image"

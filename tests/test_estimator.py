@@ -185,11 +185,31 @@ def test_an_earlier_image_that_is_gone_is_named(tiny, images, monkeypatch, tmp_p
         (["a.png"], ["a", "b"], "X has 1 images, and y has 2 labels"),
         (["a.png", "b.png"], ["red_fox", "red fox"], "are one class name"),
         ([np.zeros((3, 8, 8))] * 2, ["a", "b"], "of type float64 and shape"),
+        (["a.png", "b.png"], [1.0, np.nan], "image 1 of X has no label in y: leave it out"),
+        (["a.png", "b.png"], [None, "a"], "image 0 of X has no label in y: leave it out"),
+        (["a.png", "b.png"], [["a", "b"], ["a", "b"]], "1d array"),
+        ([{"url": "a.png"}] * 2, ["a", "b"], "NoneType is not an image"),
     ],
 )
 def test_wrong_arguments_are_value_errors(X, y, what, tiny):
     with pytest.raises(ValueError, match=what):
         quick(tiny).fit(X, y)
+
+
+@pytest.mark.parametrize("option", ["minutes", "max_error", "max_ms"])
+def test_options_below_0_are_refused(option, tiny, images):
+    for value in (-1.0, np.nan):
+        with one_line(f"{option} is {value:g}: give 0 or more"):
+            quick(tiny).set_params(**{option: value}).fit(*images)
+
+
+def test_a_column_of_labels_is_read_and_a_single_image_is_not(tiny, model, images):
+    paths, labels = images
+    column = quick(tiny).fit(paths, labels[:, None])
+    assert np.array_equal(column.predict(paths), model.predict(paths))
+    for one in (paths[0], Path(paths[0]), b"content"):
+        with one_line("and no list of images: give a list: [X]"):
+            model.predict(str(one) if isinstance(one, np.str_) else one)
 
 
 def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
