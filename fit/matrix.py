@@ -29,6 +29,13 @@ from .rows import Photo
 from .trials import Examples
 
 SOURCE = "the features"
+LARGEST = 1e15  # of a feature: squares are summed in fp32
+
+
+def check_sizes(x: NDArray[np.float32]) -> None:
+    """Raise ValueError for features (rows, width) whose lengths would be infinite."""
+    if np.abs(x).max(initial=0) > LARGEST:
+        raise ValueError(f"X has numbers over {LARGEST:g}: scale it")
 
 
 def guessing(width: int, names: Sequence[str], device: str) -> PromptedClassifier:
@@ -61,6 +68,7 @@ class MatrixModel:
     @torch.no_grad()
     def predict(self, x: NDArray[np.float32]) -> Predictions:
         """Predictions for features (rows, width)."""
+        check_sizes(x)
         features = torch.from_numpy(x).to(next(iter(self.head.state_dict().values())).device)
         nothing = features[:0]  # it reads no names
         logits = self.head.classify(features, nothing, nothing)
@@ -106,6 +114,7 @@ def prepared(
     request: FitRequest, x: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[Heads, Examples]:
     """What learns, and from what."""
+    check_sizes(x)
     names = [f"class {label}" for label in np.unique(labels)]
     heads = Heads(guessing(x.shape[1], names, request.device), request.seed)
     features = torch.from_numpy(x).to(heads.zero_shot.device)

@@ -103,3 +103,11 @@ def test_wrong_calls(digits, tmp_path):
         model.partial_fit(x[:, :3], y)
     with one_line("pickle it"):
         model.save(tmp_path / "model")
+
+
+def test_numbers_whose_squares_are_too_large_are_refused(digits):
+    (x, _), (y, _) = digits
+    model = classifier(methods=("VisionProbe",)).fit(x, y)
+    for call in (lambda: model.predict(x * 1e20), lambda: classifier().fit(x * 1e20, y)):
+        with pytest.raises(ValueError, match="X has numbers over 1e[+]15: scale it"):
+            call()
