@@ -196,8 +196,7 @@ class Answers(Output):
         self.models = models
         self.class_names = class_names
         self.asked = args.batch_size, args.topk, args.unknown, args.sets
-        class_lists = [class_names or model.classifier.class_names for model in models]
-        self.layout = replace(layout_of(args, class_lists), errors=True)
+        self.layout = replace(layout_of(args, models, class_names), errors=True)
 
     def write(self, number: int, images: Sequence[Image], facts: bytes) -> None:
         (file,) = self.files(number)
@@ -246,7 +245,7 @@ def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextI
     if not form:
         as_table(out, rows, files, opened, names)
         return skipped
-    layout = layout_of(args, [names or model.classifier.class_names for model in opened])
+    layout = layout_of(args, opened, names)
     if args.to:
         write(args.to, form, rows, layout)
     else:
@@ -267,9 +266,11 @@ def checked_names(
     return names
 
 
-def layout_of(args: argparse.Namespace, class_lists: Sequence[Sequence[str]]) -> Layout:
-    """The columns of the rows of models with these classes."""
-    most = max(map(len, class_lists))
+def layout_of(
+    args: argparse.Namespace, models: Sequence["Model"], class_names: Sequence[str] | None
+) -> Layout:
+    """The columns of the rows of models, which may have other class names than their own."""
+    most = max(len(class_names or model.classifier.class_names) for model in models)
     joint = bool(args.together)
     return Layout(min(args.topk, most), args.unknown, args.sets is not None, together=joint)
 
