@@ -32,7 +32,7 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def study(write, eurosat, deep, command, monkeypatch):
+def study(write, eurosat, tiny, command, monkeypatch):
     """`study(hows, ...)`: a study of CLIPLoRA, and a function for its commands, whose runs take
     place in this process.
     """
@@ -40,7 +40,7 @@ def study(write, eurosat, deep, command, monkeypatch):
 
     def study(hows, **settings):
         one = {"config": "small", "merge": hows, "overrides": SHORT | OF_LORA}
-        images = {"root": str(eurosat), "backbone": str(deep)}
+        images = {"root": str(eurosat), "backbone": str(tiny)}
         file = write({"CLIPLoRA": one}, **images | settings)
         return load(file), lambda name, *options: command(study_command, name, file, *options)
 
