@@ -71,9 +71,15 @@ def test_golden_interpolation(figures, backbones):
         torch.testing.assert_close(logits, torch.tensor(point["logits"]), rtol=0, atol=1e-4)
 
 
+@pytest.fixture(scope="session")
+def clip_file(backbones):
+    """A backbone of seven blocks: more than each part of the tower that CLIPLoRA names."""
+    return backbones(32, 16, 7, 7, 64, 64, 64)
+
+
 @pytest.fixture
-def load(deep):
-    return lambda path: models.load(path, LoadOptions(backbone=str(deep)))
+def load(clip_file):
+    return lambda path: models.load(path, LoadOptions(backbone=str(clip_file)))
 
 
 @pytest.fixture
@@ -82,21 +88,22 @@ def learned(load):
 
 
 @pytest.fixture
-def runs(finished):
+def runs(finished, clip_file):
     """`runs(METHOD, 2)`: finished runs with other seeds."""
     return lambda method, number=2: [
-        finished(method, "base", *STEPS[method], "SEED", seed) for seed in range(1, number + 1)
+        finished(method, "base", *STEPS[method], "SEED", seed, backbone=clip_file)
+        for seed in range(1, number + 1)
     ]
 
 
 @pytest.fixture
-def merged(command, deep, tmp_path):
+def merged(command, clip_file, tmp_path):
     """`merged(how, *models, OPTION, ...)`: the folder of a merged model, and what was printed."""
 
     def merged(how, *models, options=()):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         done = command.works(
-            merge, *models, "--to", folder, "--how", how, "--backbone", deep, *options
+            merge, *models, "--to", folder, "--how", how, "--backbone", clip_file, *options
         )
         return folder, done.printed
 
@@ -242,7 +249,7 @@ def test_the_share_of_wise_ft_is_chosen_on_validation_images(runs, merged, load,
 
 
 def test_what_was_chosen_on_test_images_or_changed_is_no_start(
-    runs, command, launch, argv, deep, eurosat, tmp_path
+    runs, command, launch, argv, clip_file, eurosat, tmp_path
 ):
     paths = runs("CLIPFit")
     names = models.load(paths[0]).class_names
@@ -261,11 +268,13 @@ def test_what_was_chosen_on_test_images_or_changed_is_no_start(
         line = "CLIPFit", *STEPS["CLIPFit"]
         use = ["--eval-only", "--model-dir", folder]
         start = "MODEL.INIT_WEIGHTS", folder / file.name
-        assert words in launch(*argv(*line, backbone=deep, options=use)).error
-        assert words in launch(*argv(*line, *start, backbone=deep, output="begun")).error
+        assert words in launch(*argv(*line, backbone=clip_file, options=use)).error
+        assert words in launch(*argv(*line, *start, backbone=clip_file, output="begun")).error
 
 
-def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosat, tmp_path):
+def test_what_cannot_be_merged_is_one_line(
+    runs, finished, command, load, eurosat, tmp_path, clip_file
+):
     def refused(words, how, *models):
         error = command(merge, *models, "--to", tmp_path / "out", "--how", how).error
         assert words in error and list(tmp_path.iterdir()) == []
@@ -274,8 +283,10 @@ def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosa
     (coop,) = runs("CoOp", 1)
     (two_stage,) = runs("TwoStage", 1)
     options = STEPS["CLIPLoRA"]
-    new = finished("CLIPLoRA", "new", *options)
-    narrow = finished("CLIPLoRA", "base", *options, "TRAINER.CLIPLORA.PARAMS", "['q']")
+    new = finished("CLIPLoRA", "new", *options, backbone=clip_file)
+    narrow = finished(
+        "CLIPLoRA", "base", *options, "TRAINER.CLIPLORA.PARAMS", "['q']", backbone=clip_file
+    )
     adapter = tmp_path.parent / "adapter"
     adapter.mkdir(exist_ok=True)
     peft_export.write(load(lora), adapter, "transformers")
