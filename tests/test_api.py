@@ -2,8 +2,8 @@
 
 import asyncio
 import json
+import os
 import subprocess
-import sys
 import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +41,11 @@ def test_errors_hide_the_path_of_a_model_and_no_other_letters():
         assert str(shown) == "the model lacks images: fit again"
 
 
-def test_the_api_needs_no_gradio():
+def test_the_api_needs_no_gradio(python, tmp_path):
     code = "import sys; sys.modules['gradio'] = None; from inference.serving import api, command"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    (tmp_path / "start.py").write_text(code)
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'toolbox'}"}
+    subprocess.run([python, tmp_path / "start.py"], env=os.environ | path, check=True)
 
 
 @pytest.fixture(scope="module")
