@@ -224,10 +224,7 @@ class Heads:
             TooLong: the trainings would not end before the deadline.
             UsageError: there are too many images for the head, which learns from all in the end.
         """
-        if candidate.method not in (*self.fixed, MIXTURE):
-            kind = trainers.predicting()[candidate.method]
-            assert issubclass(kind, FeatureMethod)
-            kind.check_size(len(seen[1]), len(self.names))
+        self.check_size(candidate, seen)
         asked = torch.arange(len(seen[1])) if some is None else torch.from_numpy(some)
         shape = len(folds), len(asked), len(self.names)
         key = self.key(candidate, seen, folds, some)
@@ -244,6 +241,14 @@ class Heads:
         if found.nbytes <= MOST_KEPT:
             put_tensor(self.cache, key, found)
         return found
+
+    def check_size(self, candidate: Candidate, seen: Seen) -> None:
+        """Raise UsageError if there are too many images for the head."""
+        if candidate.method in (*self.fixed, MIXTURE):
+            return
+        kind = trainers.predicting()[candidate.method]
+        assert issubclass(kind, FeatureMethod)
+        kind.check_size(len(seen[1]), len(self.names))
 
     def of_folds(
         self, candidate: Candidate, seen: Seen, folds: NDArray[np.int64], asked: Tensor

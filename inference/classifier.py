@@ -31,7 +31,7 @@ from .artefact import INPUT, Description, write_artefact
 from .calibrated import Calibration, sha256_of, write_calibration
 from .description import check_description, predicting_configuration, zero_shot_description
 from .distances import Distances, distances_of
-from .images import BATCH, Pixels, image_of, in_batches
+from .images import BATCH, Images, Pixels, image_of, in_batches
 from .options import DEFAULTS, LoadOptions
 from .predictions import Predictions
 
@@ -49,8 +49,7 @@ class PromptedClassifier:
 
     Args:
         description: the prompts' method, settings, transform and class names.
-        checkpoint: the learned tensors, as `Checkpoints.load` takes them; None if nothing is
-            learned.
+        checkpoint: the tensors for `Checkpoints.load_prompts`; None if nothing is learned.
         source: where they are from, for errors.
         options: of them `backbone`, `device` and `max_pixels`.
         clip: the backbone, if it is loaded already.
@@ -252,9 +251,7 @@ class PromptedClassifier:
         std = torch.tensor(list(image.PIXEL_STD))[:, None, None]
         return (pixels * std + mean).clamp(0, 1)
 
-    def predict(
-        self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
-    ) -> Predictions:
+    def predict(self, images: Images, class_names: Sequence[str] | None = None) -> Predictions:
         """Predictions for images; arguments and errors are those of `logits`."""
         if not self.folds or self._method_for(class_names) is not self._own:
             return self.predictions(self.logits(images, class_names), class_names)
@@ -287,9 +284,7 @@ class PromptedClassifier:
             distances = self.distances(names)
         return Predictions(names, logits, self.calibration, distances, self.source, of_folds)
 
-    def probabilities(
-        self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
-    ) -> Tensor:
+    def probabilities(self, images: Images, class_names: Sequence[str] | None = None) -> Tensor:
         """`predict(...).probabilities`: (images, classes), fp32, on the CPU."""
         return self.predict(images, class_names).probabilities
 
@@ -310,7 +305,7 @@ class PromptedClassifier:
             nothing = Predictions(names, torch.empty(0), self.calibration, source=self.source)
             nothing.calibration_for(unknown, coverage)
 
-    def features(self, images: Pixels | Tensor | Sequence[Pixels]) -> Tensor:
+    def features(self, images: Images) -> Tensor:
         """The features of images by the image tower: (images, width), fp32, on the CPU; of unit
         length unless the method says otherwise.
 
@@ -320,9 +315,7 @@ class PromptedClassifier:
         self.require_one_view("a feature")
         return self._each(images, self._own.model.image_features, self.width)
 
-    def logits(
-        self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
-    ) -> Tensor:
+    def logits(self, images: Images, class_names: Sequence[str] | None = None) -> Tensor:
         """The scaled cosine similarities before softmax: (images, classes), fp32, on the CPU.
 
         Args:
@@ -338,10 +331,7 @@ class PromptedClassifier:
         return self._logits(method, images, method.model_inference)
 
     def _logits(
-        self,
-        method: Method,
-        images: Pixels | Tensor | Sequence[Pixels],
-        function: Callable[[Tensor], Tensor],
+        self, method: Method, images: Images, function: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """`_each` for logits of the classes of a method; UsageError if one is not finite."""
         logits = self._each(images, function, len(method.class_names))
@@ -350,15 +340,8 @@ class PromptedClassifier:
             raise UsageError(f"{self.source} gives logits that are not finite", remedy, self.source)
         return logits
 
-    def _each(
-        self,
-        images: Pixels | Tensor | Sequence[Pixels],
-        function: Callable[[Tensor], Tensor],
-        width: int,
-    ) -> Tensor:
-        """(images, ..., width): the results of a function for the pixels of one batch of images
-        after another.
-        """
+    def _each(self, images: Images, function: Callable[[Tensor], Tensor], width: int) -> Tensor:
+        """(images, ..., width): what a function returns of one batch of pixels after another."""
         on_gpu = self.device.type == "cuda"
         turn = ON_GPU if on_gpu else nullcontext()
 

@@ -21,6 +21,7 @@ BATCH = 100  # images at a time, as in the published tests
 FEWEST = 8  # items of one batch: each has some cost of its own
 # An image file, its content, or an image in memory: of Pillow, or (H, W, 3) of bytes in RGB
 Pixels = str | PathLike | bytes | Image.Image | np.ndarray
+Images = Pixels | Tensor | Sequence[Pixels]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -113,7 +114,7 @@ def in_threads(
 
 
 def in_batches(
-    images: Pixels | Tensor | Sequence[Pixels],
+    images: Images,
     compute: Callable[[Tensor], Tensor],
     read: Callable[[Sequence[Pixels]], Tensor],
     most: int,
