@@ -24,12 +24,13 @@ from common.errors import UsageError, one_line
 from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.bank import Bank, is_bank
+from inference.images import image_of
 from inference.models import load
 from inference.options import LoadOptions
 
 from .choice import Estimate
 from .command import pool_of, with_checksums
-from .labelled import listed_images, photos_of
+from .labelled import check_labels, check_list, photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, contents_of, facts, images_of, options_of
 from .report import leaderboard
@@ -132,7 +133,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             UsageError: fewer than two classes have an image that can be used.
         """
         if self.backbone is None:
-            return self._fit_matrix(*validate_data(self, X, y, dtype=np.float32))
+            return self._fit_matrix(*self._matrix(X, y))
         with TemporaryDirectory() as place:
             photos, labels = photos_of(X, y, Path(place), {})
             request = self._request(Path(place) / "model")
@@ -161,7 +162,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if not hasattr(self, "classes_"):
             return self.fit(X, y)
         if self.backbone is None:
-            X, y = validate_data(self, X, y, dtype=np.float32, reset=False)
+            X, y = self._matrix(X, y, reset=False)
             rows, labels = self._rows
             return self._fit_matrix(np.concatenate([rows, X]), np.concatenate([labels, y]), True)
         with TemporaryDirectory() as place:
@@ -196,6 +197,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
             clip = None if request.others else clip  # another one may be chosen
         self._take(contents_of(folder), labels, clip)
         self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
+
+    def _matrix(self, X: Any, y: Any, reset: bool = True) -> Any:
+        """Features (rows, width) and their labels (rows,), as scikit-learn checks them."""
+        if y is not None:  # validate_data says what then is missing
+            check_labels(y)
+        return validate_data(self, X, y, dtype=np.float32, reset=reset)
 
     def _fit_matrix(self, X: Any, y: Any, again: bool = False) -> Self:
         """Fit features; `again` keeps the choice, if that is possible."""
@@ -339,7 +346,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             return self._model.predict(validate_data(self, X, dtype=np.float32, reset=False))
         if isinstance(X, str | PathLike) and is_bank(Path(X)):
             return Bank(Path(X)).predictions(self._model)
-        images = listed_images(X)  # which may be read only now
+        check_list(X)
+        images = map(image_of, X)  # which may be read only now
         found = []
         while part := list(islice(images, AT_A_TIME)):
             found.append(self._model.predict(part))

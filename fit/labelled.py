@@ -1,7 +1,7 @@
 """Labelled images that are given to `Classifier`: paths, or images in memory."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,26 @@ from .images import find
 from .rows import Photo
 
 
-def listed_images(X: Any) -> Iterator[Any]:
-    """The images of a list, each as a classifier reads it; UsageError for a single one."""
-    if isinstance(X, str | PathLike | bytes):
+def check_list(X: Any) -> None:
+    """Raise UsageError for a single image in place of a list."""
+    is_one = isinstance(X, str | PathLike | bytes | Mapping | Image.Image)
+    is_pixels = isinstance(X, np.ndarray) and X.ndim == 3
+    is_iterable = hasattr(X, "__iter__") or hasattr(X, "__getitem__")
+    if is_one or is_pixels or not is_iterable:
         raise UsageError(f"X is {type(X).__name__}, and no list of images", "give a list: [X]")
-    return map(image_of, X)
+
+
+def check_labels(y: ArrayLike) -> None:
+    """Raise ValueError for a missing label. Beside texts, `np.asarray` would make NaN one."""
+    missing = np.flatnonzero(pd.isna(np.asarray(y, dtype=object)))
+    if len(missing):
+        raise ValueError(f"image {missing[0]} of X has no label in y: leave it out")
 
 
 def labels_of(y: ArrayLike) -> list[Any]:
     """The label of each image; ValueError for a table, and for one that is missing."""
     values = column_or_1d(np.asarray(y))
-    missing = np.flatnonzero(pd.isna(values))
-    if len(missing):
-        raise ValueError(f"image {missing[0]} of X has no label in y: leave it out")
+    check_labels(y)
     return values.tolist()
 
 
@@ -54,8 +61,12 @@ def photos_of(
     are written to the folder.
     """
     if y is None:
+        if not isinstance(X, str | PathLike):
+            fault = f"X is {type(X).__name__}, and there is no y"
+            raise UsageError(fault, "give the label of each image, or a folder")
         photos = find(Path(X))
         return photos, class_names([photo.label for photo in photos], known)
+    check_list(X)
     images = X if hasattr(X, "__len__") else list(X)
     values = labels_of(y)
     if len(images) != len(values):

@@ -1,6 +1,7 @@
 """The request of a fit."""
 
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 from common.errors import UsageError, check_name
@@ -25,7 +26,8 @@ class FitOptions:
         sets: how sets are fitted, one of SETS.
         methods: to try besides zero-shot CLIP; empty for all.
 
-    Raises UsageError for another value of groups, prior, coverage_by or sets, or a number below 0.
+    Raises UsageError for another value of groups, prior, coverage_by or sets, and for another
+    number than 0 or more.
     """
 
     max_ms: float | None = None
@@ -45,8 +47,10 @@ class FitOptions:
         check_name(self.sets, SETS, "value of sets")
         for name in ("minutes", "max_error", "max_ms"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:  # also NaN
-                raise UsageError(f"{name} is {value:g}", "give 0 or more")
+            if value is None and name != "minutes":
+                continue
+            if not isinstance(value, Real) or not float(value) >= 0:  # also NaN
+                raise UsageError(f"{name} is {value!r}", "give a number, 0 or more")
 
 
 @dataclass(frozen=True)

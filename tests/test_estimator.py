@@ -186,9 +186,12 @@ def test_an_earlier_image_that_is_gone_is_named(tiny, images, monkeypatch, tmp_p
         (["a.png", "b.png"], ["red_fox", "red fox"], "are one class name"),
         ([np.zeros((3, 8, 8))] * 2, ["a", "b"], "of type float64 and shape"),
         (["a.png", "b.png"], [1.0, np.nan], "image 1 of X has no label in y: leave it out"),
+        (["a.png", "b.png"], ["a", np.nan], "image 1 of X has no label in y: leave it out"),
         (["a.png", "b.png"], [None, "a"], "image 0 of X has no label in y: leave it out"),
         (["a.png", "b.png"], [["a", "b"], ["a", "b"]], "1d array"),
         ([{"url": "a.png"}] * 2, ["a", "b"], "NoneType is not an image"),
+        (["a.png", "b.png"], None, "X is list, and there is no y: give the label of each image"),
+        ("a.png", ["a"], "X is str, and no list of images"),
     ],
 )
 def test_wrong_arguments_are_value_errors(X, y, what, tiny):
@@ -198,8 +201,8 @@ def test_wrong_arguments_are_value_errors(X, y, what, tiny):
 
 @pytest.mark.parametrize("option", ["minutes", "max_error", "max_ms"])
 def test_options_below_0_are_refused(option, tiny, images):
-    for value in (-1.0, np.nan):
-        with one_line(f"{option} is {value:g}: give 0 or more"):
+    for value in (-1.0, np.nan, "5"):
+        with one_line(f"{option} is {value!r}: give a number, 0 or more"):
             quick(tiny).set_params(**{option: value}).fit(*images)
 
 
@@ -207,9 +210,11 @@ def test_a_column_of_labels_is_read_and_a_single_image_is_not(tiny, model, image
     paths, labels = images
     column = quick(tiny).fit(paths, labels[:, None])
     assert np.array_equal(column.predict(paths), model.predict(paths))
-    for one in (paths[0], Path(paths[0]), b"content"):
+    image = Image.open(paths[0])
+    row = {"bytes": None, "path": paths[0]}
+    for one in (str(paths[0]), Path(paths[0]), b"content", image, np.asarray(image), row, None):
         with one_line("and no list of images: give a list: [X]"):
-            model.predict(str(one) if isinstance(one, np.str_) else one)
+            model.predict(one)
 
 
 def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):

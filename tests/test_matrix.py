@@ -83,6 +83,8 @@ def test_no_name_is_more_probable_than_another():
     [
         (np.zeros((4, 2)), [0, 1, 0], "inconsistent numbers of samples"),
         (np.full((4, 2), np.nan), [0, 1, 0, 1], "contains NaN"),
+        (np.zeros((4, 2)), ["a", "b", np.nan, "a"], "image 2 of X has no label in y"),
+        (np.zeros((4, 2)), ["a", None, "b", "a"], "image 1 of X has no label in y"),
         (np.zeros((4, 2)), [1, 1, 1, 1], "y has 1 class: a classifier needs two"),
         (np.zeros((4, 2)), [0.5, 1.5, 0.1, 2], "Unknown label type"),
     ],
