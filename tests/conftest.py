@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from contextlib import redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,6 @@ def _surroundings(tmp_path_factory):
     import torch
 
     from clip import building, keep_backbones
-    from clip.copying import copied
 
     def sharing_copy(model):
         shared = {}
@@ -94,7 +94,7 @@ def _surroundings(tmp_path_factory):
             shared[id(weight)] = torch.nn.Parameter(
                 torch._lazy_clone(weight.detach()), weight.requires_grad
             )
-        return copied(model, shared)
+        return deepcopy(model, shared)
 
     torch.set_num_threads(1)
     keep_backbones(4)
