@@ -32,7 +32,7 @@ from .choice import Estimate
 from .command import pool_of, with_checksums
 from .labelled import check_labels, check_list, photos_of
 from .matrix import fit_matrix, update_matrix
-from .record import FILE, FORM, contents_of, facts, images_of, options_of
+from .record import FILE, FORM, contents_of, facts, images_of, options_of, write_contents
 from .report import leaderboard
 from .request import COVERAGES, PRIORS, SETS, FitOptions, FitRequest
 from .rows import Photo
@@ -187,7 +187,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         same = one.backbone == self._model.cfg.MODEL.BACKBONE.NAME
         clip = self._model.clip if same else None
         folder.mkdir()
-        self._write(folder)
+        write_contents(folder, self._files)
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
             again = request.pool or request.sets == "cross"
             learned = None if again else update(one, self._learned, added, clip)
@@ -300,14 +300,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _folder(self) -> Iterator[Path]:
         """A folder with the files of the fit."""
         with TemporaryDirectory() as place:
-            self._write(Path(place))
+            write_contents(Path(place), self._files)
             yield Path(place)
-
-    def _write(self, folder: Path) -> None:
-        for name, content in self._files.items():
-            file = folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
 
     def predict(self, X: Any, unknown: Any = None) -> NDArray[Any]:
         """(images,): the most probable label of each image.
@@ -334,9 +328,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self._predictions(X).probabilities.double().numpy()[:, self._columns]
 
     def predict_sets(self, X: Any, coverage: float = 0.9) -> list[list[Any]]:
-        """The labels among which is the right one for `coverage` of the images, of each image; the
-        most probable one first.
-        """
+        """Of each image the labels among which is the right one for `coverage` of the images."""
         sets = self._predictions(X).sets(coverage)
         return [[self._labels[name] for name, _ in pairs] for pairs in sets]
 
@@ -363,7 +355,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             target.mkdir(parents=True)
         except OSError as error:
             raise UsageError(f"cannot make {target} ({error})", "choose a new folder") from error
-        self._write(target)
+        write_contents(target, self._files)
 
     @classmethod
     def load(cls, folder: str | PathLike, **options: Any) -> "Classifier":

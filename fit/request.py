@@ -51,6 +51,8 @@ class FitOptions:
                 continue
             if not isinstance(value, Real) or not float(value) >= 0:  # also NaN
                 raise UsageError(f"{name} is {value!r}", "give a number, 0 or more")
+        if self.max_error and self.max_error >= 100:
+            raise UsageError(f"max_error is {self.max_error}", "give a percentage below 100")
 
 
 @dataclass(frozen=True)

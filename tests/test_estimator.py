@@ -204,6 +204,8 @@ def test_options_below_0_are_refused(option, tiny, images):
     for value in (-1.0, np.nan, "5"):
         with one_line(f"{option} is {value!r}: give a number, 0 or more"):
             quick(tiny).set_params(**{option: value}).fit(*images)
+    with one_line("max_error is 100.0: give a percentage below 100"):
+        quick(tiny).set_params(max_error=100.0).fit(*images)
 
 
 def test_a_column_of_labels_is_read_and_a_single_image_is_not(tiny, model, images):
