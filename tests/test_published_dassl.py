@@ -177,8 +177,8 @@ def rates(optimizer, scheduler, epochs: int) -> list[list[float]]:
 def test_warm_up_has_the_rates_of_dassl(kind, recount, after, tmp_path):
     options = options_of(WARMUP_TYPE=kind, WARMUP_RECOUNT=recount, **after)
     ours, theirs = two_groups(), two_groups()
-    scheduler = warmed_up(ours, options)
     expected = rates(theirs, build_lr_scheduler(theirs, options), 9)
+    scheduler = warmed_up(ours, options)
     assert rates(ours, scheduler, 5) == expected[:5]
     state = {"scheduler": scheduler.state_dict(), "optimizer": ours.state_dict()}
     torch.save(state, tmp_path / "state")
@@ -188,6 +188,12 @@ def test_warm_up_has_the_rates_of_dassl(kind, recount, after, tmp_path):
     resumed.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     assert rates(resumed, scheduler, 4) == expected[5:]
+
+
+def test_without_a_warm_up_the_state_is_that_of_dassl(published):
+    options = options_of(WARMUP_EPOCH=0)
+    expected = build_lr_scheduler(two_groups(), options).state_dict()
+    assert compat.build_schedule(two_groups(), options).state_dict() == expected
 
 
 def test_unknown_warm_up_is_named():
@@ -219,7 +225,7 @@ def test_objects_in_a_checkpoint_are_refused_in_one_line(build, published, monke
     content = torch.load(file, weights_only=True)
     torch.save(content | {"scheduler": {"successor": trainer.optim}}, file)
     monkeypatch.setattr(compat, "load_checkpoint", torch.load)
-    with one_line("the published Dassl cannot read", "load it with the toolbox"):
+    with one_line(f"cannot read {file}: it is damaged", "load it with the toolbox"):
         trainer.load_model(folder)
 
 
