@@ -9,6 +9,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,28 @@ def test_table_csv_and_json_have_the_same_figures(finished, command, photos):
     for line, row in zip(printed, rows, strict=True):
         columns = [f"{top['class']:<11} {100 * top['probability']:5.1f} %" for top in row["top"]]
         assert line.startswith(row["image"]) and line.endswith("   ".join(columns))
+
+
+def test_columns_of_the_table_fit_the_class_names_of_all_models():
+    own = {"short": ["a"], "long": ["a green tree frog"]}
+    models = [
+        SimpleNamespace(name=name, classifier=SimpleNamespace(class_names=names))
+        for name, names in own.items()
+    ]
+    rows = [
+        {
+            "image": "a.jpg",
+            "model": name,
+            "top": [{"class": names[0], "probability": 1.0}],
+            "unknown": None,
+            "set": None,
+        }
+        for name, names in own.items()
+    ]
+    out = io.StringIO()
+    tables.as_table(out, rows, [Path("a.jpg")], models, None)
+    widths = {len(line) for line in out.getvalue().splitlines()}
+    assert len(widths) == 1
 
 
 def test_the_ending_of_a_file_decides_its_form(finished, command, photos, tmp_path):
@@ -246,7 +269,7 @@ WRONG = {  # the end of the line that each gives has these words
     "predict {tested} {photos}": "give the output folder of a training run",
     "predict {checkpoint} {photos} --config-file {maple} --template "
     "a_{{}}.": "MaPLe does not read it",
-    "predict {huge} {photos} --json": "not finite",
+    "predict {huge} {photos} --json": "not finite: use the checkpoint of another epoch",
     "inspect {run} --output {out} --images {text}": "could be read",
     "inspect {run} --output {photos}": "{photos} is not empty",
 }
@@ -317,9 +340,10 @@ def test_image_names_and_class_names_are_only_shown(finished, command, photos, t
     image.parent.mkdir()
     shutil.copy(photos / "b.png", image)
     shown = str(image).replace("\x1b", r"\x1b").replace("\x07", r"\x07").replace("\n", r"\n")
-    names = ["--classes", "=1+1", "@a", "--topk", 2]
+    names = ["--classes", "=1+1", "@a", "--topk", 3]  # of a model of three classes
     done = command.works(predict, finished("CoOp"), image.parent, *names)
     assert done.printed.startswith(f"{shown}  CoOp  ") and done.printed.count("\n") == 1
     printed = command(predict, finished("CoOp"), image, *names, "--csv").printed
-    _, row = csv.reader(printed.splitlines())
+    header, row = csv.reader(printed.splitlines())
+    assert header == ["path", "model", "answer", "probability", "answer_2", "probability_2"]
     assert row[0] == shown and {row[2], row[4]} == {"'=1+1", "'@a"}
