@@ -16,6 +16,8 @@ from common.files import PARTIAL, replacing, scratch, write_bytes, write_text
 from common.names import (
     LONGEST,
     MOST,
+    as_class_name,
+    as_clip_reads,
     check_known_names,
     check_names,
     csv_cell,
@@ -26,6 +28,11 @@ from common.names import (
 from common.records import Count, SelectionRecord, read
 from common.text import MAX_MARKS, read_json, read_text
 from studies.study_file import load
+
+
+def test_marks_and_spaces_between_words_are_one_space_in_a_class_name():
+    assert as_class_name(" Red__fox  cub_") == "Red fox cub"
+    assert as_clip_reads(" Red__fox  cub_") == "red fox cub"
 
 
 def test_control_characters_are_printed_as_escapes():

@@ -88,7 +88,8 @@ def test_images_in_memory_and_numbers_as_labels(images, tiny):
     assert (quick(tiny).fit(content, labels).predict(content) == by_path.predict(paths)).all()
     # As a column of Hugging Face has images that are not decoded
     rows = [{"bytes": content[0], "path": None}, {"bytes": None, "path": paths[1]}]
-    assert np.array_equal(by_path.predict_proba(rows), by_path.predict_proba(paths[:2]))
+    rows.append({"bytes": content[2], "path": "the name in an archive.png"})
+    assert np.array_equal(by_path.predict_proba(rows), by_path.predict_proba(paths[:3]))
 
 
 def test_images_are_read_in_parts(model, images, monkeypatch):
@@ -188,6 +189,7 @@ def test_an_earlier_image_that_is_gone_is_named(tiny, images, monkeypatch, tmp_p
         (["a.png", "b.png"], [1.0, np.nan], "image 1 of X has no label in y: leave it out"),
         (["a.png", "b.png"], ["a", np.nan], "image 1 of X has no label in y: leave it out"),
         (["a.png", "b.png"], [None, "a"], "image 0 of X has no label in y: leave it out"),
+        (["a.png"] * 3, ["a", None, None], "image 1 of X has no label in y: leave it out"),
         (["a.png", "b.png"], [["a", "b"], ["a", "b"]], "1d array"),
         ([{"url": "a.png"}] * 2, ["a", "b"], "NoneType is not an image"),
         (["a.png", "b.png"], None, "X is list, and there is no y: give the label of each image"),

@@ -102,6 +102,12 @@ def test_a_limit_of_the_final_fit_is_known_before_its_folds(
         heads.held_out(candidate, examples, folds)
 
 
+def test_the_limit_of_a_kernel_is_told_with_its_thousands(monkeypatch):
+    monkeypatch.setattr(proker, "MOST_ROWS", 1500)
+    with one_line("ProKeR has 2,400 views of images", "1,500 is the most"):
+        proker.ProKeR.check_size(2400, 3)
+
+
 def test_a_calibration_has_a_limit(tiny, photos, monkeypatch):
     classifier = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
     items = [Datum(str(photos / "b.png"))] * 4
