@@ -227,8 +227,9 @@ def answers_of(
     """The models that answer, and their answers, some images at a time."""
     with required_packages():
         from .batches import predict_files
-        from .together import Together
     if args.together:
+        from .together import Together
+
         joint = Together(args.together, opened, names)
         return [joint.model], joint.predict_files(files, args.batch_size, args.topk)
     asked = args.batch_size, args.topk, args.unknown, args.sets

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
-from torchvision.transforms.v2 import CutMix
 
 from clip import CLIP
 from common.errors import UsageError
@@ -121,6 +120,8 @@ class FineTune(SteppedMethod):
         return optimizer, cosines(optimizer, rate, [self.steps])
 
     def parse_batch_train(self, batch):
+        from torchvision.transforms.v2 import CutMix  # each command would wait for it
+
         images, labels = super().parse_batch_train(batch)
         self.targets = None
         if len(self.class_names) > 1 and torch.rand(()) < self.settings.CUTMIX:
