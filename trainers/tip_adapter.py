@@ -144,7 +144,7 @@ class TipAdapterF(CacheMethod):
     saved_as = "tip_adapter_f"
     learned = True
     schedule_steps = True
-    spec = replace(CacheMethod.spec, keeps_last_batch=True)
+    keeps_last_batch = True
 
     def build_schedule(self, optimizer):
         return CosineAnnealingLR(optimizer, self.cfg.OPTIM.MAX_EPOCH * self.steps)

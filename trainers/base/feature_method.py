@@ -50,9 +50,6 @@ class FeatureSpec:
     # Text features of unit length, the mean over unit features; else the mean of the tower's
     unit_text: bool = True
     mixed_views: bool = False  # see `Batches`
-    keeps_last_batch: bool = (
-        False  # whether an epoch has a smaller last batch, which Dassl leaves out
-    )
     row_tensors: tuple[str, ...] = ()  # tensors of the head with a row for each training image
     # Settings that images choose if 0, with an example
     chosen: Mapping[str, str] = field(default_factory=dict)
@@ -330,7 +327,7 @@ class FeatureMethod(Method):
     def steps(self) -> int:
         """Of an epoch."""
         size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        if self.spec.keeps_last_batch:
+        if self.keeps_last_batch:
             return -(-self.n_train // size)
         return max(1, self.n_train // size)
 
