@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
