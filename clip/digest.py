@@ -31,13 +31,13 @@ class Key:
     """The facts that a result on disk depends on; their checksum is its name.
 
     Args:
-        what: the result.
+        result: in words.
         version: of the code that computes it; another one gives another key.
         parts: what it depends on, by name: their texts count.
     """
 
-    def __init__(self, what: str, version: int, **parts: Any):
-        self._digest = hashlib.sha256(f"{what} {version}\n".encode())
+    def __init__(self, result: str, version: int, **parts: Any):
+        self._digest = hashlib.sha256(f"{result} {version}\n".encode())
         for name, part in parts.items():
             self.add(f"{name} {part}\n".encode())
 

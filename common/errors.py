@@ -15,27 +15,27 @@ class UsageError(ValueError):
     status 2 (`--debug` shows the traceback).
 
     Args:
-        what: the fault.
+        fault: one clause, without a full stop.
         remedy: the next step.
-        where: the file, folder or setting that is concerned; printed unless `what` names it
+        where: the file, folder or setting that is concerned; printed unless `fault` names it
             already.
     """
 
-    def __init__(self, what: str, remedy: str = "", where: str | PathLike | None = None):
+    def __init__(self, fault: str, remedy: str = "", where: str | PathLike | None = None):
         # Torch raises it again for a DataLoader worker, with a traceback as its text
-        if what.startswith("Caught "):
+        if fault.startswith("Caught "):
             lines = re.findall(
-                rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", what, flags=re.MULTILINE
+                rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", fault, flags=re.MULTILINE
             )
-            what = lines[-1] if lines else what
-        super().__init__(what, remedy, where)  # all of them, so that the error survives pickling
-        self.what = what
+            fault = lines[-1] if lines else fault
+        super().__init__(fault, remedy, where)  # all of them, so that the error survives pickling
+        self.fault = fault
         self.remedy = remedy
         self.where = where
 
     def __str__(self) -> str:
-        where = "" if self.where is None or str(self.where) in self.what else str(self.where)
-        return ": ".join(part for part in (where, self.what, self.remedy) if part)
+        where = "" if self.where is None or str(self.where) in self.fault else str(self.where)
+        return ": ".join(part for part in (where, self.fault, self.remedy) if part)
 
 
 class MissingFileError(UsageError, FileNotFoundError):

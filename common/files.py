@@ -197,8 +197,8 @@ def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None
         raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
 
 
-def check_folder(path: Path, what: str, remedy: str) -> None:
-    """Check that a folder exists. Raises UsageError if it does not. The message is `what` (such as
+def check_folder(path: Path, fault: str, remedy: str) -> None:
+    """Check that a folder exists. Raises UsageError if it does not. The message is `fault` (such as
     `there is no folder`), the path, how far it exists, and `remedy`."""
     if path.is_dir():
         return
@@ -216,7 +216,7 @@ def check_folder(path: Path, what: str, remedy: str) -> None:
         )
         more = ", ..." if len(names) > SHOWN else ""
         exists += f", which holds {', '.join(names[:SHOWN]) or 'nothing'}{more}"
-    raise UsageError(f"{what} {path}", f"{exists}; {remedy}", path)
+    raise UsageError(f"{fault} {path}", f"{exists}; {remedy}", path)
 
 
 def check_no_link(folder: Path, parent: Path) -> None:

@@ -35,8 +35,8 @@ def required_packages(extra: str = "") -> Iterator[None]:
         package = str(error.name).partition(".")[0]
         if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project
             raise
-        what = f"the package {package} is not installed for {sys.executable}"
-        print(f"error: {what}: {installation(extra)}", file=sys.stderr)
+        fault = f"the package {package} is not installed for {sys.executable}"
+        print(f"error: {fault}: {installation(extra)}", file=sys.stderr)
         sys.exit(2)
     except (ImportError, OSError, MemoryError) as error:
         first: BaseException = error

@@ -75,8 +75,8 @@ def reason_of(error: Exception) -> str:
     is_refusal = isinstance(error, pickle.UnpicklingError)
     refused = re.search(r"GLOBAL (\S+)", str(error)) if is_refusal else None
     if refused:
-        what = f"it contains {refused[1]}, which is neither a tensor nor a plain value"
-        return f"{what}, and is not loaded"
+        fault = f"it contains {refused[1]}, which is neither a tensor nor a plain value"
+        return f"{fault}, and is not loaded"
     return str(error).rpartition("WeightsUnpickler error: ")[2] or type(error).__name__
 
 

@@ -156,7 +156,7 @@ class FewShotDataset(DatasetBase):
                 raise ValueError("no images to learn from, or none to test on")
         except (ValueError, KeyError, TypeError) as error:
             reason = (
-                error.what
+                error.fault
                 if isinstance(error, UsageError)
                 else one_line(f"{type(error).__name__}: {error}")
             )
@@ -173,7 +173,7 @@ class FewShotDataset(DatasetBase):
         try:
             text = read_text(path)
         except UsageError as error:
-            raise DatasetError(error.what, self.how_to_replace, path) from error
+            raise DatasetError(error.fault, self.how_to_replace, path) from error
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def read_item(self, path: str, label: int, classname: str) -> Datum:
@@ -220,7 +220,7 @@ class FewShotDataset(DatasetBase):
         try:
             check_known_names([name for _, name in pairs], where)
         except UsageError as error:
-            raise DatasetError(error.what, self.remedy, where) from None
+            raise DatasetError(error.fault, self.remedy, where) from None
         names: dict[int, str] = {}
         for label, name in pairs:
             if names.setdefault(label, name) != name:
@@ -295,11 +295,11 @@ class FewShotDataset(DatasetBase):
         if missing:
             # Reading a named pipe would wait
             fault = "not regular files" if os.path.exists(missing[0]) else "missing"
-            what = (
+            fault = (
                 f"{len(missing)} of {len(items)} images of {self.title} are {fault}, the first "
                 f"{missing[0]}"
             )
-            raise DatasetError(what, self.remedy, missing[0])
+            raise DatasetError(fault, self.remedy, missing[0])
 
 
 def same_names(names: Sequence[str]) -> str:

@@ -96,9 +96,9 @@ class ImageFolder(FolderDataset):
     def print_unused(self, new: set[str]) -> None:
         """Name images that a saved split lacks."""
         if new:
-            what = f"{len(new):,} images in {self.root} are not in {self.split_file}"
+            fault = f"{len(new):,} images in {self.root} are not in {self.split_file}"
             advice = self.remedy.partition(", or ")[2].capitalize()
-            print(f"{what}, such as {printable(min(new))}: they are not used. {advice}")
+            print(f"{fault}, such as {printable(min(new))}: they are not used. {advice}")
 
     def class_of(self, item: Datum) -> str:
         """The class folder of an image of a split."""

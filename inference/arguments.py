@@ -121,9 +121,11 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
     return check_names(names) if names else []
 
 
-def check_exists(model: Path, what: str = "model") -> None:
+def check_exists(model: Path, expected: str = "model") -> None:
     """Raise UsageError if there is nothing at the path of a model."""
     if not model.exists():
         raise UsageError(
-            f"no {what} at {model}", "give the output folder of a run that learned prompts", model
+            f"no {expected} at {model}",
+            "give the output folder of a run that learned prompts",
+            model,
         )

@@ -186,7 +186,7 @@ def exported(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if key in INPUT}
 
 
-def check_complete(description: Description, what: str) -> None:
+def check_complete(description: Description, model: str) -> None:
     """Raise UsageError for a model that needs another run or file: its path would be followed."""
     for key, needed in {
         "FEATURES_OF": "the features of the run",
@@ -194,5 +194,5 @@ def check_complete(description: Description, what: str) -> None:
     }.items():
         if path := description.settings.get(key):
             raise UsageError(
-                f"{what} needs {needed} {str(path)[:200]!r}", "predict from its own run"
+                f"{model} needs {needed} {str(path)[:200]!r}", "predict from its own run"
             )

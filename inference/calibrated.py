@@ -129,7 +129,7 @@ def read_calibration(file: Path) -> Calibration:
     try:
         return Calibration.from_json(read_json(file, LARGEST))
     except ValueError as error:
-        reason = error.what if isinstance(error, UsageError) else str(error)
+        reason = error.fault if isinstance(error, UsageError) else str(error)
         raise UsageError(
             f"{file} is not a calibration ({reason})", "fit it again by tools/calibrate.py", file
         ) from error

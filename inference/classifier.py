@@ -183,13 +183,13 @@ class PromptedClassifier:
         """How many tensors (3, H, W) an image becomes."""
         return getattr(self.transform, "count", 1)
 
-    def require_one_view(self, what: str) -> None:
+    def require_one_view(self, use: str) -> None:
         """Raise UsageError for a test-time method, whose answer for an image is not that of its
         model alone.
         """
         if hasattr(self.transform, "count"):
             raise UsageError(
-                f"{self.method} answers from views of an image", f"{what} needs another method"
+                f"{self.method} answers from views of an image", f"{use} needs another method"
             )
 
     def save(self, folder: Path) -> Description:

@@ -151,8 +151,8 @@ def image_settings(cfg: CfgNode) -> dict[str, Any]:
 def doubts(description: Description, method: type[Method], backbone: str) -> Iterator[str]:
     """Facts that the files of a model lack, or that are of another version."""
     if not description.backbone_sha256:
-        what = "does not say on which weights its prompts were learned"
-        yield f"{what}: check that they are those of {backbone}"
+        fault = "does not say on which weights its prompts were learned"
+        yield f"{fault}: check that they are those of {backbone}"
     if description.training.get("plugin_sha256", "") != method.plugin_sha256:
         yield f"was learned by another version of {description.method}: its file has changed"
     if method.reads_template and not (description.template or description.dataset_template):

@@ -42,8 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "by more than 0.001 is an error.",
     )
     add = parser.add_argument
-    what = "the model to export (without it: zero-shot CLIP on --backbone)"
-    add("model", type=path, nargs="?", metavar="MODEL", help=what)
+    text = "the model to export (without it: zero-shot CLIP on --backbone)"
+    add("model", type=path, nargs="?", metavar="MODEL", help=text)
     add("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     add("--onnx", action="store_true", help="also write model.onnx, from images to logits")
     add(
@@ -51,14 +51,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also write class_matrix.safetensors, for users of open_clip",
     )
-    what = (
+    text = (
         "also write adapter_config.json and adapter_model.safetensors for PEFT, on the CLIP of "
         "transformers (default) or of open_clip; for CLIPLoRA"
     )
     libraries = ("transformers", "open_clip")
-    add("--peft", nargs="?", const=libraries[0], default="", choices=libraries, help=what)
-    what = "also upload the folder to this repository of the Hugging Face Hub; a new one is private"
-    add("--push-to-hub", default="", metavar="USER/NAME", help=what)
+    add("--peft", nargs="?", const=libraries[0], default="", choices=libraries, help=text)
+    text = "also upload the folder to this repository of the Hugging Face Hub; a new one is private"
+    add("--push-to-hub", default="", metavar="USER/NAME", help=text)
     add_model_options(parser, device="cpu")
     return parser.parse_args(argv)
 

@@ -208,7 +208,7 @@ def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> Ca
     except UsageError as error:
         if options.calibration or not given:
             raise
-        print(printable(f"Not calibrated: {error.what}"))
+        print(printable(f"Not calibrated: {error.fault}"))
         return None
     return found
 
@@ -383,7 +383,7 @@ def checkpoint_file(path: Path, method: type[Method], epoch: int | None) -> Path
             "check --model-dir", "give the output folder of a training run"
         )
         remedy = remedy.replace("--load-epoch", "--load-epoch (in Python: epoch)")
-        raise UsageError(error.what, remedy, error.where) from error
+        raise UsageError(error.fault, remedy, error.where) from error
 
 
 def read_checkpoint(path: Path, cfg: CfgNode, epoch: int | None) -> dict[str, Any]:

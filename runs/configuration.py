@@ -339,8 +339,8 @@ def sections_of_others(cfg: CfgNode, method: Any, file: str, trees: Iterable[dic
     for section, values in sections.items():
         others = differing(now, values) if isinstance(values, dict) else []
         if others:
-            what = f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()}"
-            return [f"{what} ({'; '.join(others)}): rename the section if you mean these"]
+            fault = f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()}"
+            return [f"{fault} ({'; '.join(others)}): rename the section if you mean these"]
     return []
 
 

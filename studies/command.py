@@ -66,8 +66,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
         executor = choose_executor(study, args)
         failed |= errors | execute_runs(tests, executor, f"{args.file.stem}: merged")
     if waiting:
-        what = f"The trials of {len(waiting)} choices have failed"
-        print(f"\n{what}, so that the runs that need these have not started")
+        fault = f"The trials of {len(waiting)} choices have failed"
+        print(f"\n{fault}, so that the runs that need these have not started")
     end(failed)
 
 

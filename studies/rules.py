@@ -73,22 +73,22 @@ def choose_from(content: Any) -> SearchRule:
     return SearchRule(content["by"], keys)
 
 
-def mapping(value: Any, what: str, form: str) -> dict:
+def mapping(value: Any, name: str, form: str) -> dict:
     if not isinstance(value, dict):
-        raise UsageError(f"{what} must be a mapping of {form}, not {value!r}")
+        raise UsageError(f"{name} must be a mapping of {form}, not {value!r}")
     return value
 
 
-def keys_from(content: Any, what: str) -> Keys:
+def keys_from(content: Any, name: str) -> Keys:
     """Keys and their values from `{KEY: [VALUE, ...]}`; UsageError if a key has fewer than two
     values.
     """
     keys = {}
-    for key, values in mapping(content, f"the keys of {what}", "KEY: [VALUE, ...]").items():
+    for key, values in mapping(content, f"the keys of {name}", "KEY: [VALUE, ...]").items():
         words = tuple(map(str, values)) if isinstance(values, list) else ()
         if len(words) < 2 or len(set(map(as_number, words))) < len(words):
             raise UsageError(
-                f"{what} has the values {values!r} for {key}",
+                f"{name} has the values {values!r} for {key}",
                 "give a list of two or more different ones",
             )
         keys[str(key)] = words

@@ -39,7 +39,7 @@ def load(file: Path, settings: bool = True) -> Study:
             check_settings(examples)
             check_merged(study)
     except UsageError as error:
-        raise UsageError(error.what, error.remedy, error.where or file) from error
+        raise UsageError(error.fault, error.remedy, error.where or file) from error
     return study
 
 

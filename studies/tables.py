@@ -327,12 +327,12 @@ class Summary:
         notes = []
         devices = sorted(self.runs["device"].dropna().unique())
         if len(devices) > 1:
-            what = f"the runs are from {len(devices)} devices ({', '.join(devices)})"
-            notes.append(f"{what}: each has its own average times")
+            fact = f"the runs are from {len(devices)} devices ({', '.join(devices)})"
+            notes.append(f"{fact}: each has its own average times")
         notes += filter(None, [several_versions(self.results.values())])
         if selected := self.runs["selected_on_test"].sum():
-            what = f"{selected} of {len(self.runs)} runs were selected on test images"
-            notes.append(f"{what}, their results have the mark {MARK}")
+            fact = f"{selected} of {len(self.runs)} runs were selected on test images"
+            notes.append(f"{fact}, their results have the mark {MARK}")
         for lists, words in {"images": "were tested on", "learned_from": "learned from"}.items():
             groups = (
                 self.runs.dropna(subset=lists)

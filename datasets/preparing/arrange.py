@@ -66,7 +66,7 @@ class Preparation:
             if os.path.lexists(problem.where or "")
             else ""
         )
-        return UsageError(problem.what, before + self.command, problem.where)
+        return UsageError(problem.fault, before + self.command, problem.where)
 
     def run(self) -> None:
         """Get, verify, unpack and rename the missing files. Raises UsageError if one is not
@@ -199,8 +199,11 @@ class Preparation:
         # Else it was verified after its download
         fault = difference(path, file) if path.parent != self.work else ""
         if fault:
-            what = f"{path} is not the published file ({fault})"
-            raise UsageError(what, "download it again, or delete it", path)
+            raise UsageError(
+                f"{path} is not the published file ({fault})",
+                "download it again, or delete it",
+                path,
+            )
         return path
 
     def install(self, file: File) -> None:
@@ -248,7 +251,7 @@ class Preparation:
             if path.parent == self.work:
                 path.unlink()
             remedy = f"download it again, or from elsewhere, and put it into {self.folder}"
-            raise UsageError(error.what, remedy, error.where) from None
+            raise UsageError(error.fault, remedy, error.where) from None
 
 
 def merge(source: Path, target: Path) -> None:

@@ -246,7 +246,7 @@ def inspect(source: DatasetSource, root: Path, read: bool = True) -> str:
     try:
         dataset = source.read_quietly(root)
     except UsageError as error:
-        print(printable(f"  {UsageError(error.what, where=error.where)}"))
+        print(printable(f"  {UsageError(error.fault, where=error.where)}"))
         if source.files:
             return Preparation(source, root).with_command(error).remedy
         return error.remedy
@@ -276,8 +276,8 @@ def wrong_counts(dataset: FewShotDataset) -> list[str]:
         return []
     published = (*dataset.counts, dataset.n_classes)
     return [
-        f"{number:,} {what} instead of {expected:,}"
-        for (what, number), expected in zip(counts(dataset).items(), published, strict=True)
+        f"{number:,} {unit} instead of {expected:,}"
+        for (unit, number), expected in zip(counts(dataset).items(), published, strict=True)
         if number != expected
     ]
 
@@ -333,7 +333,7 @@ def counts(dataset: FewShotDataset) -> dict[str, int]:
 
 
 def describe(dataset: FewShotDataset) -> str:
-    return ", ".join(f"{number:,} {what}" for what, number in counts(dataset).items() if number)
+    return ", ".join(f"{number:,} {unit}" for unit, number in counts(dataset).items() if number)
 
 
 def in_several_parts(dataset: FewShotDataset, digests: dict[str, bytes]) -> list[str]:

@@ -33,9 +33,9 @@ def fetch(file: File, folder: Path, remedy: str, mirror: str = "") -> Path:
             raise DownloadError(fault)
     except DownloadError as error:
         kept = f" ({partial.stat().st_size:,} bytes received)" if partial.exists() else ""
-        what = f"cannot download {file.name} from {address or file.link}: {error}{kept}"
+        fault = f"cannot download {file.name} from {address or file.link}: {error}{kept}"
         raise UsageError(
-            what, f"run the same command again{' to resume' if kept else ''}, or {remedy}"
+            fault, f"run the same command again{' to resume' if kept else ''}, or {remedy}"
         ) from error
     return partial.replace(folder / file.name)
 

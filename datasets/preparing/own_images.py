@@ -209,14 +209,14 @@ def few_images(
         faults.append(f"classes without an image: {listed(empty)}")
     learned = "train"
     least = 1
-    what = "images for val or test, and none for train"
+    fault = "images for val or test, and none for train"
     if WHOLE in parts:
         learned = WHOLE
         least = 2
-        what = "only one image, and a split needs two"
+        fault = "only one image, and a split needs two"
     few = [name for name in classes if name not in empty and counts[learned, name] < least]
     if few:
-        faults.append(f"classes with {what}: {listed(few)}")
+        faults.append(f"classes with {fault}: {listed(few)}")
     return faults
 
 
@@ -229,12 +229,12 @@ def faults_of_pixels(folder: OwnImages, images: Sequence[ClassFile], split: bool
     looks, unreadable = looks_of(folder, images)
     faults = []
     if unreadable:
-        what = "images that cannot be read"
-        faults.append(f"{what} ({len(unreadable):,}): {listed(unreadable)}")
+        fault = "images that cannot be read"
+        faults.append(f"{fault} ({len(unreadable):,}): {listed(unreadable)}")
     if split and len({look.label for look in looks}) > 1:
         near = near_copies(looks)
-        what = "near-copies in several parts, so that a test is of what was learned"
-        faults += [f"{what} ({len(near):,}): {listed(near)}"] if near else []
+        fault = "near-copies in several parts, so that a test is of what was learned"
+        faults += [f"{fault} ({len(near):,}): {listed(near)}"] if near else []
     groups = equal_images(looks, split)
     if groups:
         why = "more than once, so that a split can train on it and test it"
@@ -332,11 +332,11 @@ def faults_of_split(folder: OwnImages, file: Path, paths: set[str]) -> list[str]
         return [str(error)]
     remedy = f"python tools/prepare.py --add {folder.root} brings it up to date"
     faults = []
-    for what, images in {
+    for fault, images in {
         "images are not in it": paths - known,
         "of its images are gone": known - paths,
     }.items():
         if images:
             example = printable(os.path.relpath(min(images), folder.root))
-            faults.append(f"{file.name}: {len(images):,} {what}, such as {example}: {remedy}")
+            faults.append(f"{file.name}: {len(images):,} {fault}, such as {example}: {remedy}")
     return faults

@@ -63,7 +63,7 @@ class SmallWorldSet(FewShotDataset):
                     "set --root (DATA for scripts) to another folder, or move this one elsewhere"
                 )
                 raise DatasetError(
-                    f"cannot draw {cls.__name__}: {error.what}", remedy, folder
+                    f"cannot draw {cls.__name__}: {error.fault}", remedy, folder
                 ) from None
 
     @classmethod

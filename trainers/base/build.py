@@ -64,7 +64,7 @@ def require_vit(clip: CLIP, method: str, backbone: str) -> None:
     except ClipError as error:
         fault = (
             f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one "
-            f"({error.what})"
+            f"({error.fault})"
         )
         remedy = (
             "choose another, or a method of texts or features, such as CoOp, KgCoOp, TaskRes "

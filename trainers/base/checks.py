@@ -85,9 +85,9 @@ def assert_method_works(name: str, **settings: Any) -> None:
             with patch.object(trainer.method, "loss", with_parts(trainer.method.loss, name)):
                 trainer.train()
             check_results(trainer)
-            what = f"{name}: the parameter {min(without, default='')} gets no gradient"
+            fault = f"{name}: the parameter {min(without, default='')} gets no gradient"
             remedy = "use it in the loss, or make it a Buffer, or set requires_grad=False"
-            assert kind.fits or not without, f"{what}: {remedy}"
+            assert kind.fits or not without, f"{fault}: {remedy}"
 
 
 def check_code(method: Any) -> None:
@@ -98,8 +98,8 @@ def check_code(method: Any) -> None:
     loose = untrained(method.model)
     assert not loose, f"{name}: {loose[0]} requires a gradient and is not an nn.Parameter"
     added = unregistered(method.model)
-    what = "is not in the prompt learner: it is neither trained nor saved"
-    assert not added, f"{name}: {added[0]} {what}"
+    fault = "is not in the prompt learner: it is neither trained nor saved"
+    assert not added, f"{name}: {added[0]} {fault}"
 
 
 def check_results(trainer: Any) -> None:
@@ -114,12 +114,12 @@ def check_results(trainer: Any) -> None:
     check_facts(method, images)
     loaded = reloaded(method, trainer.output_dir)
     remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
-    what = f"{name} gives other logits than a model that reads its checkpoint"
+    fault = f"{name} gives other logits than a model that reads its checkpoint"
     logits = method.model_inference(images), loaded.model_inference(images)
-    assert same(*logits), f"{what}: {remedy}"
+    assert same(*logits), f"{fault}: {remedy}"
     remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
-    what = f"the fast towers give other logits of {name} than the plain ones"
-    assert towers_agree(model, images), f"{what}: {remedy}"
+    fault = f"the fast towers give other logits of {name} than the plain ones"
+    assert towers_agree(model, images), f"{fault}: {remedy}"
 
 
 def reloaded(method: Any, folder: str) -> Any:
@@ -143,9 +143,9 @@ def check_facts(method: Any, images: Tensor) -> None:
     output = model.output(images)
     if learner.changes_image:
         longest = float(output.image.norm(dim=-1).max())
-        what = f"{type(learner).__name__}.image returns features of length {longest:.3g}"
+        fault = f"{type(learner).__name__}.image returns features of length {longest:.3g}"
         remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
-        assert longest < 1.01, f"{what}: {remedy}"
+        assert longest < 1.01, f"{fault}: {remedy}"
     own_image = learner.image(output.tower, model.classes_learned)
     unit_image = normalize(output.tower.feature)
     if not learner.installs:
@@ -167,8 +167,8 @@ def check_facts(method: Any, images: Tensor) -> None:
 
 def deny(owner: Any, fact: str, found: Tensor, expected: Tensor) -> None:
     """Raise AssertionError if a fact is true, by what its hook gives and what it would give."""
-    what = f"{type(owner).__name__} says {fact} = False, which is not true"
-    assert same(found, expected), what
+    fault = f"{type(owner).__name__} says {fact} = False, which is not true"
+    assert same(found, expected), fault
 
 
 def ends(clip: CLIP, images: Tensor) -> Tensor:

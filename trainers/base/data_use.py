@@ -191,16 +191,18 @@ def selection_text(choice: SelectionRecord) -> str:
             f"{choice.test_images:,} of {choice.images:,} training images of {choice.dataset} "
             "are test images"
         )
-    what = "the epoch" if choice.what == "epoch" else choice.what
+    chosen = "the epoch" if choice.what == "epoch" else choice.what
     of_test = (
         "all of them" if choice.test_images == choice.images else f"{choice.test_images:,} of them"
     )
     lacking = (
-        ", which has no validation images" if choice.split == "test" and what == "the epoch" else ""
+        ", which has no validation images"
+        if choice.split == "test" and chosen == "the epoch"
+        else ""
     )
     classes = "" if choice.classes == "all" else f" ({choice.classes} classes)"
     text = (
-        f"{what} is chosen on {choice.images:,} images, {of_test} test images of {choice.dataset}"
+        f"{chosen} is chosen on {choice.images:,} images, {of_test} test images of {choice.dataset}"
     )
     return f"{text}{classes}{lacking}"
 

@@ -85,12 +85,12 @@ class HeadCheckpoints(Checkpoints):
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {"features_sha256": self.method.features_sha256}
 
-    def check_weights(self, written: Mapping[str, Any], what: str) -> None:
-        super().check_weights(written, what)
+    def check_weights(self, written: Mapping[str, Any], owner: str) -> None:
+        super().check_weights(written, owner)
         here = self.method.features_sha256
         if written.get("features_sha256", here) != here:
             remedy = f"give the run it learned on as TRAINER.{self.method.section()}.FEATURES_OF"
-            raise UsageError(f"{what} has a head on the features of another run", remedy)
+            raise UsageError(f"{owner} has a head on the features of another run", remedy)
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
         dims = super().class_dims()
@@ -359,8 +359,8 @@ class FittedMethod(FeatureMethod):
     def check_run(cls, cfg: CfgNode) -> None:
         super().check_run(cfg)
         if cfg.OPTIM.MAX_EPOCH != 1:
-            what = f"{cls.__name__} is fitted once"
-            raise UsageError(f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}", f"{what}: set it to 1")
+            remedy = f"{cls.__name__} is fitted once: set it to 1"
+            raise UsageError(f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}", remedy)
 
     @torch.no_grad()
     def run_epoch(self, batches: Any) -> None:

@@ -46,7 +46,7 @@ def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], st
         path = find_checkpoint(folder, "", None, "trained")
     except UsageError as error:
         raise UsageError(
-            error.what, error.remedy.replace("check --model-dir", f"check {key}"), error.where
+            error.fault, error.remedy.replace("check --model-dir", f"check {key}"), error.where
         ) from error
     checkpoint = read_checkpoint(path)
     name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""

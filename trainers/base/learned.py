@@ -160,13 +160,13 @@ class Checkpoints:
     def print_differences(self, written: Mapping[str, Any], path: str) -> None:
         """Facts that the metadata of a checkpoint lacks, or that are of another run."""
         if not written.get("weights_sha256"):
-            what = f"{path} does not say on which weights its prompts were learned"
-            print(f"{what}: check that they are these")
+            fault = f"{path} does not say on which weights its prompts were learned"
+            print(f"{fault}: check that they are these")
         if changed := differences({"settings": written.get("settings")}, self.metadata()):
             print(f"The prompts were learned with other settings: {one_line(changed)}")
         if written.get("plugin_sha256", "") != self.method.plugin_sha256:
-            what = f"The prompts were learned by another version of {type(self.method).__name__}"
-            print(f"{what}: its file has changed")
+            change = f"The prompts were learned by another version of {type(self.method).__name__}"
+            print(f"{change}: its file has changed")
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
         """Load the learned prompts in the content of a checkpoint; errors are as for `read`, and
@@ -284,9 +284,9 @@ class Checkpoints:
         usable = len(labels) == len(here) or ("dataset" in written and same_dataset)
         return LearnedClasses(names, names == here, complete, labels if usable else {})
 
-    def check_weights(self, written: Mapping[str, Any], what: str) -> None:
-        """Raise UsageError if prompts, by their metadata, were learned on other weights; `what`
-        says whose they are.
+    def check_weights(self, written: Mapping[str, Any], owner: str) -> None:
+        """Raise UsageError if prompts, by their metadata, were learned on other weights; `owner`
+        is what they belong to.
         """
         metadata = self.metadata()
         before = written.get("weights_sha256")
@@ -297,7 +297,7 @@ class Checkpoints:
                 f"({metadata['backbone']})"
             )
             remedy = "give the backbone that they were learned on, by --backbone"
-            raise UsageError(f"{what} has prompts for other weights: {others}", remedy)
+            raise UsageError(f"{owner} has prompts for other weights: {others}", remedy)
 
 
 def shown_version(facts: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ def named(kind: type) -> Iterator[None]:
     except UsageError as error:
         if kind.__name__.lower() in str(error).lower():
             raise
-        fault = f"{kind.__name__} of {file_of(kind)}: {error.what}"
+        fault = f"{kind.__name__} of {file_of(kind)}: {error.fault}"
         raise UsageError(fault, error.remedy, error.where) from error
     except Exception as error:
         fault = f"{kind.__name__} of {file_of(kind)} fails: {reason(error, file_of(kind))}"
@@ -45,9 +45,9 @@ def check_settings(kind: Any) -> None:
     """Raise AssertionError if the settings of a method lack those of its base."""
     for base in kind.__mro__[1:]:
         needed = vars(base).get("Settings")
-        what = f"{kind.__name__}.Settings of {file_of(kind)} is {kind.Settings.__name__}"
+        fault = f"{kind.__name__}.Settings of {file_of(kind)} is {kind.Settings.__name__}"
         assert needed is None or issubclass(kind.Settings, needed), (
-            f"{what}: derive it from {needed.__name__}, as it has the settings of {base.__name__}"
+            f"{fault}: derive it from {needed.__name__}, as it has the settings of {base.__name__}"
         )
 
 
@@ -71,15 +71,15 @@ def check_names_of(kind: type, source: str) -> None:
         if is_mentioned or not callable(vars(kind)[name]):
             continue
         meant = get_close_matches(name, hooks - vars(kind).keys(), 1, LIKENESS)
-        what = f"{kind.__name__} of {file_of(kind)} defines {name}, which nothing calls"
-        assert not meant, f"{what}: did you mean {meant[0]}?"
+        fault = f"{kind.__name__} of {file_of(kind)} defines {name}, which nothing calls"
+        assert not meant, f"{fault}: did you mean {meant[0]}?"
 
 
 def check_schedule(learner: Any) -> None:
     """Raise AssertionError if the prompts of the image tower are not a schedule."""
     for entry in learner.vision():
-        what = f"{type(learner).__name__}.vision returns a {type(entry).__name__} for a layer"
-        assert isinstance(entry, Edit), f"{what}: return a list of clip.Edit(remove, add)"
+        fault = f"{type(learner).__name__}.vision returns a {type(entry).__name__} for a layer"
+        assert isinstance(entry, Edit), f"{fault}: return a list of clip.Edit(remove, add)"
 
 
 def with_parts(loss: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -89,8 +89,8 @@ def with_parts(loss: Callable[..., Any], name: str) -> Callable[..., Any]:
     def checked(*arguments: Any) -> Any:
         result = loss(*arguments)
         is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-        what = f"{name}.loss returns a {type(result).__name__}"
-        assert is_pair, f"{what}: return the loss and a dict of parts to log, which may be empty"
+        fault = f"{name}.loss returns a {type(result).__name__}"
+        assert is_pair, f"{fault}: return the loss and a dict of parts to log, which may be empty"
         return result
 
     return checked

@@ -173,12 +173,12 @@ class PromptedCLIP(Declares, nn.Module):
         return super().train(mode)
 
     @contextmanager
-    def reading(self, *what: str) -> Iterator[None]:
-        """Within it, `output` also reads this of the image tower, and `forward` leaves its
+    def reading(self, *parts: str) -> Iterator[None]:
+        """Within it, `output` also reads these parts of the image tower, and `forward` leaves its
         `last_output`.
         """
         before = self.read
-        self.read = {*([before] if isinstance(before, str) else before), *what}
+        self.read = {*([before] if isinstance(before, str) else before), *parts}
         self.keeps_output = True
         try:
             yield

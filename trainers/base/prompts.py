@@ -162,7 +162,7 @@ class TemplatePrompts(PromptLearner):
                 if words.startswith("X ")
                 else error.remedy
             )
-            raise UsageError(error.what, remedy) from error
+            raise UsageError(error.fault, remedy) from error
         self.register_buffer("ids", ids, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:

@@ -102,5 +102,5 @@ class MethodSettings:
                 }
             )
         except UsageError as error:
-            fault = error.what.removeprefix(f"TRAINER.{section}.")
+            fault = error.fault.removeprefix(f"TRAINER.{section}.")
             raise UsageError(f"TRAINER.{section}.{fault}", error.remedy) from error

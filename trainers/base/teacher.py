@@ -147,11 +147,11 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
         full += int((ids[:, -1] != tokenizer.pad).sum())
         features.append(encode_text(clip, TextPrompts(ids)).float())
     if full:
-        what = (
+        fault = (
             f"{full} of {len(texts)} texts fill the {clip.context_length} positions of the text "
             "tower"
         )
-        print(f"{what}: it reads no more of them")
+        print(f"{fault}: it reads no more of them")
     return torch.cat(features)
 
 

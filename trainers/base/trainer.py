@@ -133,8 +133,8 @@ class MethodTrainer(TrainerX):
         self.train_loader_x = self.method.batches(self.dm.train_loader_x)
         warmup = getattr(self.sched, "warmup_epoch", 0)  # some methods have a schedule without
         if 0 < self.max_epoch <= warmup:
-            what = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
-            print(f"{what}: the learning rate stays below OPTIM.LR in all epochs")
+            fault = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
+            print(f"{fault}: the learning rate stays below OPTIM.LR in all epochs")
         super().before_train()
         if self.start_epoch > 0:
             check_resumed(type(self.method).__name__, self.method.run_state())

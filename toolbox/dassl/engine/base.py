@@ -161,10 +161,10 @@ class TrainerBase:
                 f"the loss is {'NaN' if math.isnan(loss) else 'infinite'}", f", batch {batch}"
             )
 
-    def _raise_diverged(self, what, batch=""):
+    def _raise_diverged(self, fault, batch=""):
         kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
         epoch = getattr(self, "epoch", 0) + 1
-        raise FloatingPointError(f"{what} at epoch {epoch}{batch}: {self.divergence_remedy}{kept}")
+        raise FloatingPointError(f"{fault} at epoch {epoch}{batch}: {self.divergence_remedy}{kept}")
 
     # Checkpoints
 

@@ -48,8 +48,8 @@ def _param_groups(model, optim_cfg, param_groups):
     """The groups that are given, or else those of the model."""
     if param_groups is not None:
         if optim_cfg.STAGED_LR:
-            what = "OPTIM.STAGED_LR is ignored: give each of param_groups its own lr"
-            warnings.warn(what, stacklevel=3)
+            fault = "OPTIM.STAGED_LR is ignored: give each of param_groups its own lr"
+            warnings.warn(fault, stacklevel=3)
         return param_groups
     if optim_cfg.STAGED_LR:
         return _staged_groups(model, optim_cfg)
@@ -113,6 +113,6 @@ def _staged_groups(model, optim_cfg):
     for name, param in model.named_parameters():
         (new if name.partition(".")[0] in optim_cfg.NEW_LAYERS else base).append(param)
     if not new:
-        what = "OPTIM.NEW_LAYERS names no layer of the model"
-        warnings.warn(f"{what}, so STAGED_LR only lowers the learning rate", stacklevel=4)
+        fault = "OPTIM.NEW_LAYERS names no layer of the model"
+        warnings.warn(f"{fault}, so STAGED_LR only lowers the learning rate", stacklevel=4)
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]

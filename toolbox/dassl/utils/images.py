@@ -78,7 +78,7 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
         raise ImageError(f"{fault}: convert, replace or remove it") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
         is_ours = isinstance(error, UsageError)
-        reason = error.what.replace(str(path), "it") if is_ours else one_line(error)
+        reason = error.fault.replace(str(path), "it") if is_ours else one_line(error)
         fault = f"cannot read the image {name} ({reason})"
         raise ImageError(f"{fault}: replace or remove it") from error
 
