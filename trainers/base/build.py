@@ -39,8 +39,7 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
     cfg = method.cfg
     device = method.device
     if clip is None:
-        precision = usable(method.settings.PREC, device)
-        clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32" if precision == "amp" else precision)
+        clip = backbone_of(method)
         side = clip.visual.image_size
         expected = tuple(side) if isinstance(side, tuple | list) else (side, side)
         if tuple(cfg.INPUT.SIZE) != expected:
@@ -55,6 +54,13 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
     if clip.logit_scale.device.type != device.type:
         method.model.to(device)
     method.finish_model()
+
+
+def backbone_of(method: "Method") -> CLIP:
+    """The backbone of a method, from its file, in the precision that PREC means here."""
+    precision = usable(method.settings.PREC, method.device)
+    name = method.cfg.MODEL.BACKBONE.NAME
+    return load_backbone(name, "fp32" if precision == "amp" else precision)
 
 
 def require_vit(clip: CLIP, method: str, backbone: str) -> None:

@@ -1,7 +1,7 @@
 """Learned prompts in checkpoints: where they are, whose they are, and which tensors to load."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ def select_prompts(
     if changed := differences(checkpoint.get("metadata") or {}, metadata):
         remedy += f" ({changed})"
     for key, tensor in expected.items():
-        check_tensor(key, state, tensor.shape, path, remedy)
+        check_tensor(key, state, tensor, path, remedy)
     more = [key for key in learned if key not in expected]
     if more:
         fault = f"{path} has prompts beyond these settings, such as {more[0]}"
@@ -220,17 +220,22 @@ def learned_tensors(
 
 
 def check_tensor(
-    key: str, state: Mapping[str, Tensor], shape: Sequence[int], path: str, remedy: str
+    key: str, state: Mapping[str, Tensor], expected: Tensor, path: str, remedy: str
 ) -> None:
-    """Raise UsageError for a tensor of a checkpoint that is missing, of another shape or not
-    finite.
+    """Raise UsageError for a tensor of a checkpoint that is missing, not finite, or of another
+    shape or kind of numbers than `expected`.
     """
     if key not in state:
         raise UsageError(f"{path} has no {key}", remedy, path)
-    if state[key].shape != tuple(shape):
-        shapes = f"{tuple(state[key].shape)}, expected is {tuple(shape)}"
+    found = state[key]
+    if found.shape != expected.shape:
+        shapes = f"{tuple(found.shape)}, expected is {tuple(expected.shape)}"
         raise UsageError(f"{key} in {path} has shape {shapes}", remedy, path)
-    if not state[key].is_floating_point() or not state[key].isfinite().all():
+    if found.is_floating_point() != expected.is_floating_point():
+        raise UsageError(
+            f"{key} in {path} is of {found.dtype}, expected is {expected.dtype}", remedy, path
+        )
+    if not found.isfinite().all():
         remedy = "use the checkpoint of another epoch, or train again"
         raise UsageError(f"{key} in {path} is not finite", remedy, path)
 

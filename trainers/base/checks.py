@@ -22,9 +22,9 @@ from yacs.config import CfgNode
 
 from clip import CLIP, TOWERS, TextPrompts, private_copy, tokenizer_of
 from clip.random_weights import random_clip
-from common.errors import check_name
+from common.errors import UsageError, check_name
 
-from .build import assemble_model, unregistered, untrained
+from .build import assemble_model, backbone_of, unregistered, untrained
 from .method import Classes
 from .mistakes import (
     check_hooks,
@@ -65,10 +65,10 @@ def assert_method_works(name: str, **settings: Any) -> None:
 
     Raises AssertionError if a learned module is not in the prompt learner, a tensor that requires
     gradients is not a Parameter, a parameter gets no gradient, features of images are longer than
-    1, a fact such as `installs` is not true, the checkpoint lacks something that a test reads, or
-    the fast towers give other logits than the plain ones; a hook is misspelt, or returns something
-    else; or the method raises an error, which it names with the file. UsageError for wrong
-    settings.
+    1, an answer depends on more than its image, the frozen CLIP is changed, a fact such as
+    `installs` is not true, the checkpoint lacks something that a test reads, or the fast towers
+    give other logits than the plain ones; a hook is misspelt, or returns something else; or the
+    method raises an error, which it names with the file. UsageError for wrong settings.
     """
     from trainers import methods  # here, as the methods import this package
 
@@ -97,6 +97,10 @@ def check_code(method: Any) -> None:
     check_schedule(method.model.prompt_learner)
     loose = untrained(method.model)
     assert not loose, f"{name}: {loose[0]} requires a gradient and is not an nn.Parameter"
+    parameters = [key for key, _ in method.model.named_parameters()]
+    assert method.learns or not parameters, f"{name} says learns = False and has {parameters[0]}"
+    drawn = "the training images differ by seed"
+    assert method.seeded or not method.learns, f"{name} says seeded = False and learns: {drawn}"
     added = unregistered(method.model)
     fault = "is not in the prompt learner: it is neither trained nor saved"
     assert not added, f"{name}: {added[0]} {fault}"
@@ -111,20 +115,74 @@ def check_results(trainer: Any) -> None:
     images = torch.stack([dataset[number]["img"] for number in range(len(dataset))])
     images = images.to(method.device)
     model.eval()
+    check_answers(method, images)
     check_facts(method, images)
-    loaded = reloaded(method, trainer.output_dir)
+    loaded = reloaded(method, trainer.output_dir, method.class_names)
     remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
     fault = f"{name} gives other logits than a model that reads its checkpoint"
     logits = method.model_inference(images), loaded.model_inference(images)
     assert same(*logits), f"{fault}: {remedy}"
+    check_new_classes(method, trainer.output_dir, images)
+    check_texts(model, images)
     remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
     fault = f"the fast towers give other logits of {name} than the plain ones"
     assert towers_agree(model, images), f"{fault}: {remedy}"
 
 
-def reloaded(method: Any, folder: str) -> Any:
-    """The method of a prediction, with what a run of the method has saved in a folder."""
-    classes = Classes(method.class_names, method.dataset_template, method.sentences)
+@torch.no_grad()
+def check_answers(method: Any, images: Tensor) -> None:
+    """Raise AssertionError if an answer depends on more than its image, or the frozen CLIP is not
+    that of its file any more.
+    """
+    name = type(method).__name__
+    logits = method.model_inference(images)
+    fault = f"{name} gives other logits for the same images a second time"
+    remedy = "a test may not draw random numbers, nor keep what it has seen outside `new_state`"
+    assert same(logits, method.model_inference(images)), f"{fault}: {remedy}"
+    alone = torch.cat([method.model_inference(image[None]) for image in images])
+    fault = f"{name} gives an image other logits alone than in a batch"
+    is_same = method.together or same(logits, alone)
+    assert is_same, f"{fault}: a test may compute nothing over a batch"
+    original = backbone_of(method).to(images.device)
+    fault = f"{name} changes the frozen CLIP"
+    is_same = same(ends(method.model.frozen, images), ends(original, images))
+    assert is_same, f"{fault}: put changes into the private copy that `install` gets"
+
+
+def check_new_classes(method: Any, folder: str, images: Tensor) -> None:
+    """Raise AssertionError if a method says that it can tell new classes, and cannot."""
+    if not (method.learns and method.transfers):
+        return
+    try:
+        logits = reloaded(method, folder, ["dog", "lake"]).model_inference(images)
+    except UsageError as error:
+        fault = f"{type(method).__name__} says transfers = True and cannot tell new classes"
+        remedy = "name tensors with values for each class in `of_learned_classes`"
+        raise AssertionError(f"{fault} ({error.fault}): {remedy}") from error
+    assert logits.shape[1] == 2, (
+        f"{type(method).__name__} has {logits.shape[1]} logits for two new classes"
+    )
+
+
+def check_texts(model: PromptedCLIP, images: Tensor) -> None:
+    """Raise AssertionError if texts in which nothing is learned differ from step to step, and the
+    prompt learner denies it.
+    """
+    learner = model.prompt_learner
+    model.train()
+    model.towers = TOWERS["plain"]  # it encodes texts at each step
+    one = model.output(images).text_feature
+    other = model.output(images).text_feature
+    is_frozen = one.numel() > 0 and not one.requires_grad
+    if is_frozen and not learner.random_text:
+        deny(learner, "random_text", one, other)
+
+
+def reloaded(method: Any, folder: str, class_names: list[str]) -> Any:
+    """The method of a prediction for some classes, with what a run of the method has saved in a
+    folder.
+    """
+    classes = Classes(class_names, method.dataset_template, method.sentences)
     loaded = type(method)(method.cfg, classes, method.device)
     assemble_model(loaded, clip=method.model.frozen)
     if method.learns:

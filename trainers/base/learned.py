@@ -214,7 +214,7 @@ class Checkpoints:
             shape = list(start.shape)
             for axis in class_axes:
                 shape[axis] = len(classes.names)
-            check_tensor(name, state, shape, path, SAME_SETTINGS)
+            check_tensor(name, state, start.new_empty(shape), path, SAME_SETTINGS)
             values = state[name].to(start)
             if class_axes:
                 values = of_labels(start, values, class_axes, classes.labels)
