@@ -21,6 +21,8 @@ MOST = {
     "MaPLe": (750, 850, 850),
     "CoOp": (450, 480, 560),
     "PromptSRC": (900, 950, 1000),
+    "CLIPSVD": (2000, 2200, 3000),  # autocast casts the factors of each map
+    "DePT+CLIPSVD": (2000, 2200, 3000),
 }
 PRECISIONS = ("fp32", "fp16", "amp")
 

@@ -46,6 +46,8 @@ from torch import Tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 
+from trainers.base import copies  # noqa: E402
+
 LIBRARY.guard()
 
 aten = torch.ops.aten
@@ -325,6 +327,12 @@ OF_CUDA = dict.fromkeys((*NOTHING, "empty_cache"), lambda *arguments, **options:
 }
 
 
+def swap_tensors(parameter, moved, swap=torch.utils.swap_tensors):
+    """torch's own, which refuses a tensor with weak references."""
+    copies._decomposed.pop(parameter, None)
+    swap(parameter, moved)
+
+
 @contextmanager
 def stand_in() -> Iterator[Counts]:
     """Within it there is a CUDA device; yields what is counted, from here on."""
@@ -341,8 +349,9 @@ def stand_in() -> Iterator[Counts]:
         # torch.tensor(..., device="cuda") makes a copy that a mode sees
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, False)
-        # `module.to` changes the class of parameters
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
-        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)
+        # `module.to` changes the class of parameters, which stay the same objects, as on a GPU
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        stack.callback(torch.__future__.set_swap_module_params_on_conversion, False)
+        stack.enter_context(patch.object(torch.utils, "swap_tensors", swap_tensors))
         stack.enter_context(Dispatch())
         yield COUNTS
