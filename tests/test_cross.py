@@ -226,7 +226,7 @@ def test_the_model_of_a_fold_is_chosen_and_learned_without_it(images_of_scene, t
     first = np.unique(scenes, return_index=True)[1]
     logits = classifier.logits_with_folds(CachedOutput(x[first]))[:, 1:].double()
     scores = -logits.log_softmax(dim=-1)[np.arange(len(first)), folds[first], y[first]]
-    assert sorted(scores.tolist()) == pytest.approx(sets.label_scores, abs=1e-6)
+    assert sorted(scores.tolist()) == pytest.approx(sets.label_scores, rel=1e-6, abs=1e-6)
 
 
 def copy_of_fold_0(folds):
