@@ -227,6 +227,14 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
         assert_method_works(method.__name__)
 
 
+def test_a_hook_of_a_plain_mixin_is_declared_as_that_of_the_class():
+    mixin = type("InOrder", (), {"test_loader": lambda self, loader: loader})
+    mixed = type("Mixed", (mixin, Correct), {})
+    assert mixed.reads_tests and not Correct.reads_tests
+    denied = type("Denied", (mixin, Correct), {"reads_tests": False})
+    assert not denied.reads_tests and not type("Child", (denied,), {}).reads_tests
+
+
 MISTAKES = {
     "Wide": "Wide of {file} fails: RuntimeError: Sizes of tensors must match",
     "Tensors": "OfTensors.vision returns a Parameter for a layer: return a list of clip.Edit",

@@ -76,8 +76,9 @@ class Method(Facts):
         images: those of a run.
     """
 
-    declares = {"reads_views": ("parse_batch_train",)}
+    declares = {"reads_views": ("parse_batch_train",), "reads_tests": ("test_loader",)}
     reads_views: ClassVar[bool] = False  # whether a batch may have several views of an image
+    reads_tests: ClassVar[bool] = False  # whether test images are read in a way of its own
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
     model: PromptedCLIP

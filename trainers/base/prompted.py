@@ -25,15 +25,19 @@ CLASSES = 2048  # whose texts are encoded at a time, if nothing is learned
 
 class Declares:
     """Facts about the hooks of a class, such as `installs` about `install`. A class that defines a
-    hook has it as a fact, unless it says otherwise.
+    hook, itself or by a mixin, has it as a fact, unless it says otherwise.
     """
 
     declares: ClassVar[dict[str, tuple[str, ...]]] = {}  # the hooks of each fact
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        known = {base for base in cls.__bases__ if issubclass(base, Declares)}
+        inherited = {part for base in known for part in base.__mro__}
+        own = [vars(part) for part in cls.__mro__ if part not in inherited]
+        defined = set[str]().union(*own)
         for fact, hooks in cls.declares.items():
-            if fact not in vars(cls) and not vars(cls).keys().isdisjoint(hooks):
+            if fact not in defined and not defined.isdisjoint(hooks):
                 setattr(cls, fact, True)
 
 
