@@ -8,6 +8,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from drawn import cfg_from
 from marks import one_line, to_json
+from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError
@@ -15,6 +16,7 @@ from common.start import ROOT
 from runs.arguments import parse_arguments
 from runs.run_spec import setup_cfg
 from trainers.base.compat import other_methods
+from trainers.base.facts import Facts
 from trainers.base.settings import MethodSettings, PerLayer
 
 
@@ -53,8 +55,9 @@ def test_settings_that_the_published_dassl_lacks_have_their_defaults():
     ],
 )
 def test_invalid_values_are_named_with_their_key(key, value, text):
+    method = type("Example", (Facts,), {"Settings": Example})
     with pytest.raises(UsageError, match=f"^TRAINER.EXAMPLE.{key} {text}") as caught:
-        Example.from_cfg({key: value}, "EXAMPLE")
+        method.settings_of(CfgNode({"TRAINER": {"EXAMPLE": {key: value}}}))
     assert len(str(caught.value)) < 250
 
 

@@ -62,8 +62,8 @@ def predicting() -> dict[str, type[Method]]:
 def has_right_settings(method: type[Method]) -> bool:
     """Whether the settings of a method accept their own defaults, each by itself."""
     try:
-        schema = method.Settings.schema()
-        return all(schema[name].accepts(x) for name, x in method.Settings.defaults().items())
+        settings = method.Settings.with_defaults().values()
+        return all(accepts.accepts(default) for default, accepts in settings)
     except Exception:  # of any kind: it is code
         return False
 
@@ -84,15 +84,18 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
         kind: Any = method
         if chosen not in ("", name) and not has_right_settings(kind):
             continue  # of a method that is being written
-        if method.section() not in cfg.TRAINER or not chosen:
-            method.Settings.add_to(cfg, method.section())
+        section = method.section()
+        if section not in cfg.TRAINER or not chosen:
+            node = cfg.TRAINER.setdefault(section, CfgNode())
+            new = method.Settings.with_defaults().items()
+            add_settings(cfg, {f"TRAINER.{section}.{x}": pair for x, pair in new if x not in node})
         for key, (default, accepts) in method.published_keys.items():
             group, _, name_of = key.rpartition(".")
             if name_of not in cfg[group]:
                 add_settings(cfg, {key: (default, accepts)})
         for published in method.published_sections if name == chosen else ():
             group, _, key = published.rpartition(".")
-            (cfg.TRAINER if group else cfg)[key] = cfg.TRAINER[method.section()]
+            (cfg.TRAINER if group else cfg)[key] = cfg.TRAINER[section]
 
 
 register_plugins()

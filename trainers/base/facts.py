@@ -74,8 +74,20 @@ class Facts(Declares):
 
     @classmethod
     def settings_of(cls, cfg: CfgNode) -> Any:
-        """The method's settings in a configuration. Raises UsageError if a value cannot work."""
-        return cls.Settings.from_cfg(cfg.TRAINER.get(cls.section(), {}), cls.section())
+        """The method's settings in a configuration; what its section leaves out, or has as None, is
+        the default.
+
+        Raises UsageError if a value cannot work; the message names its key in full.
+        """
+        section = cls.section()
+        values = cfg.TRAINER.get(section, {}).items()
+        known = cls.Settings.schema()
+        given = {key: value for key, value in values if key in known and value is not None}
+        try:
+            return cls.Settings(**given)
+        except UsageError as error:
+            fault = error.fault.removeprefix(f"TRAINER.{section}.")
+            raise UsageError(f"TRAINER.{section}.{fault}", error.remedy) from error
 
     @classmethod
     def check_settings(cls, cfg: CfgNode) -> None:

@@ -9,10 +9,8 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-from yacs.config import CfgNode
-
 from common.errors import UsageError
-from common.schema import Accepts, add_settings, shown
+from common.schema import Accepts, shown
 
 Precision = Literal["fp16", "bf16", "fp32", "amp"]
 PRECISIONS = get_args(Precision)
@@ -53,20 +51,14 @@ class MethodSettings:
         }
 
     @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """The default of each field."""
-        return {
-            item.name: item.default if item.default_factory is MISSING else item.default_factory()
-            for item in fields(cls)
-        }
-
-    @classmethod
-    def add_to(cls, cfg: CfgNode, section: str) -> None:
-        """Add the fields to a configuration, as TRAINER.<section>.*; a run checks its own."""
-        node = cfg.TRAINER.setdefault(section, CfgNode())
-        for name, default in cls.defaults().items():
-            if name not in node:
-                add_settings(cfg, {f"TRAINER.{section}.{name}": (default, cls.schema()[name])})
+    def with_defaults(cls) -> dict[str, tuple[Any, Accepts]]:
+        """The default of each field, and the values that it accepts."""
+        settings = {}
+        for item in fields(cls):
+            factory = item.default_factory
+            default = item.default if factory is MISSING else factory()
+            settings[item.name] = (default, cls.schema()[item.name])
+        return settings
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work together; its text starts with the name of a
@@ -84,23 +76,3 @@ class MethodSettings:
                 f"give one number, or a list of {named} = {layers} of them",
             )
         return numbers
-
-    @classmethod
-    def from_cfg(cls, values: Mapping[str, Any], section: str) -> MethodSettings:
-        """The settings of a configuration's node TRAINER.<section>; what it leaves out, or has as
-        None, is the default.
-
-        Raises UsageError if a value cannot work; the message names its key in full.
-        """
-        known = {item.name for item in fields(cls)}
-        try:
-            return cls(
-                **{
-                    key: value
-                    for key, value in values.items()
-                    if key in known and value is not None
-                }
-            )
-        except UsageError as error:
-            fault = error.fault.removeprefix(f"TRAINER.{section}.")
-            raise UsageError(f"TRAINER.{section}.{fault}", error.remedy) from error
