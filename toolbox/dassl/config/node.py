@@ -5,7 +5,7 @@ file.
 import os
 from contextlib import suppress
 from copy import deepcopy
-from functools import lru_cache, reduce
+from functools import reduce
 from operator import getitem
 
 from yacs.config import CfgNode as YacsNode
@@ -14,7 +14,7 @@ from common.errors import UnknownNameError, UsageError, suggestion
 from common.files import identity
 from common.schema import TEXT, shown
 
-from .yaml_text import parse_yaml, read_yaml_text
+from .yaml_text import parse_yaml, read_yaml
 
 BASE_KEY = "_BASE_"
 MAX_FILES = 100  # that a config file includes, directly or by others
@@ -136,7 +136,7 @@ def read_config(file, including=()):
     facts = ()
     with suppress(OSError, ValueError):  # reading the file says why
         facts = identity(path)
-    tree = dict(_parsed(path, facts))
+    tree = dict(read_yaml(path, facts))
     bases = tree.pop(BASE_KEY, None) or []
     content = []
     for base in bases if isinstance(bases, list) else [bases]:
@@ -146,14 +146,6 @@ def read_config(file, including=()):
         there = os.path.join(os.path.dirname(path), os.path.expanduser(base))
         content += read_config(there, read)
     return [*content, (path, tree)]
-
-
-@lru_cache(256)
-def _parsed(path, facts):
-    """The content of a file, read again if its facts change: the runs of a study name the same
-    ones.
-    """
-    return parse_yaml(read_yaml_text(path), path)
 
 
 def flatten(tree, prefix=""):

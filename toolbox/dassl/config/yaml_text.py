@@ -1,6 +1,7 @@
 """YAML within bounds: no file can hang a command, fill its memory or make it run code."""
 
 import os
+from functools import lru_cache
 
 import yaml
 
@@ -25,12 +26,16 @@ INVALID = (
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_yaml_text(path):
-    """The text of a config file; errors as for `common.text.read_text`, that of a missing one with
-    a similar name.
+@lru_cache(256)
+def read_yaml(path, facts):
+    """The mapping of a config file, which is read again if its ``facts`` change: the runs of a
+    study name the same files.
+
+    Errors are those of `common.text.read_text`, that of a missing file with a similar name, and of
+    `parse_yaml`.
     """
     try:
-        return read_text(path, MAX_BYTES)
+        text = read_text(path, MAX_BYTES)
     except MissingFileError as error:
         folder = os.path.dirname(path) or "."
         names = os.listdir(folder) if os.path.isdir(folder) else []
@@ -38,6 +43,7 @@ def read_yaml_text(path):
             os.path.basename(path), (name for name in names if name.endswith(".yaml"))
         )
         raise MissingFileError(f"there is no config file {path}: check the path{near}") from error
+    return parse_yaml(text, path)
 
 
 def parse_yaml(text, name, unique=False):
