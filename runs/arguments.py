@@ -23,6 +23,7 @@ OPTIONS = {
     "MODEL.BACKBONE.NAME": "backbone",
     "MODEL.HEAD.NAME": "head",
     "TEST.OOD": "ood",
+    "SEED": "seed",
 }
 
 
@@ -140,14 +141,6 @@ def check_given(args: argparse.Namespace, trainer: str, dataset: str, cfg: Any) 
     for option, value in given.items():
         if not value:
             raise UsageError(f"{option} is missing", "see python train.py --help")
-
-
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that options of the command line give."""
-    options = {key: getattr(args, name) for key, name in OPTIONS.items()}
-    if args.seed != -1:
-        options["SEED"] = args.seed
-    return {key: value for key, value in options.items() if value not in (None, "", [])}
 
 
 def names(text: str) -> list[str]:

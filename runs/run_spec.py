@@ -19,7 +19,7 @@ from common.files import check_folder
 from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from configs.methods import IN_A_FILE
 
-from .arguments import check_given, given_options
+from .arguments import OPTIONS, check_given
 
 # Settings that a run cannot do without
 NAMES = (
@@ -44,7 +44,9 @@ class RunSpec:
         # By option, the content of a YAML file after that of its bases: [(path, {key: value})].
         self.files = {option: read_config(file) for option, file in named.items() if file}
         self.pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
-        self.options = given_options(args)
+        options = {key: getattr(args, name) for key, name in OPTIONS.items()}
+        # The settings that options of the command line give
+        self.options = {key: x for key, x in options.items() if x not in (None, "", [], -1)}
 
     def check_places(self) -> None:
         """Check that all options are given, and that the folders that they name exist. It needs no
