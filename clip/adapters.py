@@ -33,12 +33,13 @@ class BlockAdapter(nn.Module):
     needed, in any order; the exception is `token_dropout`, which says so by `is_stochastic`.
     """
 
-    defined: frozenset[str] = frozenset()  # the methods below that a subclass defines
+    defined: frozenset[str]  # the methods below that a subclass defines
 
-    def __init_subclass__(cls) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         names = ("attention_input", "attention_output", "mlp", "parallel")
-        cls.defined = frozenset(
-            name for name in names if getattr(cls, name) is not getattr(BlockAdapter, name)
+        self.defined = frozenset(
+            name for name in names if getattr(type(self), name) is not getattr(BlockAdapter, name)
         )
 
     @property

@@ -37,12 +37,13 @@ class Recorder:
         self.evaluator = evaluator
         self.keeps_logits = keeps_logits
         self.after_test = after_test
-        self.reset()
+        self.batches: list[Predictions] = []
+        self.results: dict[str, float] = {}
 
     def reset(self) -> None:
         self.evaluator.reset()
-        self.batches: list[Predictions] = []
-        self.results: dict[str, float] = {}
+        self.batches = []
+        self.results = {}
 
     def process(self, logits: Any, labels: Any) -> None:
         """Add a batch: logits (batch, classes) and labels (batch,)."""

@@ -32,11 +32,8 @@ SETTINGS = {
     "OPTIM.ADAM_EPS": 1e-8,
 }
 WARMUPS = ("constant", "linear")
-
-
-def is_published() -> bool:
-    """Whether the Dassl that is imported is the published one, not the toolbox."""
-    return not hasattr(TrainerX, "test_outputs")
+# Whether the Dassl that is imported is the published one, not the toolbox
+IS_PUBLISHED = not hasattr(TrainerX, "test_outputs")
 
 
 def add_settings(cfg: CfgNode) -> None:
@@ -66,7 +63,7 @@ def optimizer_of(model: Any, options: CfgNode, groups: Any = None) -> Optimizer:
     read ADAM_EPS.
     """
     optimizer = build_optimizer(model, options, groups)
-    if is_published():
+    if IS_PUBLISHED:
         for group in optimizer.param_groups:
             if "betas" in group:  # of Adam and its variants
                 group["eps"] = options.ADAM_EPS
@@ -79,7 +76,7 @@ def build_schedule(optimizer: Optimizer, options: CfgNode) -> LRScheduler:
     The warm-up of the published Dassl fails on torch 2.7 and later. It pickles the optimiser, so
     that torch 2.6 and later refuse to load the checkpoint.
     """
-    if is_published() and options.WARMUP_EPOCH > 0:
+    if IS_PUBLISHED and options.WARMUP_EPOCH > 0:
         return warmed_up(optimizer, options)
     return build_lr_scheduler(optimizer, options)
 
@@ -119,14 +116,14 @@ def check_resumed(method: str, state: Collection[str]) -> None:
         method: its name.
         state: the names of what it needs besides the model.
     """
-    if state and is_published():
+    if state and IS_PUBLISHED:
         fault = f"{method} cannot resume: the published Dassl does not save its {min(state)}"
         raise UsageError(fault, "start again with another OUTPUT_DIR")
 
 
 def require_stream(method: str) -> None:
     """Raise UsageError on the published Dassl, which tests each image by itself."""
-    if is_published():
+    if IS_PUBLISHED:
         fault = (
             f"{method} depends on the images before, and the published Dassl tests each by itself"
         )
