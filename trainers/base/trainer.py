@@ -46,11 +46,6 @@ class MethodTrainer(TrainerX):
         self.method_class.check_settings(cfg)
         self.method_class.check_run(cfg)
 
-    def build_data_loader(self) -> None:
-        super().build_data_loader()
-        if self.method_class.keeps_last_batch:
-            self.dm.train_loader_x.batch_sampler.drop_last = False
-
     def build_model(self) -> None:
         cfg = self.cfg
         dataset = self.dm.dataset
@@ -68,12 +63,22 @@ class MethodTrainer(TrainerX):
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             self.load_start(cfg.MODEL.INIT_WEIGHTS)
-        self.test_loader = method.test_loader(self.dm.test_loader)
+        if method.reads_tests:
+            self.test_loader = method.test_loader(self.dm.test_loader)
+            self.val_loader = self.dm.val_loader and method.test_loader(self.dm.val_loader)
         if cfg.TEST.get("CORRUPTION", ""):
             self.test_loader = corrupted(cfg, self.test_loader)
-        self.val_loader = self.dm.val_loader and method.test_loader(self.dm.val_loader)
-        if method.learns:
-            self.start_training()
+        if not method.learns:
+            return
+        if method.keeps_last_batch:
+            self.dm.train_loader_x.batch_sampler.drop_last = False
+        method.start_training(self.max_epoch, len(self.dm.train_loader_x))
+        training = method.training
+        training.check_loss = self.detect_anomaly
+        self.scaler = training.scaler
+        self.optim = training.optim
+        self.sched = training.sched
+        self.register_model(method.saved_as, method.saved_module(), self.optim, self.sched)
 
     def set_towers(self) -> None:
         """MODEL.COMPILE and CHECKPOINT_TEXT; print where they have no effect."""
@@ -102,18 +107,6 @@ class MethodTrainer(TrainerX):
         choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
         method.inherited_choices = joined(method.inherited_choices, choices)
         method.inherited_phases = joined(method.inherited_phases, phases)
-
-    def start_training(self) -> None:
-        """Register what is learned with Dassl."""
-        method = self.method
-        method.start_training(self.max_epoch, len(self.dm.train_loader_x))
-        training = method.training
-        training.check_loss = self.detect_anomaly
-        self.scaler = training.scaler
-        self.optim = training.optim
-        self.sched = training.sched
-        self.train_loader_x = self.dm.train_loader_x
-        self.register_model(method.saved_as, method.saved_module(), self.optim, self.sched)
 
     # The loop
 
