@@ -9,6 +9,7 @@ from typing import Any
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
 
 import datasets
@@ -32,7 +33,7 @@ def configuration(method: str, where: Path | None = None) -> CfgNode:
     """The configuration of a method, which the file `where` names, to be merged with values of any
     key of training.
     """
-    check_name(method, trainers.predicting(), "method", where, IN_A_FILE)
+    check_method(method, where)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
@@ -41,6 +42,15 @@ def configuration(method: str, where: Path | None = None) -> CfgNode:
         section.set_new_allowed(False)
     cfg.TRAINER.NAME = method
     return cfg
+
+
+def check_method(name: str, where: Path | None) -> None:
+    """Raise UsageError if there is no method of this name, or it is a trainer of Dassl alone."""
+    known = trainers.predicting()
+    if name in TRAINER_REGISTRY.registered_names() and name not in known:
+        fault = f"{name} is a trainer of Dassl, not a method of this project"
+        raise UsageError(fault, "test it by train.py --eval-only", where)
+    check_name(name, known, "method", where, IN_A_FILE)
 
 
 def check_description(description: Description, source: str) -> None:

@@ -78,7 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_shard_options(parser)
     add_model_options(parser)
     add_image_options(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -69,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     words = "also print the coverage and the size of the sets of each class"
     add("--by-class", action="store_true", help=words)
     add_common_options(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def add_common_options(parser: Parser) -> None:

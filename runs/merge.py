@@ -65,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--images", type=path, metavar="FOLDER", help=words)
     add("--seed", type=any_seed, default=1, help="of what dare leaves out (default: 1)")
     add_common_options(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def how(text: str) -> How:

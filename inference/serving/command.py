@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--examples", type=path, nargs="+", default=[], metavar="PATH", help=text)
     add_calibration_options(parser)
     add_model_options(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.api and (len(args.models) > 1 or args.examples):
         parser.error("--api serves one MODEL, without --examples")
     return args

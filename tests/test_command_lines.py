@@ -1,0 +1,35 @@
+"""What the commands read of their arguments."""
+
+import pytest
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from marks import one_line
+
+from inference import embed
+from inference.description import configuration
+from inference.serving import command as serving
+from runs import calibrate, merge
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "options"),
+    [
+        (embed, "paths", ["--to", "new"]),
+        (calibrate, "models", []),
+        (merge, "models", ["--to", "new", "--how", "mean"]),
+        (serving, "models", []),
+    ],
+)
+def test_options_may_stand_between_paths(command, name, options):
+    """As in predict: the second path was an "unrecognized argument"."""
+    args = command.parse(["one", "--backbone", "small", "two", *options])
+    assert [str(path) for path in getattr(args, name)] == ["one", "two"]
+
+
+def test_a_trainer_of_dassl_alone_is_named(monkeypatch):
+    """A user's own TrainerX was "no method", with a list of a hundred known ones and the advice to
+    give --plugin, which had been given.
+    """
+    plain = type("PlainX", (TrainerX,), {})
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "PlainX", plain)
+    with one_line("PlainX is a trainer of Dassl, not a method of this project", "train.py"):
+        configuration("PlainX")
