@@ -126,7 +126,7 @@ def test_rate_of_a_head_has_its_default_in_a_plain_node(build, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw", "radam", "rmsprop"])
-def test_epsilon_is_set_that_the_published_optimisers_leave_out(name, published, monkeypatch):
+def test_epsilon_is_set_that_the_published_optimisers_leave_out(name, monkeypatch):
     options = plain_cfg().OPTIM
     assert options.ADAM_EPS == get_cfg_default().OPTIM.ADAM_EPS
     options.NAME = name
@@ -135,7 +135,7 @@ def test_epsilon_is_set_that_the_published_optimisers_leave_out(name, published,
     monkeypatch.setattr(compat, "build_optimizer", lambda *_: build_optimizer(model, options))
     settings = options.clone()
     settings.ADAM_EPS = 0.125
-    found = compat.optimizer_of(model, settings).param_groups[0]["eps"]
+    found = compat.published_optimizer(model, settings).param_groups[0]["eps"]
     assert found == (usual if name == "rmsprop" else 0.125)
 
 
@@ -190,10 +190,10 @@ def test_warm_up_has_the_rates_of_dassl(kind, recount, after, tmp_path):
     assert rates(resumed, scheduler, 4) == expected[5:]
 
 
-def test_without_a_warm_up_the_state_is_that_of_dassl(published):
+def test_without_a_warm_up_the_state_is_that_of_dassl():
     options = options_of(WARMUP_EPOCH=0)
     expected = build_lr_scheduler(two_groups(), options).state_dict()
-    assert compat.build_schedule(two_groups(), options).state_dict() == expected
+    assert compat.published_schedule(two_groups(), options).state_dict() == expected
 
 
 def test_unknown_warm_up_is_named():
@@ -208,9 +208,9 @@ def test_unknown_warm_up_is_named():
 
 def test_a_run_has_the_same_prompts_with_the_other_warm_up(build, monkeypatch):
     learned = []
-    for is_published in (True, False):
-        monkeypatch.setattr(compat, "IS_PUBLISHED", is_published)
-        trainer = build("CoOp", output=str(is_published))
+    for build_schedule in (compat.published_schedule, build_lr_scheduler):
+        monkeypatch.setattr(trainers.base.method, "build_schedule", build_schedule)
+        trainer = build("CoOp", output=build_schedule.__name__)
         trainer.train()
         learned.append(trainer.method.saved_module().state_dict())
     assert learned[0].keys() == learned[1].keys()

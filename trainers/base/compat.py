@@ -58,25 +58,24 @@ def read_of(images: Any, path: str) -> Any:
     return getattr(images, "read", read_image)(path)
 
 
-def optimizer_of(model: Any, options: CfgNode, groups: Any = None) -> Optimizer:
-    """The optimiser of the section OPTIM, by Dassl's `build_optimizer`. The published one does not
-    read ADAM_EPS.
+def published_optimizer(model: Any, options: CfgNode, groups: Any = None) -> Optimizer:
+    """The optimiser of the section OPTIM: the published `build_optimizer` does not read
+    ADAM_EPS.
     """
     optimizer = build_optimizer(model, options, groups)
-    if IS_PUBLISHED:
-        for group in optimizer.param_groups:
-            if "betas" in group:  # of Adam and its variants
-                group["eps"] = options.ADAM_EPS
+    for group in optimizer.param_groups:
+        if "betas" in group:  # of Adam and its variants
+            group["eps"] = options.ADAM_EPS
     return optimizer
 
 
-def build_schedule(optimizer: Optimizer, options: CfgNode) -> LRScheduler:
+def published_schedule(optimizer: Optimizer, options: CfgNode) -> LRScheduler:
     """The schedule of the learning rate of the section OPTIM. Its state is plain values.
 
     The warm-up of the published Dassl fails on torch 2.7 and later. It pickles the optimiser, so
     that torch 2.6 and later refuse to load the checkpoint.
     """
-    if IS_PUBLISHED and options.WARMUP_EPOCH > 0:
+    if options.WARMUP_EPOCH > 0:
         return warmed_up(optimizer, options)
     return build_lr_scheduler(optimizer, options)
 
@@ -98,6 +97,11 @@ def warmed_up(optimizer: Optimizer, options: CfgNode) -> WarmUp:
     is_linear = options.WARMUP_TYPE == "linear"
     first = options.WARMUP_MIN_LR if is_linear else options.WARMUP_CONS_LR
     return WarmUp(optimizer, successor, options.WARMUP_EPOCH, first, is_linear)
+
+
+# By the section OPTIM: (model, OPTIM, groups) -> optimiser, and (optimiser, OPTIM) -> schedule
+optimizer_of: Callable[..., Optimizer] = published_optimizer if IS_PUBLISHED else build_optimizer
+build_schedule = published_schedule if IS_PUBLISHED else build_lr_scheduler
 
 
 def read_checkpoint(path: str) -> Any:
