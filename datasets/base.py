@@ -334,17 +334,15 @@ def missing_files(paths: Iterable[str]) -> list[str]:
         folder, name = os.path.split(path)
         if folder not in listed:
             entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            listed[folder] = {entry.name for entry in entries if is_file(entry)}
+            # A link that leads to itself is an error of `entry.is_file()`
+            listed[folder] = {
+                entry.name
+                for entry in entries
+                if entry.is_file(follow_symlinks=False) or os.path.isfile(entry)
+            }
         if name not in listed[folder]:
             missing.append(path)
     return missing
-
-
-def is_file(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a link that leads to itself
-        return False
 
 
 def number_of_base_classes(classes: int) -> int:
@@ -356,12 +354,13 @@ def select_classes(which: str, *parts: Items) -> list[Items]:
     """Images of `all` classes, or of the `base` or `new` half of them, with labels from 0 without
     gaps.
     """
-    labels = sorted({item.label for part in parts for item in part})
-    half = number_of_base_classes(len(labels))
-    halves = {"all": labels, "base": labels[:half], "new": labels[half:]}
-    if which not in halves:
+    if which not in ("all", "base", "new"):
         raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}", "use all, base or new")
-    new = {label: number for number, label in enumerate(halves[which])}
+    labels = sorted({item.label for part in parts for item in part})
+    if which != "all":
+        half = number_of_base_classes(len(labels))
+        labels = labels[:half] if which == "base" else labels[half:]
+    new = {label: number for number, label in enumerate(labels)}
     chosen = ([item for item in part if item.label in new] for part in parts)
     return [
         [Datum(item.impath, new[item.label], item.domain, item.classname) for item in part]
