@@ -59,7 +59,8 @@ class MethodTrainer(TrainerX):
         print_backbone(cfg, self.model.clip, method.settings.PREC, self.device)
         for note in method.notes():
             print(note)
-        self.set_towers()
+        if cfg.MODEL.get("COMPILE", False) or cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False):
+            self.set_towers()
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             self.load_start(cfg.MODEL.INIT_WEIGHTS)
