@@ -78,6 +78,11 @@ def csv_cell(value: object) -> object:
     return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
 
 
+def of_csv_cell(text: str) -> str:
+    """A text of a CSV file, without the ' that `csv_cell` has put in front."""
+    return re.sub("^'(?=[=+@-])", "", text)
+
+
 def check_names(names: Sequence[str]) -> list[str]:
     """Class names that somebody gave, without the space around them.
 

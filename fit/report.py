@@ -2,6 +2,7 @@
 about it.
 """
 
+import os
 import shlex
 from base64 import b64encode
 from collections import Counter, defaultdict
@@ -23,6 +24,7 @@ from inference.calibration import softmax
 from . import choice
 from .pictures import jpeg_of
 from .result import Fit
+from .rows import Photo
 
 MOST = 12  # suspects, and pairs of classes, on the page
 MOST_COLUMNS = 100  # of probabilities in labels.csv
@@ -87,7 +89,7 @@ def labels_csv(fit: Fit) -> str:
     """
     photos = fit.photos
     content: dict[str, Any] = {
-        "path": [csv_cell(photo.path) for photo in photos.training],
+        "path": [csv_cell(findable(photo)) for photo in photos.training],
         "label": [csv_cell(photo.label) for photo in photos.training],
         "group": photos.scenes,
     }
@@ -112,6 +114,11 @@ def labels_csv(fit: Fit) -> str:
             for place, name in enumerate(photos.names):
                 content[f"probability: {name}"] = p[:, place]
     return pd.DataFrame(content).to_csv(index=False, float_format="%.6f")
+
+
+def findable(photo: Photo) -> str:
+    """The path of an image in a file that is read again from another folder; in a bank, its key."""
+    return photo.path if photo.bank else os.path.abspath(photo.path)
 
 
 def by_class(fit: Fit) -> list[tuple[str, int, float]]:

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import UsageError
-from common.names import plain, printable
+from common.names import of_csv_cell, plain, printable
 from common.text import read_text
 from datasets.base import missing_files
 from datasets.image_folder import PARTS
@@ -51,12 +52,19 @@ def rows_of(file: Path) -> list[tuple[int, Row]]:
         return [(number, json_row(line, number, file)) for number, line in enumerate(lines, 1)]
     rows = csv.DictReader(lines, strict=True)
     try:
-        return [(rows.line_num, row) for row in rows] or [(1, dict.fromkeys(rows.fieldnames or ()))]
+        found = [(rows.line_num, csv_row(row)) for row in rows]
+        return found or [(1, dict.fromkeys(rows.fieldnames or ()))]
     except csv.Error as error:  # such as a quotation mark that nothing closes
         fault = f"{file} is not a CSV file after line {rows.line_num} ({error})"
         raise UsageError(
             fault, "fix the next line: perhaps its quotation mark is not closed", file
         ) from error
+
+
+def csv_row(row: Mapping[str, Any]) -> Row:
+    return {
+        key: of_csv_cell(value) if isinstance(value, str) else value for key, value in row.items()
+    }
 
 
 def json_row(line: str, number: int, file: Path) -> Row:

@@ -220,3 +220,21 @@ def test_letters_that_end_a_line_elsewhere_are_parts_of_names(letter, tmp_path):
     objects.write_text(json.dumps(row, ensure_ascii=False) + "\n")
     # JSON escapes control characters
     assert rows_of(objects) == [(1, row)]
+
+
+@pytest.mark.slow
+def test_the_table_of_labels_can_be_given_back(photos, tmp_path, monkeypatch, fitting):
+    """Its paths were those of the command, and read as if they began at the table; a label that
+    a spreadsheet would run kept the ' in front of it.
+    """
+    monkeypatch.chdir(tmp_path)
+    min(photos.iterdir()).rename(photos / "=1+1")
+    relative = os.path.relpath(photos, tmp_path)
+    fitting.works(relative, *QUICK, to="deep/model")
+    table = tmp_path / "deep/model/labels.csv"
+    assert "'=1+1" in table.read_text()
+    monkeypatch.chdir(photos)
+    given = {(photo.path, photo.label) for photo in find(photos)}
+    assert {(photo.path, photo.label) for photo in find(table)} == given
+    fitting.works(table, *QUICK, to="again")
+    assert "=1+1" in read(tmp_path / "again")["names"]
