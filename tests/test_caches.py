@@ -71,9 +71,8 @@ def one_weight(trainer):
 
 
 def fp16(trainer):
-    trainer.model._clips = 2 * (
-        load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "fp16").to(trainer.device),
-    )
+    clip = load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "fp16").to(trainer.device)
+    vars(trainer.model).update(clip=clip, frozen=clip)
 
 
 def other_activation(trainer):

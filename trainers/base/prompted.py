@@ -129,6 +129,8 @@ class PromptedCLIP(Declares, nn.Module):
     own_logits: ClassVar[bool] = False  # whether `logits` are not scaled cosine similarities
     own_output: ClassVar[bool] = False  # whether `output` changes them
     prompt_learner: PromptLearner
+    frozen: CLIP
+    clip: CLIP  # it computes with `frozen`, or with a private copy for `PromptLearner.install`
     offset: Tensor | None = None  # (classes,), is added to the logits
     keeps_output = False
     last_output: Output | None = None  # of `forward`, within `reading`
@@ -142,7 +144,8 @@ class PromptedCLIP(Declares, nn.Module):
         for name, tower in prompt_learner.extra_modules.items():
             self.add_module(name, tower)
         self.adapted = prompt_learner.installs
-        self._clips = (private_copy(clip) if self.adapted else clip, clip)
+        self.__dict__["frozen"] = clip
+        self.__dict__["clip"] = private_copy(clip) if self.adapted else clip
         if self.adapted:
             prompt_learner.install(self.clip)
         self.towers: Any = TOWERS[towers]
@@ -155,20 +158,9 @@ class PromptedCLIP(Declares, nn.Module):
             None  # a text feature that was kept, and what it is of
         )
 
-    @property
-    def clip(self) -> CLIP:
-        """The CLIP that the model computes with: the frozen one, or a private copy with modules of
-        `PromptLearner.install`.
-        """
-        return self._clips[0]
-
-    @property
-    def frozen(self) -> CLIP:
-        return self._clips[1]
-
     def _apply(self, fn: Callable, recurse: bool = True):
         self._text = None
-        for clip in dict.fromkeys(self._clips):
+        for clip in dict.fromkeys((self.clip, self.frozen)):
             clip._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
