@@ -23,7 +23,11 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     """
     name = optim_cfg.NAME
     check_availability(name, OPTIMISERS)
-    param_groups = list(_param_groups(model, optim_cfg, param_groups))
+    if optim_cfg.STAGED_LR:
+        param_groups = _staged_groups(model, optim_cfg, param_groups)
+    elif param_groups is None:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
+    param_groups = list(param_groups)
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
     adam = {
         "betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2),
@@ -42,18 +46,6 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     if name == "adamw":
         return torch.optim.AdamW(param_groups, **adam)
     return torch.optim.Adam(param_groups, amsgrad=name == "amsgrad", **adam)
-
-
-def _param_groups(model, optim_cfg, param_groups):
-    """The groups that are given, or else those of the model."""
-    if param_groups is not None:
-        if optim_cfg.STAGED_LR:
-            fault = "OPTIM.STAGED_LR is ignored: give each of param_groups its own lr"
-            warnings.warn(fault, stacklevel=3)
-        return param_groups
-    if optim_cfg.STAGED_LR:
-        return _staged_groups(model, optim_cfg)
-    return model.parameters() if isinstance(model, nn.Module) else model
 
 
 def _sgd(param_groups, optim_cfg, common):
@@ -98,10 +90,14 @@ def _start_momentum(optimizer, *_):
                 optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
 
-def _staged_groups(model, optim_cfg):
-    """Two parameter groups: the layers that NEW_LAYERS names, after all others with the lower
-    rate.
+def _staged_groups(model, optim_cfg, param_groups):
+    """The groups that are given, or else two: the layers that NEW_LAYERS names, after all others
+    with the lower rate.
     """
+    if param_groups is not None:
+        fault = "OPTIM.STAGED_LR is ignored: give each of param_groups its own lr"
+        warnings.warn(fault, stacklevel=3)
+        return param_groups
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"OPTIM.STAGED_LR needs an nn.Module, not a {type(model).__name__}: set it to False"
@@ -114,5 +110,5 @@ def _staged_groups(model, optim_cfg):
         (new if name.partition(".")[0] in optim_cfg.NEW_LAYERS else base).append(param)
     if not new:
         fault = "OPTIM.NEW_LAYERS names no layer of the model"
-        warnings.warn(f"{fault}, so STAGED_LR only lowers the learning rate", stacklevel=4)
+        warnings.warn(f"{fault}, so STAGED_LR only lowers the learning rate", stacklevel=3)
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
