@@ -38,9 +38,11 @@ def find(
     return copies.components(len(photos), list(links.values())), ", ".join(reasons)
 
 
-def looks_known(photos: Sequence[Photo]) -> bool:
-    """Whether it is known how photos look, and when they were taken: some banks do not say it."""
-    return all(photo.pixels_sha256 for photo in photos if photo.bank)
+def looks_known(photos: Sequence[Photo], rows: Mapping[str, Row]) -> bool:
+    """Whether it is known how the photos that have a row look, and when they were taken: some banks
+    do not say it.
+    """
+    return all(photo.pixels_sha256 for photo in photos if photo.bank and photo.path in rows)
 
 
 def links_of_looks(

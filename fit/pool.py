@@ -70,7 +70,7 @@ class UnlabelledPool:
         before = features_of(photos, rows)
         logits = logits_of(classifier, behind, photos, before)
         photos = with_guesses(photos, classifier.class_names, logits)
-        looks = groups.looks_known(photos)
+        looks = groups.looks_known(photos, rows)
         if not looks:
             notes.append(groups.NOT_KNOWN)
         return cls(

@@ -204,7 +204,7 @@ def photos_of(
     photos = Photos.usable(found, rows, damaged, request.classes)
     if request.minutes and photos.from_bank:
         photos.notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
-    looks = groups.looks_known(found)
+    looks = groups.looks_known(found, rows)
     if request.groups == "auto":
         photos = photos.in_groups(*groups.find(photos.images, rows, looks))
         if looks:

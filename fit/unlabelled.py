@@ -68,7 +68,7 @@ class Unlabelled:
         rows, faults = read_by_all(of_sources)
         kept = with_labels(without_copies(found, rows)[0], rows, photos.images, sources[0].rows)
         notes = banked.notes_of(faults)
-        if not groups.looks_known(found):
+        if not groups.looks_known(found, rows):
             notes.append(groups.NOT_KNOWN)
         elif photos.looks and sources[0].request.groups == "auto":
             kept = of_other_scenes(kept, photos.images, {**sources[0].rows, **rows})

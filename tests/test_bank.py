@@ -12,6 +12,7 @@ from PIL import Image
 from common.lock import locked
 from fit.banked import photos_in
 from fit.estimator import Classifier
+from fit.groups import NOT_KNOWN
 from inference import bank, embed, predict
 from inference.models import load
 from inference.options import LoadOptions
@@ -155,6 +156,8 @@ def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
 ):
     # Where the processor has units for bf16, a fit of images takes them, and a bank has fp32.
     monkeypatch.setattr("fit.features.usable", lambda wanted, device: "fp32")
+    # A damaged image has no look: the bank was then said to be written without --look
+    min(classes.glob("*/*")).with_name("damaged.png").write_text("no image")
     folder = banked(classes, "--look")
     how = "--backbone", deep, "--methods", "GDA", "SSText", "VisionProbe"
     fitting.works(classes, *how, to="of_images")
@@ -162,6 +165,7 @@ def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
     fitting.works(folder, *how, to="of_bank")
     assert fitted(tmp_path / "of_bank") == fitted(tmp_path / "of_images")
     assert "copies of other images" in (tmp_path / "of_bank/report.html").read_text()
+    assert (tmp_path / "of_bank/seen.npz").exists()
     assert "Already done" in fitting(folder, *how, to="of_bank").printed
     shutil.move(tmp_path / "gone", classes)
     tops, of_images = (
@@ -169,6 +173,18 @@ def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
         for line in ((tmp_path / "of_bank", place, *how[:2]) for place in (folder, classes))
     )
     assert tops == of_images
+
+
+@pytest.mark.slow
+def test_a_damaged_image_leaves_a_pool_its_looks(banked, fitting, deep, classes, tmp_path):
+    for number in range(24):
+        write_noise(tmp_path / "pool", number)
+    (tmp_path / "pool/damaged.png").write_text("no image")
+    folder = banked(tmp_path / "pool", "--look")
+    printed = fitting.works(
+        classes, "--backbone", deep, "--methods", "GDA", "--pool", folder
+    ).printed
+    assert "damaged.png" in printed and NOT_KNOWN not in printed
 
 
 def test_a_bank_without_looks_has_no_groups_and_says_so(banked, command, deep, classes, tmp_path):
