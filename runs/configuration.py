@@ -128,8 +128,9 @@ def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
     """Dassl's defaults and this project's, then the content of YAML files
     (`dassl.config.read_config`).
     """
-    cfg = defaults(method, *trainers.methods().items()).clone()
-    kind = trainers.methods().get(method)
+    methods = trainers.methods()
+    cfg = defaults(method, *methods.items()).clone()
+    kind = methods.get(method)
     for path, tree in files:
         parts = in_section(tree, kind) if kind and kind.published_outside else [tree]
         for part in parts:
@@ -193,10 +194,10 @@ def set_up(cfg: CfgNode, given: GivenOptions) -> list[str]:
     if cfg.BY_DATASET:
         merge_by_dataset(cfg, keys)
     datasets.set_title(cfg, given.dataset_config_file)
-    of_backbone = follow_backbone(cfg, keys)
+    method = trainers.methods().get(cfg.TRAINER.NAME)
+    of_backbone = follow_backbone(cfg, keys) if method and cfg.MODEL.BACKBONE.NAME else []
     if cfg.DATASET.SENTENCES or cfg.DATASET.SENTENCES_SHA256:
         cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.file_of(cfg)[1]
-    method = trainers.methods().get(cfg.TRAINER.NAME)
     sha256 = getattr(method, "plugin_sha256", "")
     if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
         stated = f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}..."
@@ -261,8 +262,6 @@ def follow_backbone(cfg: CfgNode, given: Collection[str]) -> list[str]:
     backbone's.
     """
     name = cfg.MODEL.BACKBONE.NAME
-    if cfg.TRAINER.NAME not in trainers.methods() or not name:
-        return []
     try:
         trained = preprocessing(name)
     except UsageError:  # `RunSpec.check` will report it
