@@ -35,7 +35,8 @@ class Facts(Declares):
     together: ClassVar[bool] = False  # True: it answers for all images of a test together
     # What of its published results does not compare; tables show it, with a full stop
     caveat: ClassVar[str] = ""
-    config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
+    # Of its YAML files in configs/trainers/; a registered method without one has its name
+    config_folder: ClassVar[str] = ""
     # Of --plugin, with the method (`method_file`); empty for one of this project
     plugin_file: ClassVar[str] = ""
     plugin_sha256: ClassVar[str] = ""
@@ -57,10 +58,6 @@ class Facts(Declares):
     keeps_last_batch: ClassVar[bool] = False
     saves_each_epoch: ClassVar[bool] = True  # False: only those that TRAIN.CHECKPOINT_FREQ keeps
     fits: ClassVar[bool] = False  # whether an epoch is one computation instead of batches
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
     @classmethod
     def section(cls) -> str:

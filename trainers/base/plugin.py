@@ -37,6 +37,8 @@ def registered() -> dict[str, type[Method]]:
     for name, kind in TRAINER_REGISTRY._obj_map.items():
         if isinstance(kind, type) and issubclass(kind, Method):
             check_hooks(kind)
+            if "config_folder" not in vars(kind):
+                kind.config_folder = kind.__name__
             facts = {"method_class": kind, "__doc__": kind.__doc__}
             TRAINER_REGISTRY._obj_map[name] = type(kind.__name__, (MethodTrainer,), facts)
             methods[name] = kind
@@ -60,7 +62,7 @@ def register_plugins() -> None:
         for base, method in registered().items():
             exists = f"{name}+{base}" in TRAINER_REGISTRY.registered_names()
             if not exists and "+" not in base and (made := make(method)):
-                if made.config_folder == made.__name__:  # nothing was given
+                if "config_folder" not in vars(made):
                     made.config_folder = method.config_folder
                 if "section" not in vars(made):
                     made.section = method.section  # type: ignore[method-assign]
