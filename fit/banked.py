@@ -54,7 +54,9 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
     photos = zip(labelled(rows, labels), rows, strict=True)
     found = [of_bank(photo, row, folder) for photo, row in photos if photo]
     if not found:
-        raise UsageError(f"no image of {folder} has a label", "give --labels CSV", folder)
+        fault = f"no image of {folder} has a label" + (f" in {labels}" if labels else "")
+        remedy = "give --labels CSV, with paths that are absolute or relative to its folder"
+        raise UsageError(fault, remedy, folder)
     if len(found) < len(rows):
         print(printable(f"Left out: {len(rows) - len(found):,} images of {folder} without a label"))
     return found

@@ -18,13 +18,13 @@ from clip import is_known
 from common.errors import UsageError
 from common.names import csv_cell
 from common.pages import render
+from inference.addresses import is_address
 from inference.calibrated import Calibration
 from inference.calibration import softmax
 
 from . import choice
 from .pictures import jpeg_of
 from .result import Fit
-from .rows import Photo
 
 MOST = 12  # suspects, and pairs of classes, on the page
 MOST_COLUMNS = 100  # of probabilities in labels.csv
@@ -89,7 +89,7 @@ def labels_csv(fit: Fit) -> str:
     """
     photos = fit.photos
     content: dict[str, Any] = {
-        "path": [csv_cell(findable(photo)) for photo in photos.training],
+        "path": [csv_cell(findable(photo.path)) for photo in photos.training],
         "label": [csv_cell(photo.label) for photo in photos.training],
         "group": photos.scenes,
     }
@@ -116,9 +116,9 @@ def labels_csv(fit: Fit) -> str:
     return pd.DataFrame(content).to_csv(index=False, float_format="%.6f")
 
 
-def findable(photo: Photo) -> str:
-    """The path of an image in a file that is read again from another folder; in a bank, its key."""
-    return photo.path if photo.bank else os.path.abspath(photo.path)
+def findable(path: str) -> str:
+    """The path of an image in a file that is read from another folder."""
+    return path if is_address(path) else os.path.abspath(path)
 
 
 def by_class(fit: Fit) -> list[tuple[str, int, float]]:

@@ -13,6 +13,7 @@ from common.names import of_csv_cell, plain, printable
 from common.text import read_text
 from datasets.base import missing_files
 from datasets.image_folder import PARTS
+from inference.addresses import place_of
 
 METADATA = "metadata.csv", "metadata.jsonl"
 ASKED = "chosen", "random"
@@ -142,4 +143,5 @@ def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:
         fault = f"line {line} of {file} has {asked[:80]!r} in the column asked"
         raise UsageError(fault, f"write {' or '.join(ASKED)}, or nothing", file)
     below = below if plain(top) == plain(label) else path
-    return Photo(str(file.parent / path), plain(label), part, below=below, group=group, asked=asked)
+    place = str(place_of(path, file.parent))
+    return Photo(place, plain(label), part, below=below, group=group, asked=asked)

@@ -13,6 +13,7 @@ from common.lock import locked
 from fit.banked import photos_in
 from fit.estimator import Classifier
 from fit.groups import NOT_KNOWN
+from fit.rows import photos_in_rows, rows_of
 from inference import bank, embed, predict
 from inference.models import load
 from inference.options import LoadOptions
@@ -173,6 +174,24 @@ def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
         for line in ((tmp_path / "of_bank", place, *how[:2]) for place in (folder, classes))
     )
     assert tops == of_images
+
+
+def test_the_table_of_labels_of_a_bank_can_be_given_back(
+    banked, fitting, deep, classes, tmp_path, monkeypatch
+):
+    """Paths of the bank were read as if they began at the table: no image had a label."""
+    monkeypatch.chdir(tmp_path)
+    folder = banked(classes.name)
+    fitting.works(folder, "--backbone", deep, "--methods", "GDA")
+    table = tmp_path / "model/labels.csv"
+    labels = {photo.path: photo.label for photo in photos_in(folder)}
+    given = {photo.path: photo.label for photo in photos_in(folder, table)}
+    assert len(given) == 48 and given.items() <= labels.items()  # without the copy
+
+    table.write_text("path,label\nhttps://host/a.jpg,cat\n")
+    assert photos_in_rows(rows_of(table), table)[0].path == "https://host/a.jpg"
+    with one_line(f"no image of {folder} has a label in {table}"):
+        photos_in(folder, table)
 
 
 @pytest.mark.slow
