@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from common.files import identity
 
 from . import plain
 from .anatomy import hugging_face, reads_as_clip, takes_prompts
+from .copying import copy_of
 from .errors import ClipError
 from .schedule import TextPrompts
 from .weights import read_state_dict, regular_file
@@ -147,7 +147,7 @@ def build(
         torch.get_default_dtype(),
     )
     model = build_cached(file, precision, source, json.dumps(config), resize)
-    return deepcopy(model) if build_cached.cache_parameters()["maxsize"] else model
+    return copy_of(model) if build_cached.cache_parameters()["maxsize"] else model
 
 
 def build_uncached(

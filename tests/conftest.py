@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from contextlib import redirect_stdout
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -87,6 +86,7 @@ def _surroundings(tmp_path_factory):
     import torch
 
     from clip import building, keep_backbones
+    from clip.copying import copy_of
 
     def sharing_copy(model):
         shared = {}
@@ -94,12 +94,12 @@ def _surroundings(tmp_path_factory):
             shared[id(weight)] = torch.nn.Parameter(
                 torch._lazy_clone(weight.detach()), weight.requires_grad
             )
-        return deepcopy(model, shared)
+        return copy_of(model, shared)
 
     torch.set_num_threads(1)
     keep_backbones(4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "deepcopy", sharing_copy)
+        patch.setattr(building, "copy_of", sharing_copy)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -3,6 +3,7 @@ an error.
 """
 
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -244,10 +245,7 @@ def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
     from trainers import extend_cfg, methods  # here, as the methods import this package
 
     backbone = folder / "backbone.pt"
-    vision = {"image_size": SIDE, "patch_size": 16, "layers": 12, "width": 64}
-    torch.save(
-        random_clip("ViT-B-16", vision, {"layers": 12, "width": 64}, 64).state_dict(), backbone
-    )
+    torch.save(weights(), backbone)
     cfg = get_cfg_default()
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     extend_cfg(cfg, name)
@@ -269,6 +267,13 @@ def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
     cfg.TEST.FINAL_MODEL = "last_step"
     cfg.freeze()
     return cfg
+
+
+@cache
+def weights() -> dict[str, Tensor]:
+    """The small CLIP's, which take longer to draw than to write."""
+    vision = {"image_size": SIDE, "patch_size": 16, "layers": 12, "width": 64}
+    return random_clip("ViT-B-16", vision, {"layers": 12, "width": 64}, 64).state_dict()
 
 
 def towers_agree(model: PromptedCLIP, images: Tensor) -> bool:
