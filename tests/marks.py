@@ -1,6 +1,7 @@
 import json
 import re
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 
@@ -53,10 +54,16 @@ def golden_files(folder, chosen):
     """The contents of those JSON files of a folder that are chosen by them, by their names without
     `.json`.
     """
-    found = {file.stem: of_json(file) for file in sorted(folder.glob("*.json"))}
+    found = all_golden_files(folder)
     if not found:
         raise pytest.UsageError(f"no JSON files in {folder}")
     return {stem: content for stem, content in found.items() if chosen(content)}
+
+
+@cache
+def all_golden_files(folder):
+    """Read once for all modules of tests, which do not change them."""
+    return {file.stem: of_json(file) for file in sorted(folder.glob("*.json"))}
 
 
 # Golden files of other settings, or of a method that has another file; `make test-all` runs them.

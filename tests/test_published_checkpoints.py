@@ -15,6 +15,7 @@ import yaml
 from drawn import results
 from marks import thorough_but
 from published_files import published_model, published_training, save_published
+from safetensors.torch import load_file
 from test_lora_files import write_lora
 
 from trainers.base.learned import Checkpoints
@@ -83,7 +84,7 @@ def publish(case: dict, folder, backbone) -> dict[str, torch.Tensor]:
         state |= {f"prompt_learner.ZS_{key}": value for key, value in image.items()}
     if method == "CoPrompt":  # its teacher, a plain CLIP
         state |= {
-            f"model_distill.{key}": value.half() for key, value in torch.load(backbone).items()
+            f"model_distill.{key}": value.half() for key, value in load_file(backbone).items()
         }
     parameters = [torch.nn.Parameter(value.float()) for value in learned.values()]
     training = published_training(parameters, case["epoch"])
