@@ -108,6 +108,8 @@ def _surroundings(tmp_path_factory):
     keep_backbones(4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "copy_of", sharing_copy)
+        # No test cuts the power, and a busy disk takes its time
+        patch.setattr(os, "fsync", lambda file: None)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

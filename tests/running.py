@@ -92,11 +92,8 @@ def ended(capsys):
 
 
 @pytest.fixture
-def launch(ended, monkeypatch):
+def launch(ended):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
-
-    # No test cuts the power, and a busy disk takes its time
-    monkeypatch.setattr(os, "fsync", lambda file: None)
     return Command(ended, lambda *arguments: train([*map(str, arguments)]))
 
 

@@ -59,7 +59,6 @@ def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         place = tmp_path_factory.mktemp("fuzz")
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        patch.setattr(os, "fsync", lambda file: None)
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "hub")  # of each case
         patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         source = downloadable()["eurosat"]

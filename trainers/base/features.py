@@ -67,7 +67,8 @@ class ViewsDataset(Dataset):
         item = self.data_source[index]
         image = read_of(self.images, item.impath)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((1_000_003 * self.seed + index) % 2**63)
+            # Not torch.manual_seed, which keeps the text of the stack for each kind of GPU
+            torch.default_generator.manual_seed((1_000_003 * self.seed + index) % 2**63)
             views = torch.stack([self.images.transform(image) for _ in range(self.views)])
         return {"img": views, "label": item.label}
 

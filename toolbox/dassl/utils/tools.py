@@ -42,13 +42,12 @@ def write_json(obj, fpath):
 
 
 def set_random_seed(seed):
-    """Seed the generators of random, numpy, torch and torch.cuda (all devices)."""
+    """Seed the generators of random, numpy and torch (all devices)."""
     import torch  # takes a second, and not every command needs it
 
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.cuda.manual_seed_all(seed)
+    torch.manual_seed(seed)  # of all devices
 
 
 @functools.cache  # it runs pip and lscpu, which takes seconds
