@@ -112,9 +112,8 @@ def build(
 
 
 def backbone_of(arch, backbones):
-    return backbones(
-        arch["image_resolution"], arch["patch_size"], arch["vision_layers"], arch["text_layers"]
-    )
+    sizes = arch["image_resolution"], arch["patch_size"], arch["vision_layers"], arch["text_layers"]
+    return backbones(*sizes, *arch.get("widths", ()))
 
 
 def images_of(batch, size, seed=7):

@@ -71,6 +71,7 @@ def test_golden_files_of_peft(figures, learn, tmp_path, request):
 
 
 ARCH = {"image_resolution": 32, "patch_size": 16, "vision_layers": 3, "text_layers": 2}
+ARCH["widths"] = 128, 128, 64  # of the image tower, of the text tower and of both
 
 
 def as_transformers(clip):
@@ -80,13 +81,13 @@ def as_transformers(clip):
     width = clip.transformer.width
     text = tower | {"hidden_size": width, "num_hidden_layers": 2}
     text |= {"num_attention_heads": clip.transformer.resblocks[0].attn.num_heads}
-    text |= {"projection_dim": 512, "eos_token_id": 49407}
+    text |= {"projection_dim": 64, "eos_token_id": 49407}
     width = clip.visual.conv1.out_channels
     vision = tower | {"hidden_size": width, "intermediate_size": 4 * width}
     heads = clip.visual.transformer.resblocks[0].attn.num_heads
     vision |= {"num_hidden_layers": 3, "num_attention_heads": heads}
     vision |= {"image_size": 32, "patch_size": 16}
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=512)
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
     model = transformers.CLIPModel(config).eval()
     own = clip.state_dict()
     state = {"logit_scale": own["logit_scale"]}
@@ -235,9 +236,16 @@ class Adapter:
         to_json(file, of_json(file) | values)
 
 
+@pytest.fixture(scope="module")
+def learned(backbones, tmp_path_factory):
+    place = tmp_path_factory.mktemp("learned")
+    settings = "CLIPLoRA", "fast", {"R": 2}, ARCH, NAMES, {}
+    return classifier_of(build(*settings, backbones, place))
+
+
 @pytest.fixture
-def adapter(learn, tmp_path):
-    return Adapter(learn(ARCH, R=2), tmp_path / "adapter")
+def adapter(learned, tmp_path):
+    return Adapter(learned, tmp_path / "adapter")
 
 
 def test_some_layers_with_other_ranks_are_a_model(adapter):
@@ -266,10 +274,10 @@ REFUSED = {
     "a head": ({"modules_to_save": ["classifier"]}, {}, "has modules_to_save"),
 }
 DAMAGED = {  # tensors of a map by the ends of their names
-    "zero rank": {"lora_A": torch.zeros(0, 512), "lora_B": torch.zeros(512, 0)},
+    "zero rank": {"lora_A": torch.zeros(0, 128), "lora_B": torch.zeros(128, 0)},
     "no matrix": {"lora_A": torch.tensor(1.0)},
-    "float8": {"lora_A": torch.zeros(2, 512).to(torch.float8_e4m3fn)},
-    "whole numbers": {"lora_A": torch.ones(2, 512, dtype=torch.int64)},
+    "float8": {"lora_A": torch.zeros(2, 128).to(torch.float8_e4m3fn)},
+    "whole numbers": {"lora_A": torch.ones(2, 128, dtype=torch.int64)},
     "B alone": {"lora_A": None},
     "A alone": {"lora_B": None},
 }
