@@ -120,6 +120,23 @@ def test_damaged_files_give_one_line_errors(tmp_path, cfg, text, message):
     assert message.replace("{path}", path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_clone_shares_nothing_with_its_node(cfg):
+    cfg.TRAINER.COOP.WORDS = ["a"]
+    cfg.register_limit("TRAINER.COOP.N_CTX", Accepts(int))
+    cfg.TRAINER.ALSO = cfg.TRAINER.COOP
+    cfg.freeze()
+    again = cfg.clone()
+    assert again.TRAINER.ALSO is again.TRAINER.COOP
+    assert again == cfg and again.TRAINER.COOP.is_frozen()
+    assert [type(again.TRAINER.COOP), type(again.OPTIM)] == [YacsNode, CfgNode]
+    again.defrost()
+    again.TRAINER.COOP.WORDS.append("b")
+    again.register_limit("TRAINER.COOP.N_CTX", Accepts(str))
+    assert cfg.TRAINER.COOP.WORDS == ["a"] and cfg.TRAINER.COOP.is_frozen()
+    cfg.defrost()
+    cfg.merge_from_list(["TRAINER.COOP.N_CTX", 4])
+
+
 def test_text_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cfg):
     for cfg.OUTPUT_DIR in ("7", "(1, 2)"):
         again = cfg.clone()

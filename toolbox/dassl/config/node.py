@@ -4,7 +4,7 @@ file.
 
 import os
 from contextlib import suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import reduce
 from operator import getitem
 
@@ -22,6 +22,7 @@ MAX_FILES = 100  # that a config file includes, directly or by others
 MAX_LITERAL = 2000
 LIMITS = "__limits__"
 LEAF_TYPES = {tuple, list, str, int, float, bool, type(None)}  # of values, as in yacs
+SINGLE = LEAF_TYPES - {tuple, list}
 
 
 class CfgNode(YacsNode):
@@ -52,6 +53,9 @@ class CfgNode(YacsNode):
         """Check the values, then make this node and those below immutable."""
         _check(self)
         super().freeze()
+
+    def __deepcopy__(self, memo):  # also of `clone`
+        return _copied(self, memo)
 
     @classmethod
     def load_cfg(cls, cfg_file_obj_or_str):
@@ -194,6 +198,20 @@ def _accepted(node, key, value, name, file):
             f"{file}: {name} is {shown(value)}: give {limit or wanted}".removeprefix(": ")
         )
     return type(old)(deepcopy(value)) if isinstance(value, lists) else deepcopy(value)
+
+
+def _copied(node, memo):
+    """A copy of a node, also of yacs' own; in the general way it takes four times as long."""
+    if id(node) in memo:  # it has two names
+        return memo[id(node)]
+    copied = type(node).__new__(type(node))
+    memo[id(node)] = copied
+    for key, value in node.items():
+        deep = _copied if isinstance(value, YacsNode) else deepcopy
+        dict.__setitem__(copied, key, value if type(value) in SINGLE else deep(value, memo))
+    for name, value in vars(node).items():  # flags, and the keys that they are about
+        copied.__dict__[name] = value if type(value) in SINGLE else copy(value)
+    return copied
 
 
 def _check(node, prefix=""):
