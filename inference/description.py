@@ -9,15 +9,14 @@ from typing import Any
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
 
 import datasets
 import trainers
 from clip import CLIP, OF_CLIP, preprocessing
-from common.errors import UsageError, check_name
+from common.errors import UsageError
 from common.names import check_known_names, check_template, title
-from configs.methods import IN_A_FILE
+from configs.methods import check_method
 from datasets import sentences
 from trainers.base import TEMPLATE
 from trainers.base.data_use import inherited, on_test_images
@@ -33,7 +32,7 @@ def configuration(method: str, where: Path | None = None) -> CfgNode:
     """The configuration of a method, which the file `where` names, to be merged with values of any
     key of training.
     """
-    check_method(method, where)
+    check_method(method, trainers.predicting(), where)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
@@ -42,15 +41,6 @@ def configuration(method: str, where: Path | None = None) -> CfgNode:
         section.set_new_allowed(False)
     cfg.TRAINER.NAME = method
     return cfg
-
-
-def check_method(name: str, where: Path | None) -> None:
-    """Raise UsageError if there is no method of this name, or it is a trainer of Dassl alone."""
-    known = trainers.predicting()
-    if name in TRAINER_REGISTRY.registered_names() and name not in known:
-        fault = f"{name} is a trainer of Dassl, not a method of this project"
-        raise UsageError(fault, "test it by train.py --eval-only", where)
-    check_name(name, known, "method", where, IN_A_FILE)
 
 
 def check_description(description: Description, source: str) -> None:

@@ -17,6 +17,7 @@ from common.errors import UsageError, check_dataset_name, check_name
 from common.names import printable
 from common.results import FOLDS, read_results
 from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
+from configs.methods import check_method
 from datasets import sentences
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
@@ -35,7 +36,7 @@ from .artefact import (
 from .behind_tower import BehindTower
 from .calibrated import Calibration, calibration_in, sha256_of
 from .classifier import PromptedClassifier
-from .description import check_method, configuration, describe, doubts
+from .description import configuration, describe, doubts
 from .options import DEFAULTS, LoadOptions
 
 REFIT = "fit it again by tools/calibrate.py"
@@ -152,7 +153,7 @@ def classifier_of(
 ) -> PromptedClassifier:
     """The classifier of what `read_model` has read, with lines about what its files do not say."""
     description, checkpoint, backbone = content
-    check_method(description.method, path)
+    check_method(description.method, trainers.predicting(), path)
     method = trainers.predicting()[description.method]
     calibration = calibration_of(path, method, options)
     if not description.class_names:

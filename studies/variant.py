@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import UsageError, check_dataset_name, check_name
 from configs.files import config_names, known_datasets
-from configs.methods import IN_A_FILE, methods
+from configs.methods import check_method, methods
 from runs.how import OF_SUMS, How
 
 from .rules import Keys, Values, by_key
@@ -45,7 +45,7 @@ class Variant:
     how: str = ""  # of tools/merge.py
 
     def __post_init__(self) -> None:
-        check_name(self.method, methods(), "trainer", otherwise=IN_A_FILE)
+        check_method(self.method, methods(), kind="trainer")
         plain = self.name.strip() and self.name.isprintable()
         # It may be part of a folder's name, and legends leave out what begins with an underscore.
         if not plain or "/" in self.name or self.name.startswith((".", "_")):

@@ -8,6 +8,7 @@ from inference import embed
 from inference.description import configuration
 from inference.serving import command as serving
 from runs import calibrate, merge
+from studies.variant import Variant
 
 
 @pytest.mark.parametrize(
@@ -31,5 +32,8 @@ def test_a_trainer_of_dassl_alone_is_named(monkeypatch):
     """
     plain = type("PlainX", (TrainerX,), {})
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "PlainX", plain)
-    with one_line("PlainX is a trainer of Dassl, not a method of this project", "train.py"):
+    words = "PlainX is a trainer of Dassl, not a method of this project", "train.py"
+    with one_line(*words):
         configuration("PlainX")
+    with one_line(*words):
+        Variant("mine", "PlainX")
