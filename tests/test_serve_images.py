@@ -6,8 +6,7 @@ from dassl.utils import ImageError, read_image
 from PIL import Image
 from visitors import png
 
-gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
-from inference.serving import reading  # noqa: E402
+from inference.serving import reading
 
 pytestmark = pytest.mark.slow
 

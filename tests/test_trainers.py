@@ -14,7 +14,7 @@ from marks import one_line, tables, thorough_but
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from clip import Tokenizer, tokenize
+from clip import Tokenizer, private_copy, tokenize
 from clip.random_weights import random_clip
 from common.start import ROOT
 from configs.recipes import recipe
@@ -185,11 +185,17 @@ def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
 # ---------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp_path):
+@pytest.fixture(scope="module")
+def vit_b16():
     with torch.device("meta"):  # sizes without numbers
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16"))
     clip.token_embedding = nn.Embedding.from_pretrained(torch.zeros(clip.vocab_size, 512))
+    return clip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, vit_b16, eurosat, tmp_path):
+    clip = private_copy(vit_b16)
     method = methods()[name]
     file = YAMLS[f"{name}/{recipe(name, 'few_shot').cfg}"]
     on_eurosat = {

@@ -99,10 +99,12 @@ def fitted(a, means, there):
         slope = psi - a.sum(dim=1, keepdim=True).digamma() - curve * a - means
         following = ((slope.square() + 4 * curve).sqrt() - slope) / (2 * curve)
         following = torch.where(there, following, a)
-        change = (following - a).square().sum() / a.square().sum()
+        before = a
         a = following
-        if step and step % CHECK == 0 and change < CHANGE:
-            break
+        if step and step % CHECK == 0:
+            change = (a - before).square().sum() / before.square().sum()
+            if change < CHANGE:
+                break
     return a
 
 
