@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNormFp32
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from common.errors import one_line
 from common.files import identity
@@ -254,6 +256,18 @@ def fill(name: str, weight: Tensor, value: Tensor) -> None:
         raise ValueError(f"{name} is not finite")
 
 
+class Undrawn(TorchFunctionMode):
+    """Leaves out the random numbers of weights, which take half of the constructor's time."""
+
+    draws = nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.uniform_
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        options = kwargs or {}
+        if func in self.draws:
+            return args[0] if args else options["tensor"]
+        return func(*args, **options)
+
+
 def empty_clip(config: dict, precision: str) -> CLIP:
     """A CLIP of this configuration (arguments of `CLIP`) for weights that are loaded later: fp32,
     or half ones in open_clip's way. Random weights would take a second.
@@ -261,7 +275,12 @@ def empty_clip(config: dict, precision: str) -> CLIP:
     # The constructors of these libraries compute buffers.
     of_timm = config["vision_cfg"].get("timm_model_name")
     computes = of_timm or config["text_cfg"].get("hf_model_name")
-    with torch.random.fork_rng(devices=[]) if computes else torch.device("meta"):
+    with ExitStack() as stack:
+        if computes:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+        else:
+            stack.enter_context(torch.device("meta"))
+            stack.enter_context(Undrawn())
         model = CLIP(**config)
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         if half and of_timm:
