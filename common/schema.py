@@ -63,7 +63,7 @@ class Accepts:
         kind = get_origin(self.kind) or self.kind
         inner = get_args(self.kind)
         if kind is Literal:
-            text = f"one of {', '.join(map(str, inner))}"
+            text = f"one of {', '.join(str(value) or repr('') for value in inner)}"
         elif kind in (Union, UnionType):
             parts = [part for part in inner if not (part is int and float in inner)]
             text = " or ".join(str(self._part(part)) for part in parts)
