@@ -23,8 +23,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def environment() -> str:
-    """The facts that a bug report needs, one on each line."""
+def environment() -> dict[str, str]:
+    """The facts that a bug report needs."""
     facts = versions()
     facts["numpy"] = np.__version__
     facts["Pillow"] = PIL.__version__
@@ -34,7 +34,7 @@ def environment() -> str:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     facts["GPU"] = f"{', '.join(gpus) or 'none'} ({libraries})"
-    return "".join(f"  {name}: {value}\n" for name, value in facts.items())
+    return facts
 
 
 def unused_gpu() -> str:

@@ -132,10 +132,8 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     if cfg.VERBOSE:
         # Dassl's logger, with the file as an attribute (so it is in the published one)
         log: Any = sys.stdout
-        options = sorted(vars(spec.args).items())
-        arguments = "".join(f"  {name}: {value}\n" for name, value in options)
-        log.file.write(f"Arguments:\n{arguments}")
-        log.file.write(f"Configuration:\n{cfg}\n\nEnvironment:\n{environment()}")
+        log.file.write(f"Arguments:\n{lines_of(dict(sorted(vars(spec.args).items())))}")
+        log.file.write(f"Configuration:\n{cfg}\n\nEnvironment:\n{lines_of(environment())}")
     defaults = spec.args.config_file or "the defaults"
     print(f"{cfg.TRAINER.NAME} on {title(cfg)}. Settings that differ from {defaults}:")
     width = max(map(len, spec.changed), default=0)
@@ -148,6 +146,10 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
         print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")
+
+
+def lines_of(facts: dict[str, Any]) -> str:
+    return "".join(f"  {key}: {value}\n" for key, value in facts.items())
 
 
 def build(spec: RunSpec) -> Any:
