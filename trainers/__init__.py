@@ -86,13 +86,11 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
             continue  # of a method that is being written
         section = method.section()
         if section not in cfg.TRAINER or not chosen:
-            node = cfg.TRAINER.setdefault(section, CfgNode())
-            new = method.Settings.with_defaults().items()
-            add_settings(cfg, {f"TRAINER.{section}.{x}": pair for x, pair in new if x not in node})
-        for key, (default, accepts) in method.published_keys.items():
+            method.Settings.add_to(cfg, section)
+        for key, setting in method.published_keys.items():
             group, _, name_of = key.rpartition(".")
             if name_of not in cfg[group]:
-                add_settings(cfg, {key: (default, accepts)})
+                add_settings(cfg, {key: setting})
         for published in method.published_sections if name == chosen else ():
             group, _, key = published.rpartition(".")
             (cfg.TRAINER if group else cfg)[key] = cfg.TRAINER[section]

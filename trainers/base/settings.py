@@ -9,8 +9,10 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
+from yacs.config import CfgNode
+
 from common.errors import UsageError
-from common.schema import Accepts, shown
+from common.schema import Accepts, add_settings, shown
 
 Precision = Literal["fp16", "bf16", "fp32", "amp"]
 PRECISIONS = get_args(Precision)
@@ -59,6 +61,13 @@ class MethodSettings:
             default = item.default if factory is MISSING else factory()
             settings[item.name] = (default, cls.schema()[item.name])
         return settings
+
+    @classmethod
+    def add_to(cls, cfg: CfgNode, section: str) -> None:
+        """Add the fields to a configuration, as TRAINER.<section>.*; a run checks its own."""
+        node = cfg.TRAINER.setdefault(section, CfgNode())
+        new = {name: pair for name, pair in cls.with_defaults().items() if name not in node}
+        add_settings(cfg, {f"TRAINER.{section}.{name}": pair for name, pair in new.items()})
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work together; its text starts with the name of a
