@@ -1,6 +1,7 @@
 """Learned modules inside the blocks of a CLIP that is otherwise frozen."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import open_clip
@@ -20,7 +21,6 @@ from .blocks import (
     qkv,
     split_heads,
 )
-from .copying import copy_of
 from .errors import ClipError
 
 
@@ -251,7 +251,7 @@ def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
 def private_copy(clip: open_clip.CLIP) -> open_clip.CLIP:
     """A CLIP whose modules may be replaced; its tensors are those of the original, not copies."""
     tensors = [*clip.parameters(), *clip.buffers()]
-    return copy_of(clip, {id(tensor): tensor for tensor in tensors})
+    return deepcopy(clip, {id(tensor): tensor for tensor in tensors})
 
 
 def token_dropout(x: Tensor, p: float) -> Tensor:

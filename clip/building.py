@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from common.files import identity
 
 from . import plain
 from .anatomy import hugging_face, reads_as_clip, takes_prompts
-from .copying import copy_of
 from .errors import ClipError
 from .schedule import TextPrompts
 from .weights import read_state_dict, regular_file
@@ -149,7 +149,7 @@ def build(
         torch.get_default_dtype(),
     )
     model = build_cached(file, precision, source, json.dumps(config), resize)
-    return copy_of(model) if build_cached.cache_parameters()["maxsize"] else model
+    return deepcopy(model) if build_cached.cache_parameters()["maxsize"] else model
 
 
 def build_uncached(

@@ -122,11 +122,7 @@ class Heads:
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        if self.zero_shot.device.type == "cpu":
-            # torch.manual_seed keeps the text of the stack for each kind of GPU
-            torch.default_generator.manual_seed(self.seed)
-        else:
-            torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed)
         if candidate.method == MIXTURE:
             return self.mixture(candidate, seen)
         if candidate.pool:

@@ -92,9 +92,9 @@ def _surroundings(tmp_path_factory):
     it. Copies of a backbone share the memory of its weights, as far as nobody writes to these.
     """
     import torch
+    from copying import copy_of
 
     from clip import building, keep_backbones
-    from clip.copying import copy_of
 
     def sharing_copy(model):
         shared = {}
@@ -107,7 +107,7 @@ def _surroundings(tmp_path_factory):
     torch.set_num_threads(1)
     keep_backbones(4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "copy_of", sharing_copy)
+        patch.setattr(building, "deepcopy", sharing_copy)
         # No test cuts the power, and a busy disk takes its time
         patch.setattr(os, "fsync", lambda file: None)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

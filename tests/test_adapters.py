@@ -2,7 +2,6 @@
 stays as it is.
 """
 
-from copy import deepcopy
 from functools import partialmethod
 
 import pytest
@@ -23,7 +22,6 @@ from clip import (
     token_dropout,
     tokenize,
 )
-from clip.copying import copy_of
 from trainers.base.lora import LoRA
 
 LAYERS = 3
@@ -79,34 +77,6 @@ def test_a_private_copy_has_the_tensors_of_the_original(adapted):
     assert copy.visual is not clip.visual
     pairs = zip(clip.parameters(), copy.parameters(), strict=True)
     assert all(original is copied for original, copied in pairs)
-
-
-class Single(nn.Linear):
-    def __deepcopy__(self, memo):
-        return self
-
-
-def test_a_module_is_copied_as_by_deepcopy():
-    module = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.Linear(2, 3)), Single(3, 4)).eval()
-    module[1].append(module[0])
-    module[1].nothing = None
-    module[1].__dict__["alias"] = module[0]
-    module[0].register_forward_hook(print)
-    module[0].register_buffer("ones", torch.ones(2), persistent=False)
-    module[1].register_module("none", None)
-    copied = copy_of(module)
-    for one, other in zip(copied.modules(), deepcopy(module).modules(), strict=True):
-        assert type(one) is type(other) and [*vars(one)] == [*vars(other)]
-        assert one.training == other.training
-        assert [*one._modules] == [*other._modules]
-        assert [*one._forward_hooks.values()] == [*other._forward_hooks.values()]
-        assert one._non_persistent_buffers_set == other._non_persistent_buffers_set
-    torch.testing.assert_close(copied.state_dict(), module.state_dict(), rtol=0, atol=0)
-    assert copied[0] is copied[1][1] is copied[1].alias is not module[0]
-    assert copied[2] is module[2] and copied[0].ones is not module[0].ones
-    copied[1][0].register_forward_hook(print)
-    copied[1][0].weight.data.zero_()
-    assert not module[1][0]._forward_hooks and module[1][0].weight.any()
 
 
 def outputs(form, clip, by_image=False):

@@ -1,5 +1,5 @@
-"""Copies of modules in a fifth of the time of `copy.deepcopy`, which takes apart each of a module's
-many empty dictionaries.
+"""Copies of kept backbones in a fifth of the time of `copy.deepcopy`, which takes apart a dozen empty
+dictionaries of each module: of modules without state of their own.
 """
 
 from copy import deepcopy
