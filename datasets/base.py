@@ -294,9 +294,9 @@ class FewShotDataset(DatasetBase):
         missing = missing_files(item.impath for item in items)
         if missing:
             # Reading a named pipe would wait
-            fault = "not regular files" if os.path.exists(missing[0]) else "missing"
+            state = "not regular files" if os.path.exists(missing[0]) else "missing"
             fault = (
-                f"{len(missing)} of {len(items)} images of {self.title} are {fault}, the first "
+                f"{len(missing)} of {len(items)} images of {self.title} are {state}, the first "
                 f"{missing[0]}"
             )
             raise DatasetError(fault, self.remedy, missing[0])
