@@ -87,7 +87,7 @@ compare: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/measure.py --against $(BEFORE) --form fast --trainer MPL --classes 5 50 200 --rounds $(ROUNDS)
 	$(BIN)/python benchmarks/measure.py --against $(BEFORE) --form fast --trainer CoOp CLIPLoRA --classes 50 --rounds $(ROUNDS)
 
-# Steps of all methods on a CUDA device that is not there; it needs g++.
+# Steps and runs of all methods on a CUDA device that is not there; it needs g++.
 gpu-rehearsal: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_gpu_rehearsal.py
 

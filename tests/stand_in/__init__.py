@@ -321,6 +321,7 @@ NOTHING = (
 OF_CUDA = dict.fromkeys((*NOTHING, "empty_cache"), lambda *arguments, **options: None) | {
     "is_available": lambda: True,
     "current_device": lambda: 0,
+    "get_device_name": lambda device=0: "stand-in",
     "is_bf16_supported": lambda including_emulation=True: True,
     "get_rng_state": lambda device=0: STATE,
     "get_rng_state_all": lambda: [STATE],
