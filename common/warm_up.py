@@ -53,8 +53,12 @@ class WarmUp(LRScheduler):
         self._last_lr = self.successor.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain values; that of the schedule after it under `successor`."""
-        return {**super().state_dict(), "successor": self.successor.state_dict()}
+        """The state as plain values; that of the schedule after it under `successor`. Settings are
+        not in it, which runs of earlier versions have saved by other names.
+        """
+        own = super().state_dict()
+        state = {key: own[key] for key in own if key not in ("first", "is_linear")}
+        return {**state, "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         own = dict(state_dict)

@@ -111,14 +111,21 @@ def test_resume_without_the_name_of_a_checkpoint_is_an_error(tmp_path):
             resume_from_checkpoint(tmp_path, torch.nn.Linear(3, 2))
 
 
+# The settings of a warm-up in the state of its scheduler, there and in this project's first version
+WARMUPS = {"constant": {"cons_lr": 1e-5}, "linear": {"min_lr": 1e-5}}
+
+
+@pytest.mark.parametrize("kind", WARMUPS)
 @pytest.mark.parametrize("stop", [1, 4])
-def test_published_checkpoint_resumes(tmp_path, stop):
+def test_published_checkpoint_resumes(tmp_path, stop, kind):
     """In its scheduler's state are an object of torch's, and the optimiser to which that refers."""
-    rates = run_epochs(*training(), range(8))
-    old = training()
+    options = {"WARMUP_TYPE": kind, "WARMUP_EPOCH": 2}
+    rates = run_epochs(*training(**options), range(8))
+    old = training(**options)
     run_epochs(*old, range(stop))
     state = state_of(old, stop)
-    state["scheduler"]["successor"] = old[2].successor
+    assert not {"first", "is_linear"} & state["scheduler"].keys()
+    state["scheduler"] |= WARMUPS[kind] | {"successor": old[2].successor}
     torch.save(state, tmp_path / f"model.pth.tar-{stop}")
     (tmp_path / "checkpoint").write_text(f"model.pth.tar-{stop}\n")
 
@@ -129,7 +136,7 @@ def test_published_checkpoint_resumes(tmp_path, stop):
     with pytest.raises(DamagedError, match="CosineAnnealingLR"):
         read_torch_file(tmp_path / f"model.pth.tar-{stop}")  # without the stubs
 
-    new = training()
+    new = training(**options)
     assert resume_from_checkpoint(tmp_path, *new) == stop
     assert new[2].successor.optimizer is new[1]
     assert run_epochs(*new, range(stop, 8)) == rates[stop:]
