@@ -95,6 +95,13 @@ def test_damaged_file_is_refused_in_one_line(damage, tmp_path):
     refused(tmp_path / "vit.pt", "is damaged", read=weights.read_state_dict)
 
 
+def test_a_line_break_in_a_damaged_header_is_not_shown(tmp_path):
+    header = b'{"a": {"dtype": "F\\n32", "shape": [1], "data_offsets": [0, 4]}}'
+    file = tmp_path / "vit.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    refused(file, "is damaged", "unknown variant", read=weights.read_state_dict)
+
+
 def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, monkeypatch):
     file = tmp_path / "vit.pt"
     state = half.state_dict()

@@ -1,5 +1,7 @@
 """What the commands read of their arguments."""
 
+from pathlib import Path
+
 import pytest
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from marks import one_line
@@ -26,6 +28,10 @@ def test_options_may_stand_between_paths(command, name, options):
     assert [str(path) for path in getattr(args, name)] == ["one", "two"]
 
 
+def test_merge_has_the_seed_that_its_help_names():
+    assert merge.parse(["one", "--to", "new"]).seed == 1
+
+
 def test_a_trainer_of_dassl_alone_is_named(monkeypatch):
     """A user's own TrainerX was "no method", with a list of a hundred known ones and the advice to
     give --plugin, which had been given.
@@ -33,7 +39,7 @@ def test_a_trainer_of_dassl_alone_is_named(monkeypatch):
     plain = type("PlainX", (TrainerX,), {})
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "PlainX", plain)
     words = "PlainX is a trainer of Dassl, not a method of this project", "train.py"
-    with one_line(*words):
-        configuration("PlainX")
+    with one_line("runs/1/config.yaml: ", *words):
+        configuration("PlainX", Path("runs/1/config.yaml"))
     with one_line(*words):
         Variant("mine", "PlainX")

@@ -16,6 +16,7 @@ from tiny_models import saved, write_tokeniser
 
 import clip
 from clip import fetch
+from clip.hub import from_hub
 from common.files import checksum
 from inference import export, hub
 from inference.classifier import PromptedClassifier
@@ -198,3 +199,11 @@ def test_what_the_hub_lacks_is_one_line(client, command):
     shutil.rmtree(client.folder / WORDS)
     error = command(fetch, "backbone", MODEL).error
     assert f"the tokeniser {WORDS}" in error and "put its files into" in error
+
+
+def test_a_missing_library_is_named_with_its_requirements(tmp_path):
+    def without_transformers(only_here):
+        raise ImportError("No module named 'transformers'")
+
+    with one_line("its text needs the library transformers: pip install -r requirements-hf.txt"):
+        from_hub(without_transformers, "its text", None, tmp_path)

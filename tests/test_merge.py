@@ -299,7 +299,7 @@ def test_what_cannot_be_merged_is_one_line(
     refused("'half' is not a number", "wise-ft:half", lora)
     refused("expected 0 to 4294967295", "dare", lora, other, "--seed", 2**70)
     refused("--images has no use here", "mean", lora, other, "--images", tmp_path)
-    refused("is for the entries of weights", "ties", lora, other)
+    refused("--how ties is for the entries of weights", "ties:0.2", lora, other)
     refused("CoOp does not start from CLIP's weights", "wise-ft:0.5", coop)
     refused("is an adapter of PEFT, which names no classes", "mean", adapter, lora)
     refused("TwoStage has a classifier", "wise-ft:0.5", two_stage)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 from archives import zipped
@@ -67,15 +68,20 @@ def test_invalid_archive_is_refused_and_a_valid_one_taken_afterwards(
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
-def test_a_given_archive_that_is_no_file_is_named_and_not_downloaded(
-    prepare_fails, publish, tmp_path
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (os.mkfifo, "given/EuroSAT.zip is not a regular file"),
+        (Path.touch, "given/EuroSAT.zip is not the published file (it has 0 bytes, "),
+    ],
+)
+def test_a_given_archive_that_is_another_file_is_named_and_not_downloaded(
+    write, words, prepare_fails, publish, tmp_path
 ):
     publish("eurosat")
     (tmp_path / "given").mkdir()
-    os.mkfifo(tmp_path / "given/EuroSAT.zip")
-    prepare_fails(
-        ["eurosat", "--from", tmp_path / "given"], "given/EuroSAT.zip is not a regular file"
-    )
+    write(tmp_path / "given/EuroSAT.zip")
+    prepare_fails(["eurosat", "--from", tmp_path / "given"], words)
     assert not (tmp_path / "data").exists() or all_below(tmp_path / "data") <= {
         "eurosat",
         f"eurosat/{SPLIT}",
