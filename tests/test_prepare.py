@@ -25,7 +25,7 @@ def test_each_dataset_is_prepared_from_its_archives(name, prepare, publish, caps
     made = publish(name)
     status, printed, errors = prepare(name)
     assert (status, errors) == (0, []), errors
-    assert f"{name}: ready: " in printed
+    assert f"{name}: ready: " in printed and " 0 images" not in printed
 
     folder = tmp_path / "data" / made.name
     places = PACKED[name][1] if name in PACKED else ("images/train", "images/val")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from itertools import product
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from common.start import ROOT
 from configs.methods import methods as facts
 from studies.first_page import headlines, overview
 from studies.render import Cell, build_tables, markdown
+from studies.report import versions
 from studies.rules import VALIDATION, SearchRule
 from studies.spec import Study
 from studies.study_file import load
@@ -192,6 +194,12 @@ def test_runs_of_several_versions_are_named(tmp_path):
             "of 2 versions, which averages mix: 1.0.0 of commit aaaaaaaaa, torch 2.7.0 (2" in line
         )
         assert words in line
+
+
+def test_the_device_is_above_the_versions_which_are_counted_where_they_differ():
+    runs = [SimpleNamespace(device="A40", versions={"torch": torch}) for torch in ("2.7", "1.0")]
+    rows = [[cell.text for cell in row] for row in versions(runs).rows]
+    assert rows == [["device", "A40"], ["torch", "2.7 (n=1); 1.0 (n=1)"]]
 
 
 def test_times_are_averaged_per_device(tmp_path):

@@ -104,7 +104,8 @@ def test_quiet_prints_the_result_only(watched, launch, eurosat, tiny, tmp_path):
     )[1]
     assert model == f"Model: {tmp_path}/one; next: python tools/predict.py {tmp_path}/one IMAGES"
     assert len(more) == (float(accuracy) < 100 / 6)  # a hint below chance
-    assert len(published_result((tmp_path / "one/log.txt").read_text(), "Finish training")) == 1
+    log = (tmp_path / "one/log.txt").read_text()
+    assert model in log and len(published_result(log, "Finish training")) == 1
     ended = launch(
         *arguments(eurosat, tmp_path / "none.pt", tmp_path / "three", options=["--quiet"])
     )
