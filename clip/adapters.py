@@ -35,8 +35,8 @@ class BlockAdapter(nn.Module):
 
     defined: frozenset[str]  # the methods below that a subclass defines
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)  # such as nn.Linear's, for an adapter that is one
         names = ("attention_input", "attention_output", "mlp", "parallel")
         self.defined = frozenset(
             name for name in names if getattr(type(self), name) is not getattr(BlockAdapter, name)

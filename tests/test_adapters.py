@@ -51,6 +51,16 @@ class Everything(BlockAdapter):
     parallel = partialmethod(change, "beside")
 
 
+class Linear(BlockAdapter, nn.Linear):
+    mlp = nn.Linear.forward
+
+
+def test_an_adapter_may_be_a_module_of_torch_too():
+    adapter = Linear(4, 3, bias=False)
+    assert adapter.defined == {"mlp"}
+    assert adapter.weight.shape == (3, 4) and adapter.bias is None
+
+
 @pytest.fixture
 def adapted():
     """`adapted(p, layers)` -> a CLIP, its copy with adapters in these layers of both towers, and
