@@ -34,8 +34,13 @@ class Declares:
         super().__init_subclass__()
         known = {base for base in cls.__bases__ if issubclass(base, Declares)}
         inherited = {part for base in known for part in base.__mro__}
-        own = [vars(part) for part in cls.__mro__ if part not in inherited]
-        defined = set[str]().union(*own)
+        defined = set[str]()
+        hidden = set[str]()  # by a base that comes first
+        for part in cls.__mro__:
+            if part in inherited:
+                hidden |= vars(part).keys()
+            else:
+                defined |= vars(part).keys() - hidden
         for fact, hooks in cls.declares.items():
             if fact not in defined and not defined.isdisjoint(hooks):
                 setattr(cls, fact, True)
