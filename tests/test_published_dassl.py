@@ -4,13 +4,14 @@ it.
 
 import ast
 import inspect
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from dassl.config import get_cfg_default
-from dassl.engine import TrainerX
+from dassl.engine import SimpleTrainer, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from marks import one_line
 from yacs.config import CfgNode
@@ -188,6 +189,15 @@ def test_warm_up_has_the_rates_of_dassl(kind, recount, after, tmp_path):
     resumed.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     assert rates(resumed, scheduler, 4) == expected[5:]
+
+
+def test_optimiser_and_schedule_are_those_for_the_dassl_that_is_imported(monkeypatch):
+    assert compat.optimizer_of is build_optimizer
+    assert compat.build_schedule is build_lr_scheduler
+    monkeypatch.delattr(SimpleTrainer, "test_outputs")  # the published one has none
+    again = runpy.run_path(compat.__file__)
+    assert again["optimizer_of"] is again["published_optimizer"]
+    assert again["build_schedule"] is again["published_schedule"]
 
 
 def test_without_a_warm_up_the_state_is_that_of_dassl():
