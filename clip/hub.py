@@ -179,11 +179,11 @@ def text_model(text_cfg: dict, folder: Path, repo: str | None) -> dict:
             return text_tower(here / "config.json")
         return text_tower(Path(hf_hub_download(source, "config.json", local_files_only=only_here)))
 
-    content = f"config.json of the text tower {name}"
-    return text_cfg | {"hf_model_name": from_hub(read, content, here, folder)}
+    part = f"config.json of the text tower {name}"
+    return text_cfg | {"hf_model_name": from_hub(read, part, here, folder)}
 
 
-def from_hub(make: Callable, content: str, here: Path | None, folder: Path) -> Any:
+def from_hub(make: Callable, part: str, here: Path | None, folder: Path) -> Any:
     """What `make(only_here)` returns: of files in `here` or, without it, of the hub and its
     cache.
     """
@@ -197,7 +197,7 @@ def from_hub(make: Callable, content: str, here: Path | None, folder: Path) -> A
     except ClipError:
         raise
     except ImportError as error:
-        raise ClipError(f"{content} needs the library transformers", PACKAGE) from error
+        raise ClipError(f"{part} needs the library transformers", PACKAGE) from error
     except BaseException as error:  # of any library that reads these files; Rust's panic
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -205,7 +205,7 @@ def from_hub(make: Callable, content: str, here: Path | None, folder: Path) -> A
         if not here:
             remedy = f"run `python tools/prepare.py backbone` with a connection, or {remedy}"
         state = f"in {here} cannot be read" if here else "is not on this machine"
-        raise ClipError(f"{content} {state} ({one_line(error)})", remedy) from error
+        raise ClipError(f"{part} {state} ({one_line(error)})", remedy) from error
 
 
 def bytes_of(repo: str) -> int:

@@ -31,7 +31,7 @@ class DiskCache:
 
     folder: Path  # may be missing
     kind: str  # begins the names of the files
-    content: str  # the arrays, in messages
+    title: str  # of the arrays, in messages
     # Of the size of all these files, in bytes: those that were not used for longest are deleted
     # first
     limit: float
@@ -61,7 +61,7 @@ class DiskCache:
         digest = self.digest(key, form)
         digest.update(memoryview(content)[:nbytes])
         if len(content) != nbytes + DIGEST or content[nbytes:] != digest.digest():
-            print(f"{file} is damaged or of another form: the {self.content} are computed again")
+            print(f"{file} is damaged or of another form: the {self.title} are computed again")
             return None
         return content
 
@@ -76,7 +76,7 @@ class DiskCache:
             remedy = (
                 f"raise {self.setting}" if self.setting else f"the limit is {self.limit / 1e9:g} GB"
             )
-            print(f"{nbytes / 1e9:.2f} GB of {self.content} are not kept: {remedy}")
+            print(f"{nbytes / 1e9:.2f} GB of {self.title} are not kept: {remedy}")
             return False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class DiskCache:
         except UsageError:
             raise
         except (OSError, ValueError) as error:
-            print(f"The {self.content} are not kept for other runs ({error})")
+            print(f"The {self.title} are not kept for other runs ({error})")
             return False
         place = self.folder, self.kind
         left = room_left.get(place, 0.0) - nbytes
