@@ -153,9 +153,9 @@ def takes_apart(transformer: Transformer) -> bool:
 
 @cache  # Python's own filter forgets a warning whenever other code changes the filters
 def warn_of_plain_form() -> None:
-    fault = "blocks that are not open_clip's ResidualAttentionBlock, or that have forward hooks,"
+    blocks = "blocks that are not open_clip's ResidualAttentionBlock, or that have forward hooks,"
     warnings.warn(
-        f"a tower has {fault} and runs in its plain form, which takes longer", stacklevel=1
+        f"a tower has {blocks} and runs in its plain form, which takes longer", stacklevel=1
     )
 
 

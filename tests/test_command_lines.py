@@ -6,7 +6,7 @@ import pytest
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from marks import one_line
 
-from inference import embed
+from inference import embed, predict
 from inference.description import configuration
 from inference.serving import command as serving
 from runs import calibrate, merge
@@ -30,6 +30,14 @@ def test_options_may_stand_between_paths(command, name, options):
 
 def test_merge_has_the_seed_that_its_help_names():
     assert merge.parse(["one", "--to", "new"]).seed == 1
+
+
+@pytest.mark.parametrize("command", [predict, embed])
+def test_an_image_that_is_missing_is_no_run(command):
+    """The remedy was the output folder of a run."""
+    to = ["--to", "new"] if command is embed else ["--classes", "robin"]
+    with one_line("no model or image at photo.jpg: check the path"):
+        command.main(["photo.jpg", "--backbone", "small", *to])
 
 
 def test_a_trainer_of_dassl_alone_is_named(monkeypatch):
