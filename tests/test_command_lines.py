@@ -35,7 +35,7 @@ def test_merge_has_the_seed_that_its_help_names():
 @pytest.mark.parametrize("command", [predict, embed])
 def test_an_image_that_is_missing_is_no_run(command):
     """The remedy was the output folder of a run."""
-    to = ["--to", "new"] if command is embed else ["--classes", "robin"]
+    to = ["--to", "new"] if command is embed else ["--classes", "robin", "wren"]
     with one_line("no model or image at photo.jpg: check the path"):
         command.main(["photo.jpg", "--backbone", "small", *to])
 
