@@ -215,8 +215,11 @@ def test_the_server_describes_itself(port, classifier):
     assert about["class_names"] == classifier.class_names
     assert about["method"] == "CoOp" and about["unknown"]
     _, text = ask(port, path="/openapi.json")
-    kinds = text["paths"]["/predict"]["post"]["requestBody"]["content"]
+    predict = text["paths"]["/predict"]["post"]
+    kinds = predict["requestBody"]["content"]
     assert {*kinds} == {JSON, "multipart/form-data"}
+    assert kinds["multipart/form-data"]["schema"]["properties"]["sets"]["type"] == "number"
+    assert {str(status) for *_, status, _ in BAD} < {*predict["responses"]}
 
 
 BAD_JSON = [
@@ -252,6 +255,13 @@ def test_wrong_requests_get_one_line(body, kind, headers, status, words, port):
     assert found == status and answer.keys() == {"error"}
     error = answer["error"]
     assert words in error and "\n" not in error and "/tmp" not in error
+
+
+def test_another_method_is_told_which_one_there_is(port):
+    with closing(HTTPConnection("127.0.0.1", port, 300)) as connection:
+        connection.request("PUT", "/predict", b"x")
+        response = connection.getresponse()
+        assert (response.status, response.headers["Allow"]) == (405, "POST")
 
 
 def test_a_body_of_many_values_stops_nobody(port):

@@ -2,6 +2,7 @@
 
 import asyncio
 from base64 import b64decode
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,8 +27,8 @@ MARKS = 2 * MOST + 10  # commas and brackets of the most images, each with its "
 LONG = 1 << 20  # bytes of a body from which on one is parsed at a time: it takes memory of its own
 
 
-def fault(status: int, text: object) -> JSONResponse:
-    return JSONResponse(as_error(text), status)
+def fault(status: int, text: object, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(as_error(text), status, headers)
 
 
 def as_error(text: object) -> Fault:
@@ -39,7 +40,7 @@ def as_error(text: object) -> Fault:
 def answer_of(request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that cannot be served."""
     if isinstance(error, HTTPException):
-        return fault(error.status_code, error.detail)
+        return fault(error.status_code, error.detail, error.headers)
     if isinstance(error, UsageError):
         return fault(422, error)
     if isinstance(error, ClientDisconnect):
@@ -168,10 +169,13 @@ def descriptions() -> dict[str, Any]:
         "maxItems": MOST,
         "description": "the image file; or several, which a list in the same order answers",
     }
-    form = schema | {"properties": schema["properties"] | {"image": files}}
+    properties = schema["properties"]
+    number, _null = properties["sets"]["anyOf"]  # a form has no null
+    share = number | {"description": properties["sets"]["description"]}
+    form = schema | {"properties": properties | {"image": files, "sets": share}}
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
     why = {"description": 'Why there is no answer, in one line: {"error": "..."}'}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
-        "responses": dict.fromkeys((408, 411, 413, 415, 422, 429, 503), why),
+        "responses": dict.fromkeys((400, 408, 411, 413, 415, 422, 429, 503), why),
     }
