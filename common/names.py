@@ -16,6 +16,7 @@ LONGEST = 1000  # characters of a class name or a template: a text of 77 tokens 
 # Letters that a terminal obeys, that end a line or that turn the direction of writing, and bytes
 # that are not UTF-8.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+FORMULA = re.compile("^'*[=+@-]")  # also one with the ' that a CSV file has in front of it
 
 
 def printable(text: object) -> str:
@@ -71,16 +72,14 @@ def as_people_see(name: str) -> str:
 
 def csv_cell(value: object) -> object:
     """A value of a CSV file: a text is printable, and has ' in front where a spreadsheet would run
-    it as a formula.
+    it as a formula, or where it could not be told from such a text.
     """
-    if not isinstance(value, str):
-        return value
-    return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
+    return FORMULA.sub(r"'\g<0>", printable(value)) if isinstance(value, str) else value
 
 
 def of_csv_cell(text: str) -> str:
     """A text of a CSV file, without the ' that `csv_cell` has put in front."""
-    return re.sub("^'(?=[=+@-])", "", text)
+    return text[1:] if text[:1] == "'" and FORMULA.match(text) else text
 
 
 def check_names(names: Sequence[str]) -> list[str]:

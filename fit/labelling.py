@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError, check_name
 from common.files import new_folder
 from common.lock import locked
-from common.names import as_class_name, csv_cell, printable
+from common.names import as_class_name, printable
 from common.start import Parser, any_seed, at_least, path, required_packages
 from inference.arguments import add_image_options, add_model_options, check_exists, load_options
 from inference.bank import is_bank
@@ -159,16 +159,8 @@ def label_on_page(
 
 
 def shown_names(names: Sequence[str]) -> list[str]:
-    """The names of classes on the page, each once, as a fit reads them.
-
-    Raises:
-        UsageError: one would be a formula in a spreadsheet.
-    """
-    shown = list(dict.fromkeys(map(as_class_name, names)))
-    for name in shown:
-        if csv_cell(name) != name:
-            raise UsageError(f"the class name {name!r} would be a formula in a CSV", "rename it")
-    return shown
+    """The names of classes on the page, each once, as a fit reads them."""
+    return list(dict.fromkeys(map(as_class_name, names)))
 
 
 class Work:

@@ -21,6 +21,7 @@ from common.names import (
     check_known_names,
     check_names,
     csv_cell,
+    of_csv_cell,
     padded,
     printable,
     width,
@@ -53,6 +54,8 @@ def test_columns_of_a_table_count_wide_letters_twice_and_accents_not():
 def test_cell_of_a_csv_file_is_no_formula():
     cells = ["=1+1", "+1", "-1", "@a", "a\x1b", "a=1", -1.5, None]
     assert list(map(csv_cell, cells)) == ["'=1+1", "'+1", "'-1", "'@a", r"a\x1b", "a=1", -1.5, None]
+    for text in ("=1", "'=1", "''-1", "'a", "'"):
+        assert of_csv_cell(csv_cell(text)) == text
 
 
 WRONG_NAMES = {
