@@ -139,13 +139,12 @@ def main(argv: list[str] | None = None) -> None:
     same = earlier.get("request") == asked
     record = earlier if same else {"form": FORM, "finished": False, "request": asked}
     if record.get("finished") is True:
-        if record.get("model") == checksums(request.to):
-            print(
-                f"Already done for these images: see {request.to}/report.html "
-                f"(delete {request.to} to fit again)"
-            )
+        page = request.to / "report.html"
+        if record.get("model") == checksums(request.to) and page.is_file():
+            print(f"Already done for these images: see {page} (delete {request.to} to fit again)")
             return
-        print(f"The model in {request.to} is gone or was changed: it is fitted again")
+        files = f"The model or {page.name} in {request.to}"
+        print(f"{files} is gone or was changed: it is fitted again")
     with required_packages():
         from .story import fit  # imports torch, which takes seconds
     for line in fit(request, photos, record, pool).summary():

@@ -130,7 +130,9 @@ def test_a_model_that_is_gone_or_changed_is_fitted_again(fitting, photos, tmp_pa
     config = tmp_path / "model/config.json"
     fitting.works(photos, *QUICK)
     before = tensors.read_bytes(), without_date(of_json(config)["training"])
-    for damage in (tensors.unlink, lambda: config.write_text(config.read_text() + " ")):
+    page = tmp_path / "model/report.html"
+    damages = tensors.unlink, page.unlink, lambda: config.write_text(config.read_text() + " ")
+    for damage in damages:
         damage()
         assert "is gone or was changed" in fitting(photos, *QUICK).printed
         assert (tensors.read_bytes(), without_date(of_json(config)["training"])) == before
