@@ -329,18 +329,18 @@ def read_dataset(run: Path, classes: str = "") -> Any:
     """The dataset of a run, whose images stay as they are; `classes` replaces its
     DATASET.SUBSAMPLE_CLASSES.
 
-    Raises UsageError if reading it would draw its images or split them: the run may be of another
-    person.
+    Raises UsageError if that would draw or split its images: the run may be another person's.
     """
     cfg = run_configuration(run)
     cfg.DATASET.SUBSAMPLE_CLASSES = classes or cfg.DATASET.SUBSAMPLE_CLASSES
     check_dataset_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     seed = cfg.DATASET.get("SPLIT_SEED", -1)
-    folder = Path(cfg.DATASET.ROOT).expanduser() / dataset.dataset_dir
-    split = folder / (f"split_seed{seed}.json" if seed >= 0 else dataset.split_file)
-    if (dataset.is_synthetic or seed >= 0) and not split.is_file():
-        remedy = "restore the images of the run, or export it and give labelled images by --images"
+    root = Path(cfg.DATASET.ROOT).expanduser()
+    split = root / dataset.dataset_dir
+    split /= f"split_seed{seed}.json" if seed >= 0 else dataset.split_file
+    if (dataset.is_synthetic or seed >= 0 or not root.is_dir()) and not split.is_file():
+        remedy = "start where the run was started, restore its images, or export it for --images"
         raise UsageError(f"there is no file {split}", remedy, run)
     with redirect_stdout(io.StringIO()):  # of lines about a dataset that is made
         return dataset(cfg)

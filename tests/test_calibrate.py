@@ -114,6 +114,15 @@ def test_nothing_is_written_to_the_images_of_a_run(name, seed, file, finished, c
     assert list((tmp_path / "data").rglob("*")) == [tmp_path / "data/one"]
 
 
+def test_a_run_whose_images_are_elsewhere_says_where_to_start(finished, command, tmp_path):
+    folder = shutil.copytree(finished("CoOp", "base"), tmp_path / "run")
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["DATASET"]["ROOT"] = "elsewhere"
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    error = command(calibrate, folder).error
+    assert "there is no file elsewhere/" in error and "start where the run was started" in error
+
+
 @pytest.mark.parametrize(("method", "split"), [("CoOp", "val"), ("TDA", "test")])
 def test_a_report_is_of_what_a_prediction_says_of_test_images(
     method, split, finished, command, tmp_path
