@@ -3,6 +3,7 @@ given.
 """
 
 import argparse
+import io
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,9 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
     file = args.classes_file
     names = args.classes
     if file is not None:
-        names = [line for line in read_text(file).splitlines() if line.strip()]
+        # Not `splitlines`: a name may have any other letter that ends a line, such as U+2028
+        lines = io.StringIO(read_text(file), newline=None)
+        names = [line for line in lines if line.strip()]
         if not names:
             raise UsageError(f"{file} has no class names", "give one on each line", file)
     if len(names) == 1:

@@ -22,6 +22,7 @@ from PIL import Image
 from common.start import ROOT
 from fit.images import find
 from inference import batches, export, predict, shards, tables
+from inference.arguments import given_class_names
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import load
@@ -347,3 +348,10 @@ def test_image_names_and_class_names_are_only_shown(finished, command, photos, t
     header, row = csv.reader(printed.splitlines())
     assert header == ["path", "model", "answer", "probability", "answer_2", "probability_2"]
     assert row[0] == shown and {row[2], row[4]} == {"'=1+1", "'@a"}
+
+
+def test_a_file_of_class_names_has_one_on_each_line(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_bytes("red\u2028fox\r\n\nblue tit\rcrow\x0cbird\n".encode())
+    given = SimpleNamespace(classes_file=file, classes=[])
+    assert given_class_names(given) == ["red fox", "blue tit", "crow bird"]
