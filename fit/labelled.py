@@ -30,10 +30,15 @@ def check_list(X: Any) -> None:
 
 
 def check_labels(y: ArrayLike) -> None:
-    """Raise ValueError for a missing label. Beside texts, `np.asarray` would make NaN one."""
-    missing = np.flatnonzero(pd.isna(np.asarray(y, dtype=object)))
+    """Raise ValueError for a missing label, and for numbers beside texts. Beside texts,
+    `np.asarray` would make NaN or a number one.
+    """
+    labels = np.asarray(y, dtype=object).ravel()
+    missing = np.flatnonzero(pd.isna(labels))
     if len(missing):
         raise ValueError(f"image {missing[0]} of X has no label in y: leave it out")
+    if len({isinstance(label, str) for label in labels}) > 1:
+        raise ValueError("y has texts and numbers: give one kind of label")
 
 
 def labels_of(y: ArrayLike) -> list[Any]:

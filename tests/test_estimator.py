@@ -190,6 +190,7 @@ def test_an_earlier_image_that_is_gone_is_named(tiny, images, monkeypatch, tmp_p
         (["a.png", "b.png"], ["a", np.nan], "image 1 of X has no label in y: leave it out"),
         (["a.png", "b.png"], [None, "a"], "image 0 of X has no label in y: leave it out"),
         (["a.png"] * 3, ["a", None, None], "image 1 of X has no label in y: leave it out"),
+        (["a.png", "b.png"], ["a", 1], "y has texts and numbers: give one kind of label"),
         (["a.png", "b.png"], [["a", "b"], ["a", "b"]], "1d array"),
         ([{"url": "a.png"}] * 2, ["a", "b"], "NoneType is not an image"),
         (["a.png", "b.png"], None, "X is list, and there is no y: give the label of each image"),
