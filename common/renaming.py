@@ -24,8 +24,9 @@ def of_user(source: bytes) -> bytes:
 
 def with_commands(text: str) -> str:
     """A text about the commands of the clone, `python tools/fit.py`, with those of an installation,
-    `mpl fit`.
+    `mpl fit`. An installation has no docs/.
     """
+    text = re.sub(r"(?<![\w/])docs/(\w+)\.md\b", r"the page \1 of the documentation", text)
     text = re.sub(r"(?:python )?\btools/(\w+)\.py\b", r"mpl \1", text)
     return re.sub(r"\bpython train\.py\b", "mpl train", text)
 

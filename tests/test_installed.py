@@ -269,3 +269,5 @@ def test_only_imports_of_the_names_change(before, after):
 def test_texts_name_the_commands_of_an_installation():
     text = "run `python tools/fit.py`, or tools/my_own.py, or `python train.py --x`; train.py"
     assert with_commands(text) == "run `mpl fit`, or mpl my_own, or `mpl train --x`; train.py"
+    text = "(docs/own_classes.md); ../docs/methods.md"
+    assert with_commands(text) == "(the page own_classes of the documentation); ../docs/methods.md"
