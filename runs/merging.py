@@ -70,9 +70,11 @@ def weighted(states: Iterable[tuple[float, State]], start: State | None = None) 
 
 
 def added(total: Tensor, part: Tensor, key: str) -> Tensor:
-    """Their sum in place; whole numbers must be equal."""
+    """Their sum in place; whole numbers must be equal, but for the steps of a BatchNorm."""
     if total.is_floating_point():
         return total.add_(part)
+    if key.endswith("num_batches_tracked"):
+        return torch.maximum(total, part)
     if not torch.equal(total, part):
         raise UsageError(f"the models differ in {key}", "merge models of the same settings")
     return total

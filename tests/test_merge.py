@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from clip import load_backbone
 from clip.random_weights import random_tensor
+from common.errors import UsageError
 from inference import models, peft_export
 from inference.options import LoadOptions
 from inference.seen import SeenImages
@@ -197,6 +198,16 @@ def test_the_scale_of_the_logits_is_averaged(how, runs, merged, learned):
     scales = [learned(path)["log_scale"] for path in paths]
     found = learned(merged(how, *paths)[0])["log_scale"]
     assert found.item() == pytest.approx(torch.stack(scales).mean().item(), abs=1e-6)
+
+
+def test_the_steps_of_a_batch_norm_may_differ():
+    states = [{"norm.num_batches_tracked": torch.tensor(steps)} for steps in (3, 5, 4)]
+    merged = merging.weighted([(1 / 3, state) for state in states])
+    assert merged["norm.num_batches_tracked"] == 5
+    states[1]["other"] = states[0]["other"] = torch.tensor(1)
+    states[2]["other"] = torch.tensor(2)
+    with pytest.raises(UsageError, match="the models differ in other"):
+        merging.weighted([(1 / 3, state) for state in states])
 
 
 def test_ties_keeps_the_largest_entries_and_dare_drops_by_seed():
