@@ -108,7 +108,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(f"{fault} for answers in a folder", "end --to with /")
     for file in args.paths:
         if file.suffix.removeprefix(".") in FORMS and not file.is_dir():
-            raise UsageError(f"{file} is not an image", f"to write the answers there: --to {file}")
+            of_list = "answers for the images of a list are written by --to FOLDER/"
+            remedy = of_list if file.exists() else f"to write the answers there: --to {file}"
+            raise UsageError(f"{file} is not an image", remedy)
     form = form_of(args.to, args.format)
     options = options_of(args)
     stdout = sys.stdout

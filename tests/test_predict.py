@@ -255,6 +255,7 @@ PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
 WRONG = {  # the end of the line that each gives has these words
     "predict {photos}": "{photos} is not a model: give a run's output folder",
     "predict {run} {photos} --csv out.csv": "to write the answers there: --to out.csv",
+    "predict {run} {run}/results.json": "for the images of a list are written by --to FOLDER/",
     "predict {run} {photos} --to {out}.txt": "does not end in .csv, .json, .jsonl, .parquet",
     "predict {run} {photos} --to {photos}": "name a file, or write it as {photos}/",
     "predict {run} {photos} --to {out}/a.csv": "is in a folder that does not exist",
