@@ -72,7 +72,7 @@ def as_people_see(name: str) -> str:
 
 def csv_cell(value: object) -> object:
     """A value of a CSV file: a text is printable, and has ' in front where a spreadsheet would run
-    it as a formula, or where it could not be told from such a text.
+    it as a formula, or where it looks like a text that already has one.
     """
     return FORMULA.sub(r"'\g<0>", printable(value)) if isinstance(value, str) else value
 

@@ -2,6 +2,7 @@
 memory.
 """
 
+import io
 import json
 import os
 import stat
@@ -52,6 +53,14 @@ def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "str
         return read_bytes(path, most).decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text", "fix or replace it", path) from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that are not empty, without the space around them.
+
+    They end where an editor ends them: `str.splitlines` also cuts a name at letters such as U+2028.
+    """
+    return [line for line in map(str.strip, io.StringIO(text, newline=None)) if line]
 
 
 def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> Any:

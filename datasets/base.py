@@ -15,7 +15,7 @@ from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError, one_line
 from common.names import CONTROL, as_people_see, check_known_names, check_template
-from common.text import read_json, read_text
+from common.text import lines_of, read_json, read_text
 
 from . import sentences, shots, splits
 from .files import File
@@ -174,7 +174,7 @@ class FewShotDataset(DatasetBase):
             text = read_text(path)
         except UsageError as error:
             raise DatasetError(error.fault, self.how_to_replace, path) from error
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return lines_of(text)
 
     def read_item(self, path: str, label: int, classname: str) -> Datum:
         """A row of a split file, its path relative to `image_dir`, as a Datum.

@@ -3,7 +3,6 @@ given.
 """
 
 import argparse
-import io
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UsageError
 from common.names import check_names
 from common.start import at_least, of_project, path, required_packages, share
-from common.text import read_text
+from common.text import lines_of, read_text
 
 if TYPE_CHECKING:
     from .options import LoadOptions
@@ -114,9 +113,7 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
     file = args.classes_file
     names = args.classes
     if file is not None:
-        # Not `splitlines`: a name may have any other letter that ends a line, such as U+2028
-        lines = io.StringIO(read_text(file), newline=None)
-        names = [line for line in lines if line.strip()]
+        names = lines_of(read_text(file))
         if not names:
             raise UsageError(f"{file} has no class names", "give one on each line", file)
     if len(names) == 1:

@@ -70,7 +70,7 @@ def weighted(states: Iterable[tuple[float, State]], start: State | None = None) 
 
 
 def added(total: Tensor, part: Tensor, key: str) -> Tensor:
-    """Their sum in place; whole numbers must be equal, but for the steps of a BatchNorm."""
+    """Their sum in place; whole numbers must be equal, except the steps of a BatchNorm."""
     if total.is_floating_point():
         return total.add_(part)
     if key.endswith("num_batches_tracked"):

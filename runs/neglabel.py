@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from common.text import read_text
+from common.text import lines_of, read_text
 from datasets.small_world import vocabulary
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.teacher import encode_texts
@@ -40,12 +40,8 @@ def read_words(files: Sequence[str]) -> tuple[list[str], list[str]]:
     if len(files) > 2:
         remedy = "give one with nouns, and one with adjectives or none"
         raise UsageError(f"TEST.OOD_WORDS has {len(files)} files", remedy)
-    lists = [
-        [line.strip() for line in read_text(Path(file).expanduser()).splitlines()] for file in files
-    ]
-    nouns, adjectives = (
-        [*dict.fromkeys(filter(None, words))] for words in (lists[0], (lists[1:] or [[]])[0])
-    )
+    lists = [[*dict.fromkeys(lines_of(read_text(Path(file).expanduser())))] for file in files]
+    nouns, adjectives = lists if len(lists) == 2 else (lists[0], [])
     return nouns, [word for word in adjectives if word not in set(nouns)]
 
 

@@ -257,7 +257,7 @@ def test_wrong_requests_get_one_line(body, kind, headers, status, words, port):
     assert words in error and "\n" not in error and "/tmp" not in error
 
 
-def test_another_method_is_told_which_one_there_is(port):
+def test_a_wrong_method_gets_the_allowed_one(port):
     with closing(HTTPConnection("127.0.0.1", port, 300)) as connection:
         connection.request("PUT", "/predict", b"x")
         response = connection.getresponse()

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from common.errors import UsageError
 from common.names import check_names
+from common.text import lines_of
 
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
 from ..models import Model
@@ -300,7 +301,7 @@ def names_in(text: str) -> list[str]:
     if len(text) > MOST_TEXT:
         fault = f"the class names have {len(text):,} characters"
         raise UsageError(fault, f"give at most {MOST_TEXT:,}")
-    names = [line for line in text.splitlines() if line.strip()]
+    names = lines_of(text)
     if not 0 < len(names) <= MOST_NAMES:
         fault = f"there are {len(names) or 'no'} class names"
         raise UsageError(fault, f"give 1 to {MOST_NAMES:,}")
