@@ -86,7 +86,7 @@ def check_name(
     otherwise: str = "",
 ) -> None:
     """Check that `name` is one of the known ones. Raises UsageError if it is not. The message names
-    the closest one, or all of them, and ends with `otherwise`."""
+    the closest one, or all of them, and `otherwise` after it."""
     names = [str(candidate) for candidate in known]
     if str(name) not in names:
         near = closest(name, names)
@@ -95,9 +95,8 @@ def check_name(
             if near
             else f"known are {', '.join(sorted(names, key=str.lower)) or 'none'}"
         )
-        raise UsageError(
-            f"there is no {kind} {name!r}", f"{remedy}; {otherwise}" if otherwise else remedy, where
-        )
+        remedy += f" ({otherwise})" if otherwise else ""
+        raise UsageError(f"there is no {kind} {name!r}", remedy, where)
 
 
 def check_dataset_name(name: str, known: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from marks import one_line
 
 from common import version
-from common.errors import UsageError
+from common.errors import UsageError, check_name
 from common.files import PARTIAL, replacing, scratch, write_bytes, write_text
 from common.names import (
     LONGEST,
@@ -49,6 +49,11 @@ def test_control_characters_are_printed_as_escapes():
 def test_columns_of_a_table_count_wide_letters_twice_and_accents_not():
     assert [width(text) for text in ("fox", "狐", "キツネ", "e\u0301")] == [3, 2, 6, 1]
     assert padded("狐", 4) == "狐  "
+
+
+def test_what_else_a_name_may_be_stands_behind_the_question():
+    with one_line("did you mean MPL? (a method in a file needs --plugin)"):
+        check_name("MPPL", ["MPL", "CoOp"], "trainer", otherwise="a method in a file needs --plugin")
 
 
 def test_cell_of_a_csv_file_is_no_formula():
