@@ -53,7 +53,9 @@ def test_columns_of_a_table_count_wide_letters_twice_and_accents_not():
 
 def test_what_else_a_name_may_be_stands_behind_the_question():
     with one_line("did you mean MPL? (a method in a file needs --plugin)"):
-        check_name("MPPL", ["MPL", "CoOp"], "trainer", otherwise="a method in a file needs --plugin")
+        check_name(
+            "MPPL", ["MPL", "CoOp"], "trainer", otherwise="a method in a file needs --plugin"
+        )
 
 
 def test_cell_of_a_csv_file_is_no_formula():
