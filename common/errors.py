@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from os import PathLike
 
+from .removed import instead_of
+
 LEAST_LIKENESS = 0.6  # of a suggested name, from 0 to 1
 
 
@@ -73,7 +75,11 @@ def closest(name: object, known: Iterable[object]) -> str:
 
 
 def suggestion(name: object, known: Iterable[object]) -> str:
-    """`; did you mean X?` with the closest known name, or an empty string."""
+    """`; did you mean X?` with the closest known name, `; X was removed: ...`, or an empty
+    string.
+    """
+    if gone := instead_of(name):
+        return f"; {gone}"
     near = closest(name, known)
     return f"; did you mean {near}?" if near else ""
 
@@ -85,16 +91,13 @@ def check_name(
     where: str | PathLike | None = None,
     otherwise: str = "",
 ) -> None:
-    """Check that `name` is one of the known ones. Raises UsageError if it is not. The message names
-    the closest one, or all of them, and `otherwise` after it."""
+    """Check that `name` is one of the known ones. Raises UsageError if it is not. The message says
+    that it was removed, or names the closest one or all of them, and `otherwise` after it."""
     names = [str(candidate) for candidate in known]
     if str(name) not in names:
+        known_names = f"known are {', '.join(sorted(names, key=str.lower)) or 'none'}"
         near = closest(name, names)
-        remedy = (
-            f"did you mean {near}?"
-            if near
-            else f"known are {', '.join(sorted(names, key=str.lower)) or 'none'}"
-        )
+        remedy = instead_of(name) or (f"did you mean {near}?" if near else known_names)
         remedy += f" ({otherwise})" if otherwise else ""
         raise UsageError(f"there is no {kind} {name!r}", remedy, where)
 

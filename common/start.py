@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from .errors import closest
 from .names import printable
+from .removed import instead_of
 from .version import INSTALLED, ROOT, __version__
 
 
@@ -108,6 +109,9 @@ class Parser(ArgumentParser):
             begun = [name for name in known if name.startswith(option[0])]
             near = begun[0] if len(begun) == 1 else closest(option[0], known)
             remedy = f"did you mean {near}?" if near else remedy
+            remedy = instead_of(option[0]) or remedy
+        if value := re.match(r"argument (\S+): invalid choice: '([^']*)'", message):
+            remedy = instead_of(" ".join(value.groups())) or remedy
         self.exit(2, f"error: {message}: {remedy}\n")
 
 
