@@ -68,13 +68,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
     words = "also print the coverage and the size of the sets of each class"
     add("--by-class", action="store_true", help=words)
-    add_common_options(parser)
-    return parser.parse_intermixed_args(argv)
-
-
-def add_common_options(parser: Parser) -> None:
-    """Those of commands that read labelled images for learned models."""
-    add = parser.add_argument
     words = "also read images of the test, and mark the results"
     add("--accept-test-images", action="store_true", help=words)
     words = (
@@ -86,6 +79,7 @@ def add_common_options(parser: Parser) -> None:
     words = "weight file, if a model was learned on one of another machine"
     add("--backbone", default="", help=words)
     add_plugin_option(parser)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -186,9 +180,8 @@ def new_images(
     classifier: PromptedClassifier,
     seen: SeenImages | None,
     args: argparse.Namespace,
-    use: str = "calibration",
 ) -> NewImages:
-    """Labelled images for a use of the model in a folder: of --images, else the validation images
+    """Labelled images to calibrate the model in a folder: of --images, else the validation images
     of its run.
 
     Raises:
@@ -200,11 +193,11 @@ def new_images(
         seen = seen if has_looks(Bank(args.images), args.accept_unknown_images) else None
     known = seen or NOTHING
     items, source = labelled_images(folder, dataset, args.images, classifier.class_names)
-    items, asked = without_learned(items, known, folder, use)
+    items, asked = without_learned(items, known, folder)
     tested = count_shared(items, dataset.test if dataset else [])
     tested = max(tested, count(known, "tested", asked))
     accepted = args.accept_test_images
-    check_test_images(tested, len(items), str(folder), accepted, "--accept-test-images", use)
+    check_test_images(tested, len(items), str(folder), accepted, "--accept-test-images")
     return NewImages(items, source, asked, tested, seen)
 
 
@@ -288,20 +281,21 @@ def has_looks(bank: Bank, accepts_unknown: bool) -> bool:
 
 
 def without_learned(
-    items: Sequence[Datum], seen: SeenImages, folder: Path, use: str
+    items: Sequence[Datum], seen: SeenImages, folder: Path
 ) -> tuple[list[Datum], SeenImages]:
     """The images without near-copies of those that the model has learned from, and their checksums.
-    They are for this use.
 
     Raises UsageError if it has learned from one of them, or if near-copies are many.
     """
     asked = seen_of(items)
     learned = seen.of_role("learned")
     if equal := int(learned.equal(asked).sum()):
-        fault = f"{equal:,} of {len(items):,} images for the {use} are training images of {folder}"
+        images = f"{equal:,} of {len(items):,} images for the calibration"
+        fault = f"{images} are training images of {folder}"
         raise UsageError(fault, "give images that the model has not learned from", folder)
     if unlabelled := count(seen, "unlabelled", asked):
-        fault = f"{unlabelled:,} images for the {use} were seen by the model without their labels"
+        images = f"{unlabelled:,} images for the calibration"
+        fault = f"{images} were seen by the model without their labels"
         print(f"{fault}: others may have more errors")
     if len(asked) < len(items):
         return list(items), asked  # one cannot be read, which the prediction says
@@ -309,7 +303,7 @@ def without_learned(
     if near.any():
         example = items[int(near.argmax())].impath
         fault = (
-            f"{near.sum():,} of {len(items):,} images for the {use} are near-copies of "
+            f"{near.sum():,} of {len(items):,} images for the calibration are near-copies of "
             "training images"
         )
         if near.mean() > MOST_NEAR:

@@ -87,15 +87,12 @@ def count_shared(items: Sequence[Any], others: Sequence[Any]) -> int:
     return common if common == len(items) else max(common, count_copies(items, others))
 
 
-def check_test_images(
-    count: int, images: int, where: str, accepted: bool, remedy: str, use: str = "calibration"
-) -> None:
-    """Raise UsageError if test images take part in a calibration or in another use, and that is not
-    accepted.
-    """
+def check_test_images(count: int, images: int, where: str, accepted: bool, remedy: str) -> None:
+    """Raise UsageError if test images take part in a calibration, and that is not accepted."""
     if count and not accepted:
-        fault = f"{count:,} of {images:,} images for the {use} are test images of {where}"
-        raise UsageError(fault, f"give others, or accept it by {remedy}, which marks the {use}")
+        fault = f"{count:,} of {images:,} images for the calibration are test images of {where}"
+        accepting = f"accept it by {remedy}, which marks the calibration"
+        raise UsageError(fault, f"give others, or {accepting}")
 
 
 def quality(logits: Floats, labels: np.ndarray) -> dict[str, float]:

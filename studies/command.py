@@ -61,10 +61,6 @@ def run(study: Study, args: argparse.Namespace) -> None:
         executor = choose_executor(study, args)
         waiting = decide(study)
     failed |= execute_runs(decided(study, waiting), executor, args.file.stem)
-    if study.merges:
-        tests, errors = merged(study)
-        executor = choose_executor(study, args)
-        failed |= errors | execute_runs(tests, executor, f"{args.file.stem}: merged")
     if waiting:
         fault = f"The trials of {len(waiting)} choices have failed"
         print(f"\n{fault}, so that the runs that need these have not started")
@@ -72,36 +68,10 @@ def run(study: Study, args: argparse.Namespace) -> None:
 
 
 def show_commands(study: Study) -> None:
-    """Print the commands of the runs, and of the merges between them."""
+    """Print the commands of the runs."""
     trained = [run for sequence in study.sequences() for run in sequence]
     for run in (*study.trials(), *trained):
         print(f"python train.py {shlex.join(run.arguments)}")
-    for merge in study.merges:
-        print(f"python tools/merge.py {shlex.join(merge.arguments)}")
-        for run in merge.tests:
-            print(f"python train.py {shlex.join(run.arguments)}")
-
-
-def merged(study: Study) -> tuple[list[RunSequence], dict[Run, str]]:
-    """The tests of merged models, after all models whose runs are finished are merged; and by the
-    first test the error of a merge.
-    """
-    from .executor import record_outcome
-    from .merges import make
-
-    tests = []
-    failed = {}
-    for merge in study.merges:
-        if not merge.is_ready:
-            continue
-        test = merge.tests[0]
-        try:
-            make(merge, study.output)
-        except UsageError as error:
-            failed[test] = str(record_outcome(test.folder, error))
-        else:
-            tests.append(merge.tests)
-    return tests, failed
 
 
 def show_cost(study: Study, results: list[RunResult]) -> None:

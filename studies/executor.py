@@ -63,20 +63,6 @@ def check_datasets(study: Study) -> None:
         cfg = setup_cfg(parse_arguments(list(run.arguments)))
         if cfg.TEST.SPLIT == "val":
             check_validation(cfg, run.dataset, remedy)
-    merged = [merge.members[0] for merge in study.merges if merge.how.chooses]
-    merging = {(run.protocol, run.dataset, run.shots): run for run in merged}
-    for run in merging.values():
-        words = without_choice(run)
-        check_validation(setup_cfg(parse_arguments(words)), run.dataset, "use merge: mean")
-
-
-def without_choice(run: Run) -> list[str]:
-    """The command line without settings that trials may not have chosen yet."""
-    words = list(run.arguments)
-    if "--chosen" in words:
-        place = words.index("--chosen")
-        del words[place : place + 2]
-    return words
 
 
 def check_validation(cfg: Any, name: str, remedy: str) -> None:

@@ -6,14 +6,12 @@ from pathlib import Path
 from common.errors import UsageError, check_dataset_name, check_name
 from common.schema import FLAG, Accepts, shown
 from configs.files import known_datasets
-from runs.how import How
 
 from .protocols import PROTOCOLS
 from .rules import (
     ACCEPTED,
     HELD_OUT,
     LEAVE_ONE_OUT,
-    ORACLE,
     SET_BY_CHOOSE,
     VALIDATION,
     Keys,
@@ -62,7 +60,6 @@ class StudyKeys:
         self.check_names()
         self.check_protocols()
         self.check_choose()
-        self.check_merges()
 
     def check_names(self) -> None:
         """Check that the lists are not empty, and that what they name exists."""
@@ -76,8 +73,7 @@ class StudyKeys:
             check_dataset_name(dataset, known_datasets())
         for name in self.ood:
             check_name(name, [*known_datasets(), "new"], "dataset of ood")
-        of_seeds = [variant for variant in self.variants if not variant.merged]
-        learning = [variant.name for variant in of_seeds if variant.facts.learns]
+        learning = [variant.name for variant in self.variants if variant.facts.learns]
         for variant in self.variants:
             if variant.over and variant.over not in learning:
                 fault = f"{variant.name} reads the answers of {variant.over}"
@@ -148,20 +144,6 @@ class StudyKeys:
             if key in elsewhere:
                 fault = f"{variant.name} cannot choose {key}, which the study sets"
                 raise UsageError(fault, "leave one of them out")
-
-    def check_merges(self) -> None:
-        """Raise UsageError if models of a study cannot be merged."""
-        for variant in self.variants:
-            if not variant.merged:
-                continue
-            fault = f"{variant.merged} has merge"
-            if self.choose.by == ORACLE:
-                raise UsageError(f"{fault}, and test images choose", "leave one of them out")
-            if self.calibrate:
-                raise UsageError(f"{fault}, and the study calibrate", "leave one of them out")
-            how = How.read(variant.how)
-            if not how.of_one and len(self.seeds) < 2:
-                raise UsageError(f"{fault} of one seed", "give seeds, or leave it out")
 
     @property
     def tested_on(self) -> tuple[str, ...]:

@@ -10,10 +10,8 @@ from typing import Any
 from configs.files import CONFIGS, config_folder
 from configs.methods import plugin_of
 from configs.recipes import Recipe, recipe
-from runs.how import How
 
 from .keys import StudyKeys
-from .merges import Merge, file_of, model_of, name_of
 from .planned import PlannedTraining, Run, RunSequence, Search
 from .protocols import PROTOCOLS, Step
 from .rules import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Values, by_key, chosen_place, trial_place
@@ -42,7 +40,7 @@ class Study(StudyKeys):
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         names = self.trained_on(protocol)
-        variants = [each for each in self.variants if not (each.over or each.merged)]
+        variants = [each for each in self.variants if not each.over]
         for seed, dataset, shots, variant in product(
             self.seeds, names, self.shots_of(protocol), variants
         ):
@@ -51,53 +49,22 @@ class Study(StudyKeys):
             trainings = [training, *(training._replace(variant=each) for each in over_it)]
             yield tuple(chain.from_iterable(map(self.sequence_of, trainings)))
 
-    @cached_property
-    def merges(self) -> list[Merge]:
-        """The models that are merged after the runs of their seeds."""
-        return [merge for protocol in self.protocols for merge in self.merges_of(protocol)]
-
-    def merges_of(self, protocol: str) -> Iterator[Merge]:
-        """The merged models in a protocol."""
-        variants = [variant for variant in self.variants if variant.merged]
-        names = self.trained_on(protocol)
-        for name, shots, variant in product(names, self.shots_of(protocol), variants):
-            groups = [self.seeds] if variant.is_soup else [(seed,) for seed in self.seeds]
-            for seeds in groups:
-                training = PlannedTraining(protocol, variant, name, seeds[0], shots)
-                yield self.merge_of(training, seeds)
-
-    def merge_of(self, training: PlannedTraining, seeds: tuple[int, ...]) -> Merge:
-        how = How.read(training.variant.how)
-        base = self.variant(training.variant.merged)
-        trainings = [training._replace(variant=base, seed=seed) for seed in seeds]
-        members = tuple(map(self.training_run, trainings))
-        place = Path("merged", name_of(how, [run.folder for run in members], self.output))
-        folder = self.output / place
-        words = ("--eval-only", "--model-dir", model_of(folder), "--chosen", file_of(folder))
-        return Merge(how, members, folder, self.sequence_of(training, *words, place=place))
-
-    def sequence_of(self, training: PlannedTraining, *model, place: Path = Path()) -> RunSequence:
-        """A training run and its tests. With `model`, the options of train.py for another model,
-        all of them are tests, in folders below `place`.
-        """
+    def sequence_of(self, training: PlannedTraining) -> RunSequence:
+        """A training run and its tests."""
         _, *tests = PROTOCOLS[training.protocol].steps
         ood = ("--ood", ",".join(self.ood)) if self.ood else ()
-        trained = self.training_run(training, *model, *ood, place=place)
+        trained = self.training_run(training, *ood)
         targets = self.tested_on
         if training.protocol != "cross_dataset":
             targets = (training.dataset,)
-        use = model or ("--eval-only", "--model-dir", trained.folder)
+        use = ("--eval-only", "--model-dir", trained.folder)
         steps = [step for step in tests if self.union or not step.optional]
-        tested = [
-            self.run(step, name, training, *use, place=place)
-            for step, name in product(steps, targets)
-        ]
+        tested = [self.run(step, name, training, *use) for step, name in product(steps, targets)]
         return (trained, *tested)
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
-        sequences = [*self.sequences(), *(merge.tests for merge in self.merges)]
-        return [run for sequence in sequences for run in sequence]
+        return [run for sequence in self.sequences() for run in sequence]
 
     @cached_property
     def searches(self) -> list[Search]:
@@ -140,9 +107,7 @@ class Study(StudyKeys):
         """
         _, variant, _, seed, shots = training
         own = variant.overrides or variant.over
-        name = (
-            (variant.merged or variant.name).replace(" ", "_") if own else self.recipe(training).cfg
-        )
+        name = variant.name.replace(" ", "_") if own else self.recipe(training).cfg
         return Path(
             step.folder.format(
                 dataset=dataset, name=f"{variant.method}/{name}", shots=shots, seed=seed
@@ -185,7 +150,6 @@ class Study(StudyKeys):
         training: PlannedTraining,
         *options,
         values: Values = (),
-        place: Path = Path(),
     ) -> Run:
         """The run of one step of a protocol on a dataset. Methods that learn nothing get
         --eval-only.
@@ -193,12 +157,12 @@ class Study(StudyKeys):
         Args:
             options: of train.py.
             values: of a trial; without them, the run has the chosen settings if there is a choice.
-            place: of the folder of the run, below that of the results.
         """
         protocol = training.protocol
         variant = training.variant
         if not variant.facts.learns and "--eval-only" not in options:
             options = ("--eval-only", *options)
+        place = Path()
         if values:
             place = trial_place(self.choose.rule, values)
         elif self.keys_of(variant):

@@ -13,7 +13,6 @@ from common.files import check_no_link
 from configs.files import read_yaml
 from configs.methods import methods
 from runs.arguments import parse_arguments
-from runs.how import How
 
 from .planned import Run
 from .rules import choose_from, keys_from, mapping
@@ -22,7 +21,7 @@ from .variant import Variant
 
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
 TRAINER_KEYS = (
-    "trainer", "config", "cross_dataset", "overrides", "datasets", "choose", "merge"
+    "trainer", "config", "cross_dataset", "overrides", "datasets", "choose"
 )  # fmt: skip
 
 
@@ -37,7 +36,6 @@ def load(file: Path, settings: bool = True) -> Study:
         examples = distinct_runs(study)
         if settings:
             check_settings(examples)
-            check_merged(study)
     except UsageError as error:
         raise UsageError(error.fault, error.remedy, error.where or file) from error
     return study
@@ -51,7 +49,7 @@ def study_from(content: dict) -> Study:
     entries = by_name(given.pop("trainers", None))
     kinds = get_type_hints(Study)
     values = {key: convert(key, value, kinds[key]) for key, value in given.items()}
-    variants = [each for name, entry in entries.items() for each in variants_from(str(name), entry)]
+    variants = [variant_from(str(name), entry) for name, entry in entries.items()]
     return Study(tuple(variants), **values)
 
 
@@ -91,20 +89,6 @@ def convert(key: str, value: Any, kind: Any) -> Any:
             f"{key} is {value!r}", "give a name" if kind is str else "give the path of a folder"
         )
     return value if kind is str else Path(os.path.expanduser(value))
-
-
-def variants_from(name: str, entry: Any) -> list[Variant]:
-    """The `Variant` of an entry, and those of its merged models."""
-    base = variant_from(name, entry)
-    hows = entry.get("merge") if isinstance(entry, dict) else None
-    variants = [base]
-    for how in hows if isinstance(hows, list) else [hows]:
-        if how is not None:
-            try:
-                variants.append(base.merging(How.read(str(how))))
-            except ValueError as error:
-                raise UsageError(f"merge of {name}: {error}") from error
-    return variants
 
 
 def variant_from(name: str, entry: Any) -> Variant:
@@ -193,14 +177,3 @@ def check_settings(runs: list[Run]) -> None:
                     )
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
-
-
-def check_merged(study: Study) -> None:
-    """Raise UsageError for a method whose models cannot be merged as a study wants."""
-    merged = {(each.method, each.how) for each in study.variants if each.merged}
-    if not merged:
-        return
-    from runs.merge import check_method  # here, as it imports torch
-
-    for method, how in sorted(merged):
-        check_method(method, How.read(how))

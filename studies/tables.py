@@ -175,7 +175,7 @@ class Summary:
         intervals = [seed_interval(accuracies[name].dropna()) for name in accuracies]
         cells["interval"] = np.ptp(intervals, axis=1) / 2
         cells["runs"] = runs.array
-        cells["seeds"] = 1 if variant.is_soup else len(self.study.seeds)
+        cells["seeds"] = len(self.study.seeds)
         cells["paper"] = [self.paper(protocol, part, variant, name) for name in accuracies]
         cells["selected_on_test"] = cells["mean"].notna() & cells["dataset"].isin(selected)
         cells["kind"] = variant.kind
@@ -204,10 +204,9 @@ class Summary:
         table = PAPER.get(protocol, {}).get(part, {}).get(variant.method, {})
         config = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
         overrides = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
-        others = variant.merged or overrides
         source = protocol != "cross_dataset" or self.study.source == "imagenet"
         paper = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16
-        if not paper or not source or others:
+        if not paper or not source or overrides:
             return math.nan
         if table and config and config != recipe(variant.method, protocol).cfg:
             return math.nan
@@ -220,8 +219,7 @@ class Summary:
         """The variant that the others are compared with: MPL, else MPL's last variant, else the
         last that learns.
         """
-        variants = [each for each in self.study.variants if not each.merged]
-        names = [variant.name for variant in variants if variant.facts.learns]
+        names = [variant.name for variant in self.study.variants if variant.facts.learns]
         of_mpl = [name for name in names if self.variants[name].method == "MPL"]
         last = (of_mpl or names)[-1] if names else None
         return "MPL" if "MPL" in of_mpl else last
@@ -267,7 +265,7 @@ class Summary:
 
     def compares(self, name: str) -> bool:
         """Whether a method has runs of the same seeds and the same corruption as `focus`."""
-        if self.focus in (None, name) or self.variants[name].is_soup:
+        if self.focus in (None, name):
             return False
         return self.variants[name].corruption == self.variants[str(self.focus)].corruption
 

@@ -1,14 +1,12 @@
 """A variant of a method in a study: a YAML file, and settings that override it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 from common.errors import UsageError, check_dataset_name, check_name
 from configs.files import config_names, known_datasets
 from configs.methods import check_method, methods
-from runs.how import OF_SUMS, How
 
 from .rules import Keys, Values, by_key
 
@@ -41,8 +39,6 @@ class Variant:
     dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     over: str = ""  # the name of the variant whose answers it reads
     choose: Keys | None = None  # the settings to try, instead of those of the study; empty: none
-    merged: str = ""  # the name of the variant whose models it merges
-    how: str = ""  # of tools/merge.py
 
     def __post_init__(self) -> None:
         check_method(self.method, methods(), kind="trainer")
@@ -90,24 +86,6 @@ class Variant:
                 f"{self.method} has TRAINER.{self.facts.section()}.*",
             )
 
-    def merging(self, how: How) -> "Variant":
-        """The models of this variant, merged; their settings are known when that is done."""
-        of_datasets = {name: without_sums(given) for name, given in self.dataset_overrides.items()}
-        return replace(
-            self,
-            name=f"{self.name} ({how}{'' if how.of_one else ' of seeds'})",
-            overrides=without_sums(self.overrides),
-            dataset_overrides=of_datasets,
-            choose=(),
-            merged=self.name,
-            how=str(how),
-        )
-
-    @property
-    def is_soup(self) -> bool:
-        """Whether it is one model of all seeds."""
-        return bool(self.how) and not How.read(self.how).of_one
-
     @cached_property
     def facts(self) -> Any:
         return methods()[self.method]
@@ -127,9 +105,3 @@ class Variant:
         extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in self.overridden
         kind = "extra text" if extra else self.facts.kind
         return f"{kind}, {self.corruption}" if self.corruption else kind
-
-
-def without_sums(pairs: tuple[str, ...]) -> tuple[str, ...]:
-    """KEY, VALUE, ... without the settings that a sum of low-rank maps has of its own."""
-    given = by_key(pairs).items()
-    return tuple(chain(*(pair for pair in given if pair[0].rpartition(".")[2] not in OF_SUMS)))

@@ -15,9 +15,7 @@ from fit.estimator import Classifier
 from fit.groups import NOT_KNOWN
 from fit.rows import photos_in_rows, rows_of
 from inference import bank, embed, predict
-from inference.models import load
-from inference.options import LoadOptions
-from runs import calibrate, merge
+from runs import calibrate
 
 pyarrow = parquet_library()
 parquet = pyarrow.parquet
@@ -291,19 +289,3 @@ def test_calibrate_reads_a_bank_that_says_how_its_images_look(
     assert second["sha256"] == first["sha256"] and second["temperature"] == first["temperature"]
     stray = command(calibrate, *line, banked(photos, "--look", to="x"))
     assert "is in no folder named after a class" in stray.error
-
-
-@pytest.mark.parametrize("look", ["", "--look"])
-def test_a_merge_chooses_on_a_bank_that_says_how_its_images_look(
-    look, banked, command, deep, finished, tmp_path
-):
-    quick = "TRAINER.PROLIP.STEPS", 4, "TRAINER.PROLIP.AUGMENT_EPOCH", 2
-    models = [finished("ProLIP", "base", *quick, "SEED", seed) for seed in (1, 2)]
-    images = tmp_path / "images"
-    for number, name in enumerate(load(models[0], LoadOptions(backbone=str(deep))).class_names):
-        write_noise(images / name, number)
-    folder = banked(models[0], images, *filter(None, [look]))
-    how = "--how", "greedy", "--images", folder, "--backbone", deep
-    done = command(merge, *models, "--to", tmp_path / "merged", *how)
-    assert (tmp_path / "merged").exists() is bool(look), done.errors
-    assert look or "does not say how its images look" in done.error

@@ -9,7 +9,7 @@ from marks import one_line
 from inference import embed, predict
 from inference.description import configuration
 from inference.serving import command as serving
-from runs import calibrate, merge
+from runs import calibrate
 from studies.variant import Variant
 
 
@@ -18,7 +18,6 @@ from studies.variant import Variant
     [
         (embed, "paths", ["--to", "new"]),
         (calibrate, "models", []),
-        (merge, "models", ["--to", "new", "--how", "mean"]),
         (serving, "models", []),
     ],
 )
@@ -26,10 +25,6 @@ def test_options_may_stand_between_paths(command, name, options):
     """As in predict: the second path was an "unrecognized argument"."""
     args = command.parse(["one", "--backbone", "small", "two", *options])
     assert [str(path) for path in getattr(args, name)] == ["one", "two"]
-
-
-def test_merge_has_the_seed_that_its_help_names():
-    assert merge.parse(["one", "--to", "new"]).seed == 1
 
 
 @pytest.mark.parametrize("command", [predict, embed])

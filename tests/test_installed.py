@@ -113,7 +113,6 @@ HELPED = [
     "calibrate",
     "export",
     "label",
-    "merge",
     "serve",
     "inspect",
     "train",

@@ -366,7 +366,7 @@ def test_the_commands_write_and_read_adapters(
     assert f"{adapter} holds no class names" in error
     words = "--backbone", deep, "--classes", "grey", "red"
     command.works(predict, adapter, *images, *words)
-    # A test and a training start from its exported folder, which a soup has, too
+    # A test and a training start from its exported folder
     again = tmp_path / "again"
     command.works(export, adapter, "--to", again, *words)
     refused, tested = (

@@ -11,7 +11,6 @@ COMMANDS = {
     "embed": ("inference.embed", "from the first file that is missing", "the features of images"),
     "calibrate": ("runs.calibrate", "", "certainty, sets of classes, unknown images"),
     "export": ("inference.export", "from the start", "a folder to keep and pass on; ONNX; the Hub"),
-    "merge": ("runs.merge", "from the start", "several models of one method become one"),
     "serve": ("inference.serving.command", "from the start", "a page, or JSON over HTTP"),
     "inspect predictions": ("runs.inspecting", "from the start", "the predictions of a run"),
     "inspect": (
