@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import build_trainer
 from drawn import differing, make_cfg, write_eurosat
-from marks import one_line
-from test_golden import images_of
+from marks import case_of, golden, one_line
+from test_golden import backbone_of, images_of
+from torch.nn.functional import normalize
 
 import trainers
 from clip import load_backbone
+from clip.random_weights import random_tensor
 from inference import export
+from trainers.finetune import wise_ft
 
 NAMES = ["red", "green field", "blue lake"]
 
@@ -126,3 +129,46 @@ def test_its_towers_are_a_plain_clip(encoder, finished, command, deep, tmp_path)
     run = finished("FineTune", "base", *settings)
     done = command.works(export, run, "--to", tmp_path / "out", "--weights")
     assert "largest difference of a logit" in done.printed
+
+
+def pytest_generate_tests(metafunc):
+    golden(metafunc, "figures", lambda figures: case_of(figures).get("trainer") == "WiSE-FT")
+
+
+def test_golden_interpolation(figures, backbones):
+    case = figures["case"]
+    clip = load_backbone(str(backbone_of(case["arch"], backbones)))
+    names = [name.replace("_", " ") for name in case["classnames"]]
+    both = case["interpolated"] == "both towers"
+    images = images_of(case["batch"], case["arch"]["image_resolution"])
+
+    @torch.no_grad()
+    def texts():
+        found = [
+            clip.encode_text(clip.tokenizer([text.format(name) for name in names]).long(), True)
+            for text in case["templates"]
+        ]
+        return normalize(torch.stack(found).mean(dim=0), dim=1)
+
+    start = {
+        key: value.clone()
+        for key, value in clip.state_dict().items()
+        if key != "logit_scale" and (both or key.startswith("visual."))
+    }
+    scale = clip.logit_scale.exp()
+    if not both:
+        start |= {"weight": scale * texts(), "bias": torch.zeros(len(names))}
+    factors = {"weight": "classification_head.weight", "bias": "classification_head.bias"}
+    tuned = {}
+    for key, value in start.items():
+        factor = case["head_delta_scale" if key in factors else "delta_scale"]
+        change = random_tensor(f"{factors.get(key, key)}.delta", tuple(value.shape))
+        tuned[key] = value + factor * change
+    for point in figures["points"]:
+        state = {key: wise_ft(start[key], tuned[key], point["alpha"]) for key in start}
+        clip.load_state_dict(state, strict=False)
+        with torch.no_grad():
+            features = clip.encode_image(images, True)
+            weight = scale * texts() if both else state["weight"]
+            logits = features @ weight.T + (0 if both else state["bias"])
+        torch.testing.assert_close(logits, torch.tensor(point["logits"]), rtol=0, atol=1e-4)

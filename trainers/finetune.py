@@ -143,4 +143,9 @@ class FineTune(SteppedMethod):
             starts["classifier"] = unit_texts(self, self.template())
         for name, start in starts.items():
             tensor = learner.get_parameter(name)
-            tensor.copy_(torch.lerp(start, tensor, float(self.settings.WISE_FT)))
+            tensor.copy_(wise_ft(start, tensor, float(self.settings.WISE_FT)))
+
+
+def wise_ft(start: Tensor, learned: Tensor, share: float) -> Tensor:
+    """A tensor of CLIP with a share, from 0 to 1, of its learned change (Wortsman et al., 2022)."""
+    return torch.lerp(start, learned, share)
