@@ -1,8 +1,13 @@
 """Options, settings, keys and commands that an older version had, and what to do instead."""
 
+from typing import Any
+
 REMOVED = {
+    "BANK": "set CACHE, which keeps the features of a run; fit reads a bank",
     "merge": "average seeds by the tables of a study; FineTune has WISE_FT, PEFT its own merging",
 }
+
+WITHOUT_EFFECT = {"BANK": ""}  # values of removed settings that did nothing
 
 
 def instead_of(word: object) -> str:
@@ -12,3 +17,9 @@ def instead_of(word: object) -> str:
     name = str(word)
     remedy = REMOVED.get(name) or REMOVED.get(name.rpartition(".")[2])
     return f"{name} was removed: {remedy}" if remedy else ""
+
+
+def had_no_effect(name: str, value: Any) -> bool:
+    """Whether a setting of an older run was removed, and did nothing in that run."""
+    last = name.rpartition(".")[2]
+    return last in WITHOUT_EFFECT and WITHOUT_EFFECT[last] == value

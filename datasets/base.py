@@ -96,7 +96,7 @@ class FewShotDataset(DatasetBase):
         # The last training image of each class is for validation
         self.holds_out = cfg.DATASET.get("HOLD_OUT", False)
         train, val, test = self.load()
-        if images and not cfg.get("BANK", ""):  # which has their features
+        if images:
             self.check_images([*train, *val, *test])
         most = cfg.TEST.get("MAX_IMAGES", 0)
         super().__init__(

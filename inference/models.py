@@ -306,7 +306,6 @@ def run_configuration(run: Path) -> CfgNode:
     anything.merge_from_file(str(run / RUN_CONFIG_FILE))
     cfg = configuration(anything.TRAINER.NAME, run / RUN_CONFIG_FILE)
     cfg.merge_from_file(str(run / RUN_CONFIG_FILE))
-    cfg.BANK = ""  # that of the run has other images than those that are asked
     return cfg
 
 

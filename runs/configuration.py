@@ -29,7 +29,6 @@ RESUMABLE_CHANGES = {
     "USE_CUDA",
     "CACHE",
     "CACHE_GB",
-    "BANK",
     "DATASET.ROOT",
     "DATASET.SENTENCES",  # whose checksum may not
     "DATALOADER.NUM_WORKERS",
@@ -49,7 +48,6 @@ CHOSEN_BYTES = 1 << 22  # of a file of a choice
 CHOSEN_GROUPS = "OPTIM", "INPUT", "DATALOADER", "TRAIN", "TRAINER"  # of its settings
 
 SETTINGS = {
-    "BANK": ("", TEXT, "Folder of tools/embed.py whose features are read instead of images"),
     "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
     "MODEL.BACKBONE.TOWERS": (
         "fast",

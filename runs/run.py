@@ -13,12 +13,11 @@ from dassl.utils import set_random_seed
 import trainers
 from common.errors import UsageError
 from common.names import title
-from common.results import SEEN
 from common.run_files import RUN_CONFIG_FILE
 from inference.seen import SeenImages
 from measures.results import chance_hint, checked_summary, next_step, summary_line
 
-from . import banked, calibrating, ood, open_world
+from . import calibrating, ood, open_world
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder
 from .record import Record, is_trainable
@@ -47,8 +46,6 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer = build(spec)
             observers = wanted_observers(spec, trainer)
             prepare(spec, trainer)
-            if spec.cfg.BANK:
-                banked.read(spec.cfg, trainer, spec.args.eval_only)
             # Before a test loads the best epoch, which names its images itself
             record = Record(spec, trainer)
             if spec.args.no_train:
@@ -101,12 +98,7 @@ def note_seen(trainer: Any, folder: OutputFolder) -> None:
     dataset = trainer.dm.dataset
     if not is_learner(trainer) or len(dataset.train_x) > MOST_SEEN:
         return
-    bank = trainer.method.bank
-    if bank and not bank.bank.knows_looks:
-        print(f"No {SEEN}: {bank.bank.folder} was written without --look")
-        return
-    of_files = partial(SeenImages.of_files, max_pixels=trainer.cfg.INPUT.MAX_PIXELS)
-    of = bank.seen if bank else of_files
+    of = partial(SeenImages.of_files, max_pixels=trainer.cfg.INPUT.MAX_PIXELS)
     seen = of(dataset.train_x, "learned")
     if any(choice.split == "val" for choice in trainer.method.choices):
         seen += of(dataset.val, "chosen")

@@ -146,7 +146,7 @@ class RunSpec:
         import trainers
         from trainers.base import corruptions
 
-        from . import banked, ood
+        from . import ood
         from .trackers import check_trackers
 
         args = self.args
@@ -169,8 +169,6 @@ class RunSpec:
             corruptions.check(cfg, method is not None)
         if args.report_to:
             check_trackers(args.report_to)
-        if cfg.BANK:
-            banked.check(cfg, method, args.eval_only)
         if cfg.RESUME:
             check_resumes(Path(cfg.RESUME), Path(cfg.OUTPUT_DIR))
 

@@ -19,6 +19,7 @@ from common.errors import UsageError
 from common.files import checksum_once
 from common.lock import ANOTHER
 from common.names import title
+from common.removed import had_no_effect
 from common.results import RunResult
 from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from common.text import read_json, read_text
@@ -113,7 +114,8 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     ]
     if changed:
         refuse(folder, changed, before, now, remedy)
-    unknown = sorted(before.keys() - now.keys())
+    others = before.keys() - now.keys()
+    unknown = sorted(key for key in others if not had_no_effect(key, before[key]))
     if unknown:
         raise UsageError(
             f"{folder} holds a run with the setting {unknown[0]}, which this version does not have",

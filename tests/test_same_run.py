@@ -80,6 +80,17 @@ def test_run_of_a_newer_version_is_refused(finished, folder):
         check_same_settings(cfg_from(*argv), finished)
 
 
+def test_a_removed_setting_of_an_older_run_counts_if_it_did_something(folder):
+    path, argv = folder()
+    config = path / "config.yaml"
+    text = config.read_text()
+    config.write_text(text + "BANK: ''\n")
+    check_same_settings(cfg_from(*argv), finished=True)
+    config.write_text(text + "BANK: features\n")
+    with one_line("the setting BANK, which this version does not have"):
+        check_same_settings(cfg_from(*argv), finished=True)
+
+
 def test_finished_run_without_its_settings_is_refused(folder):
     path, argv = folder()
     (path / "config.yaml").unlink()

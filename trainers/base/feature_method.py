@@ -21,7 +21,7 @@ from common.records import SelectionRecord
 from .checkpoints import tensors_of
 from .compat import build_transform
 from .data_use import choice
-from .features import Batches, Support, ViewsDataset, features_by
+from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_cache
 from .features_of import open_features_run
 from .head import Head, HeadCLIP
 from .learned import Checkpoints
@@ -288,7 +288,7 @@ class FeatureMethod(Method):
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
         size = max(1, self.cfg.DATALOADER.TEST.BATCH_SIZE // max(1, views))
         loader = loader_like(self.images.tests, images, batch_size=size)
-        cached = features_by(self.cfg, self.model, loader, self.bank)
+        cached = CachedFeatures(self.model, loader, feature_cache(self.cfg))
         features = cached.tensor().to(self.device).float()
         if not features.isfinite().all():
             fault = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"

@@ -38,8 +38,7 @@ class CachedOutput(ImageOutput):
         if name.startswith("__"):
             raise AttributeError(name)
         raise UsageError(
-            "CACHE or BANK has the features of the images, and this method reads the images",
-            "unset it",
+            "CACHE has the features of the images, and this method reads the images", "unset it"
         )
 
 
@@ -240,35 +239,9 @@ class CachedFeatures:
         )
 
 
-class BankedFeatures(CachedFeatures):
-    """Those that a bank has of a loader's images, which are not read.
-
-    Args:
-        bank: its `features(items, kind)` are (images, joint), for a list of `Datum` and the class
-            of the model.
-    """
-
-    def __init__(self, model: PromptedCLIP, loader: Any, bank: Any):
-        super().__init__(model, loader, None)
-        self.bank = bank
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.features = self.bank.features(self.loader.dataset.data_source, type(self.model))
-        self.encode_some([])  # a loader draws a number, as that of the images does
-        yield from self.known()
-
-
-def features_by(cfg: CfgNode, model: PromptedCLIP, loader: Any, bank: Any) -> CachedFeatures:
-    """The features of a loader's images by a bank, unless that is None, or by the folder CACHE."""
-    if bank:
-        return BankedFeatures(model, loader, bank)
-    return CachedFeatures(model, loader, feature_cache(cfg))
-
-
-def cached_features(
-    cfg: CfgNode, model: PromptedCLIP, loader: Any, bank: Any = None
-) -> CachedFeatures | None:
-    """`features_by` a bank or CACHE; None without both, or if features cannot be kept.
+def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFeatures | None:
+    """The features of a loader's images by the folder CACHE; None without it, or if features cannot
+    be kept.
 
     They can if the loader reads images in order, and the frozen image tower has no prompts and
     gives features only.
@@ -276,7 +249,7 @@ def cached_features(
     in_order = isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
     has_digests = hasattr(type(loader.dataset), "digests")
     is_kept = cfg.CACHE and in_order and has_digests and model.features_are_frozen
-    return features_by(cfg, model, loader, bank) if bank or is_kept else None
+    return CachedFeatures(model, loader, feature_cache(cfg)) if is_kept else None
 
 
 def feature_cache(cfg: CfgNode) -> DiskCache | None:

@@ -83,7 +83,6 @@ class Method(Facts):
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
     model: PromptedCLIP
     training: Training  # since `start_training`
-    bank: Any = None  # of a run: has the features of images, which are then not read
     # Behind prompts that were loaded; None: they do not say
     inherited_choices: Sequence[SelectionRecord] | None = ()
     # What these were learned from; None: they do not say
@@ -181,7 +180,7 @@ class Method(Facts):
         The features of a frozen image tower without prompts are kept in the folder CACHE for other
         runs. `folder` is that of the run: a test of single images keeps there what it has done.
         """
-        for batch in cached_features(self.cfg, self.model, loader, self.bank) or loader:
+        for batch in cached_features(self.cfg, self.model, loader) or loader:
             images, labels = self.parse_batch(batch)
             yield self.model_inference(images), labels
 

@@ -16,7 +16,7 @@ from common.errors import UsageError
 from . import streams
 from .compat import require_stream
 from .data_use import fit_phase
-from .features import cached_features, features_by
+from .features import CachedFeatures, cached_features, feature_cache
 from .features_of import learned_method, trained_run
 from .method import Method
 from .prompted import normalize
@@ -149,7 +149,7 @@ class TogetherMethod(Method):
     def labelled(self, items: list, loader: Any) -> Labelled:
         """The unit features and the labels of images (a list of `Datum`), read as in a test."""
         images = loader_of(items, loader)
-        cached = features_by(self.cfg, self.model, images, self.bank)
+        cached = CachedFeatures(self.model, images, feature_cache(self.cfg))
         features = cached.tensor().to(self.device).float()
         return normalize(features), cached.labels.to(self.device)
 
@@ -196,7 +196,7 @@ class TogetherMethod(Method):
             return None
         base = self.base
         images = loader_of(items, loader)
-        batches = cached_features(self.cfg, base.model, images, self.bank) or images
+        batches = cached_features(self.cfg, base.model, images) or images
         logits = [base.model_inference(batch["img"].to(self.device)) for batch in batches]
         return torch.cat(logits).float().softmax(dim=1)
 
