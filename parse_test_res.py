@@ -31,8 +31,6 @@ IN_COMMON = {
     "dataset": r"^DATASET:\n(?:  .*\n)*?  NAME: (\S+)$",
     "number of shots": r"^ +NUM_SHOTS: (\S+)$",
     "part of the classes": r"^ +SUBSAMPLE_CLASSES: (\S+)$",
-    "corruption": r"^  CORRUPTION: *(\S*)$",
-    "severity": r"^  SEVERITY: (\d)$",
     "backbone": r"^  BACKBONE:\n(?:    .*\n)*?    NAME: (\S+)$",
 }
 

@@ -23,7 +23,6 @@ EXTRAS = {
     "hf": "hf",
     "ray": "cluster",
     "parquet": "parquet",
-    "corruptions": "corruptions",
     "trackers": "trackers",
 }
 MAIN = "from .tools.mpl import main\n\nmain()\n"

@@ -4,10 +4,12 @@ from typing import Any
 
 REMOVED = {
     "BANK": "set CACHE, which keeps the features of a run; fit reads a bank",
+    "TEST.CORRUPTION": "make a folder of corrupted images, and test on it as a dataset",
     "merge": "average seeds by the tables of a study; FineTune has WISE_FT, PEFT its own merging",
 }
 
-WITHOUT_EFFECT = {"BANK": ""}  # values of removed settings that did nothing
+# Values of removed settings that did nothing
+WITHOUT_EFFECT = {"BANK": "", "CORRUPTION": "", "SEVERITY": 5}
 
 
 def instead_of(word: object) -> str:

@@ -146,7 +146,6 @@ class RunResult:
     split: str | None = None
     backbone: str = ""
     weights_sha256: str = ""
-    corruption: str = ""
     epochs: Count | None = None
     tested_epoch: Count | None = None
     checkpoint_sha256: str = ""
@@ -217,7 +216,12 @@ def read_results(folder: Path) -> RunResult | None:
                 content[key] = None
         if "accuracy" in content and content["accuracy"] is None:
             return None
+        if content.get("corruption"):
+            fault = f"{file} has a test of corrupted images, by an older version"
+            raise UsageError(fault, "delete it; a folder of corrupted images is a dataset", file)
         return read(RunResult, content)
+    except UsageError:
+        raise
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
 

@@ -41,7 +41,7 @@ from .options import DEFAULTS, LoadOptions
 
 REFIT = "fit it again by tools/calibrate.py"
 # Facts of results.json that an exported folder keeps
-TEST_FACTS = ["epochs", "tested_epoch", "split", "n_test", "corruption", "accuracy"]  # of one epoch
+TEST_FACTS = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
 ALWAYS = ["date", "version", "commit", "dirty"]
 
 

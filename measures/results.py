@@ -62,8 +62,7 @@ def summary_line(run: RunResult) -> str:
     if run.shots == -1:
         shots = ""
     seed = f" seed {run.seed}" if run.seed >= 0 else ""
-    corruption = f" with {run.corruption}" if run.corruption else ""
-    images = f"{run.n_test:,} test images of {run.classes} classes{corruption}"
+    images = f"{run.n_test:,} test images of {run.classes} classes"
     return (
         f"{run.name} on {run.dataset}{shots}{seed}: {run.accuracy:.2f}% "
         f"on {images}{selection_mark(run)}"
@@ -123,7 +122,6 @@ def main(argv: list[str] | None = None) -> None:
             "seed",
             "backbone",
             "weights_sha256",
-            "corruption",
         )
         if others := [key for key in keys if getattr(runs[0], key) != getattr(runs[1], key)]:
             print(f"No harmonic mean: {', '.join(others)} of these runs differ")

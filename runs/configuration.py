@@ -18,7 +18,7 @@ from common.errors import UsageError, check_name
 from common.records import SelectionRecord, Texts, read
 from common.schema import FLAG, TEXT, TEXTS, Accepts, add_settings
 from common.text import read_json
-from trainers.base import corruptions, streams
+from trainers.base import streams
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as
 # another machine allows.
@@ -97,7 +97,6 @@ SETTINGS = {
     ),
     "TEST.OOD_T": (1.0, Accepts(int | float, 1e-6), "Temperature of these scores"),
     **streams.SETTINGS,
-    **corruptions.SETTINGS,
 }
 
 

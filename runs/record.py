@@ -20,7 +20,6 @@ from common.version import made
 from measures.results import RECORDED, SELECTED
 from trainers.base import data_use, streams
 from trainers.base.build import usable
-from trainers.base.corruptions import corruption_of
 
 from .environment import versions
 from .run_spec import RunSpec
@@ -181,8 +180,6 @@ class Record:
         content["data_use"] = self.card()
         if stream := streams.facts(cfg):
             content["stream"] = stream
-        if corruption := corruption_of(cfg):
-            content["corruption"] = corruption
         content |= observed
         if cfg.MODEL.PLUGIN_SHA256:
             content["plugin_sha256"] = cfg.MODEL.PLUGIN_SHA256

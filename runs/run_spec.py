@@ -144,7 +144,6 @@ class RunSpec:
         from dassl.engine import TRAINER_REGISTRY
 
         import trainers
-        from trainers.base import corruptions
 
         from . import ood
         from .trackers import check_trackers
@@ -165,8 +164,6 @@ class RunSpec:
                 method.checkpoint_in(args.model_dir, args.load_epoch)
         if cfg.TEST.OOD or cfg.TEST.OOD_SCORES:
             ood.check_settings(cfg)
-        if cfg.TEST.CORRUPTION:
-            corruptions.check(cfg, method is not None)
         if args.report_to:
             check_trackers(args.report_to)
         if cfg.RESUME:

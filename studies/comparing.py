@@ -62,10 +62,7 @@ def read_runs(folder: Path) -> Compared:
         remedy = "give the output folder of a run, or of its seeds"
         raise UsageError(f"there is no finished run in {folder}", remedy)
     tests.sort(key=lambda test: test[0].seed)
-    images = [
-        ((str(arrays["images_sha256"]), run.corruption), tuple(arrays["class_names"]))
-        for run, arrays in tests
-    ]
+    images = [(str(arrays["images_sha256"]), tuple(arrays["class_names"])) for _, arrays in tests]
     fault = difference_of([run for run, _ in tests], images, folder)
     if fault:
         raise UsageError(fault, "give the runs of one method on one dataset", folder)

@@ -54,8 +54,6 @@ def row_of(run: Run, measured: RunResult) -> dict[str, Any]:
     test = measured.card.test
     row["images"] = test.sha256 if test else None
     row["evaluations"] = test.evaluations if test else None
-    if measured.corruption:
-        row["images"] = f"{row['images']} {measured.corruption}"
     row["learned_from"] = measured.learned_from
     row |= {f"AUROC {name}": value for name, value in measured.aurocs.items()}
     row |= measured.other_measures
@@ -250,7 +248,7 @@ class Summary:
         """
         rows = []
         for (protocol, part), name in product(self.parts, self.variants):
-            if self.compares(name):
+            if self.focus not in (None, name):
                 rows.append(self.test(protocol, part, name))
         tests = pd.DataFrame(rows)
         if tests.empty:
@@ -262,12 +260,6 @@ class Summary:
         for kind in ("seeds", "datasets"):
             tests[f"holm_{kind}"] = tests.groupby(families)[f"p_{kind}"].transform(holm)
         return tests
-
-    def compares(self, name: str) -> bool:
-        """Whether a method has runs of the same seeds and the same corruption as `focus`."""
-        if self.focus in (None, name):
-            return False
-        return self.variants[name].corruption == self.variants[str(self.focus)].corruption
 
     def test(self, protocol: str, part: str, against: str) -> dict[str, Any]:
         """A row of `tests`."""

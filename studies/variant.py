@@ -91,17 +91,9 @@ class Variant:
         return methods()[self.method]
 
     @property
-    def corruption(self) -> str:
-        """The corruption of the test images, such as `fog 5`; empty without one."""
-        given = by_key(self.overrides)
-        name = given.get("TEST.CORRUPTION", "")
-        return f"{name} {given.get('TEST.SEVERITY', 5)}" if name else ""
-
-    @property
     def kind(self) -> str:
         """The kind of the method (`Method.kind`), or `extra text` if a setting adds sentences for
-        classes; with the corruption of the test images.
+        classes.
         """
         extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in self.overridden
-        kind = "extra text" if extra else self.facts.kind
-        return f"{kind}, {self.corruption}" if self.corruption else kind
+        return "extra text" if extra else self.facts.kind

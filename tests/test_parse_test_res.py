@@ -97,12 +97,8 @@ MODEL:
     NAME: {backbone}
   HEAD:
     NAME: none
-TEST:
-  CORRUPTION: {corruption}
-  SEVERITY: {severity}
 """
 USUAL = {"method": "CoOp", "dataset": "EuroSAT", "shots": 16, "classes": "base", "backbone": "RN50"}
-USUAL |= {"corruption": "fog", "severity": 5}
 
 
 @pytest.mark.parametrize("key", USUAL)

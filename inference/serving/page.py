@@ -267,8 +267,6 @@ def with_accuracy(model: Model) -> str:
     of = model.classifier.description
     accuracy = of.training.get("accuracy")
     tested = [f"{accuracy:.1f}% in its test"] if isinstance(accuracy, int | float) else []
-    corruption = of.training.get("corruption")
-    tested += [f"with {corruption}"] if tested and corruption else []
     return ", ".join(filter(None, [model.name, of.dataset, *tested]))
 
 

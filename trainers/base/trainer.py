@@ -21,7 +21,6 @@ from common.names import check_known_names, plain, title
 from .build import assemble_model, print_backbone
 from .checkpoints import PROMPTS, described, is_checkpoint
 from .compat import check_resumed, read_checkpoint
-from .corruptions import corrupted
 from .data_use import inherited, joined
 from .method import TEMPLATE, Classes, Method, RunImages
 
@@ -67,8 +66,6 @@ class MethodTrainer(TrainerX):
         if method.reads_tests:
             self.test_loader = method.test_loader(self.dm.test_loader)
             self.val_loader = self.dm.val_loader and method.test_loader(self.dm.val_loader)
-        if cfg.TEST.get("CORRUPTION", ""):
-            self.test_loader = corrupted(cfg, self.test_loader)
         if not method.learns:
             return
         if method.keeps_last_batch:
