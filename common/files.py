@@ -231,6 +231,17 @@ def check_no_link(folder: Path, parent: Path) -> None:
             )
 
 
+def check_regular(folder: Path, option: str) -> None:
+    """Check a folder that is written to: nothing in it may be a link, by which a command would
+    write elsewhere, or a pipe or a device, which may never end. Raises UsageError, whose remedy
+    names the `option` of the folder.
+    """
+    for entry in folder.iterdir():
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            fault = f"{entry} is a link or not a regular file"
+            raise UsageError(fault, f"replace it, or choose another {option}", entry)
+
+
 def checksum(path: Path, kind: str = "sha256") -> str:
     """The checksum of a file in hexadecimal, of a kind that hashlib knows."""
     digest = hashlib.new(kind, usedforsecurity=False)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UsageError
+from .files import check_regular
 
 LOCK = ".lock"
 MOMENT = 0.1  # seconds: who asks the same holds the lock for less
@@ -33,7 +34,8 @@ def locked(
         name: of the file; runs with other names may be there.
 
     Raises:
-        UsageError: another run is there, or the folder is not writable.
+        UsageError: another run is there, the folder is not writable, or it has links, pipes or
+            devices (a folder that is locked by another name than LOCK is not looked at).
     """
     from filelock import FileLock, Timeout
 
@@ -42,6 +44,8 @@ def locked(
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else PATIENCE)
     except Timeout:
+        if not (folder / name).exists():  # filelock tries for ever
+            raise not_writable(folder, OSError("no file can be made there"), option) from None
         remedy = f"wait until it has ended, or choose another {option}"
         raise UsageError(f"another run is in {folder}", remedy, folder) from None
     except OSError as error:
@@ -52,6 +56,8 @@ def locked(
             "has ended"
         )
     try:
+        if name == LOCK:
+            check_regular(folder, option)
         yield
     finally:
         lock.release()

@@ -13,9 +13,8 @@ from typing import Any
 
 from dassl.utils import setup_logger
 
-from common.errors import UsageError
 from common.files import PARTIAL, write_text
-from common.lock import ANOTHER, LOCK, locked, not_writable
+from common.lock import LOCK, locked, not_writable
 from common.results import CALIBRATION, SEEN, RunResult, read_results
 from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from measures import predictions
@@ -27,11 +26,7 @@ from .trackers import TRACKERS
 
 
 class OutputFolder:
-    """The output folder of a run, locked by this process unless the run is finished.
-
-    Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never
-    end.
-    """
+    """The output folder of a run, locked by this process unless the run is finished."""
 
     def __init__(self, spec: RunSpec):
         self.spec = spec
@@ -103,12 +98,8 @@ class OutputFolder:
             check_same_settings(cfg, False, cfg.RESUME)
 
     def clean(self) -> None:
-        """Delete what a killed process has left half-written; refuse what is not a file."""
+        """Delete what a killed process has left half-written."""
         for entry in self.path.iterdir():
-            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                raise UsageError(
-                    f"{entry} is a link or not a regular file", f"replace it, or {ANOTHER}", entry
-                )
             if re.fullmatch(PARTIAL, entry.name) and entry.is_file():
                 entry.unlink()
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
 
@@ -166,3 +167,14 @@ def test_who_asks_at_the_same_moment_is_not_told_that_a_run_is_there(tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)
         Thread(target=lambda: (Event().wait(0.02), fcntl.flock(other, fcntl.LOCK_UN))).start()
         assert not is_locked(tmp_path)
+
+
+def test_a_folder_where_no_lock_can_be_made_cannot_be_written_to():
+    refused(Path("/proc"), "cannot write to the output folder")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_a_folder_with_a_link_or_a_pipe_is_not_written_to(make, tmp_path):
+    make(tmp_path / "x")
+    refused(tmp_path, "x is a link or not a regular file: replace it, or choose another")
+    assert not is_locked(tmp_path)
