@@ -11,6 +11,7 @@ from common.names import as_class_name, check_known_names, printable
 from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
+from inference.addresses import Address
 from inference.bank import is_bank
 from inference.sources import images_in
 from inference.tars import is_tar
@@ -96,7 +97,12 @@ def unlabelled_in(place: Path) -> list[Photo]:
         raise UsageError(f"there is no folder, list or bank {place}", "check its path", place)
     if is_bank(place):
         return unlabelled_in_bank(place)
-    return [Photo(file, "") for file in dict.fromkeys(map(str, images_in([place])))]
+    found = [*images_in([place])]
+    if any(isinstance(one, Address) for one in found):
+        raise UsageError(
+            f"{place} has addresses", "make a bank of it: python tools/embed.py", place
+        )
+    return [Photo(file, "") for file in dict.fromkeys(map(str, found))]
 
 
 def read_folders(place: Path) -> list[Photo]:
@@ -187,7 +193,7 @@ def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
         return named_by_folder(photos, place)
     try:
         pattern = re.compile(by)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(
             f"--group-by {by!r} is not a regular expression ({error})", "correct it"
         ) from error

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,25 +102,30 @@ def ask(args: argparse.Namespace, classifier: "PromptedClassifier") -> None:
         {"path": one.path, "label": "", "asked": ASKED[one.is_drawn], "guess": one.guess}
         for one in asked
     ]
-    if args.thumbnails:
-        write_thumbnails(args.thumbnails, rows, len(lines), args.max_pixels)
-    write_lines(args.to, [*lines, *rows])
+    with thumbnails(args.thumbnails, rows, len(lines), args.max_pixels):
+        write_lines(args.to, [*lines, *rows])
     for note in pool.notes:
         print(printable(note))
     drawn = sum(one.is_drawn for one in asked)
     print(f"Written: {args.to}, with {len(rows):,} images to label, {drawn:,} of them at random")
 
 
-def write_thumbnails(
-    folder: Path, rows: Sequence[Line], first: int, max_pixels: int | None = None
-) -> None:
-    """Small pictures of images; the column thumbnail gets their names.
+@contextmanager
+def thumbnails(
+    folder: Path | None, rows: Sequence[Line], first: int, max_pixels: int | None = None
+) -> Iterator[None]:
+    """Small pictures of images, in a folder if the body succeeds; the column thumbnail gets their
+    names before it.
 
     Args:
+        folder: a new one; None for no pictures.
         first: the number of lines before these.
     """
     from .pictures import jpeg_of
 
+    if folder is None:
+        yield
+        return
     with new_folder(folder) as stage:
         for number, row in enumerate(rows, first + 1):
             try:
@@ -129,6 +135,7 @@ def write_thumbnails(
                 continue
             row["thumbnail"] = f"{number:05}.jpg"
             (stage / row["thumbnail"]).write_bytes(content)
+        yield
 
 
 def label_on_page(

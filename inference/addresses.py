@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from common.errors import UsageError, one_line
 from common.start import path
+from common.text import read_bytes
 from datasets.folders import is_image
 
 from .tars import MAX_BYTES, Member
@@ -134,6 +135,8 @@ def of_web(url: str) -> bytes:
 
 
 def of_filesystem(url: str, protocol: str) -> bytes:
+    if protocol == "file":
+        return read_bytes(filesystem(protocol)._strip_protocol(url), MAX_BYTES)
     with filesystem(protocol).open(url, "rb") as file:
         return file.read(MAX_BYTES + 1)
 

@@ -66,6 +66,8 @@ def expanded(path: Any) -> Iterator[Any]:
         yield path
         return
     first, last = found.groups()
+    if int(last) < int(first):
+        raise UsageError(f"{path} has a range without numbers", "write the smaller one first")
     before = str(path)[: found.start()]
     after = str(path)[found.end() :]
     for number in range(int(first), int(last) + 1):

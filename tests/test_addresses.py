@@ -1,6 +1,7 @@
 """Images by addresses: commands read them, within bounds; the page and the API do not."""
 
 import json
+import os
 import time
 
 import fsspec
@@ -91,6 +92,12 @@ def test_a_storage_that_is_gone_ends_the_command_which_resumes(
     command.works(embed, *line, *cut)
     first, second = (tmp_path / name / "00000.parquet" for name in ("whole", "cut"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_pipe_at_an_address_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with one_line("is not a regular file"):
+        Address(f"file://{tmp_path}/pipe.png").read()
 
 
 def test_what_is_read_is_bounded_and_known(remote, command, deep, monkeypatch):

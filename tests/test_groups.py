@@ -328,6 +328,8 @@ def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(fitting, p
         "scene.": "0 captures",
         "(a)(b)": "2 captures",
         "scene([0-3])": "finds no group in",
+        "(a{4294967295})": "is not a regular expression",
+        "(" * 5000 + ")" * 5000: "is not a regular expression",
     }
     for by, words in wrong.items():
         refused(words, train, "--group-by", by)

@@ -129,6 +129,8 @@ def test_what_cannot_work_is_one_line(ask, tmp_path):
     assert "there is no pool" in ask(4, place=tmp_path / "nothing").error
     (tmp_path / "empty").mkdir()
     assert "has no image that can be read" in ask(4, place=tmp_path / "empty").error
+    (tmp_path / "list.txt").write_text("file:///a.png\n")
+    assert "make a bank of it" in ask(4, place=tmp_path / "list.txt").error
     assert ask(4).status == 0
     fill(file, lambda row: row | {"label": "reed"})
     assert "mean red" in ask(4).error
@@ -219,6 +221,18 @@ def test_thumbnails_are_numbered_as_in_the_file(ask, pool, tmp_path):
     assert not file.exists()
     done = ask(4, "--thumbnails", tmp_path / "others", "--page")
     assert "not allowed with argument --thumbnails" in done.error
+
+
+def test_a_file_that_cannot_be_written_leaves_no_thumbnails(ask, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("fit.labelling.write_lines", full)
+        assert ask(4, "--thumbnails", tmp_path / "small").status == 2
+    assert not (tmp_path / "small").exists()
+    assert ask(4, "--thumbnails", tmp_path / "small").status == 0
 
 
 def test_two_commands_do_not_write_one_file(ask, tmp_path):

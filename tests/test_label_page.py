@@ -174,6 +174,9 @@ def test_other_sites_and_wrong_requests_are_refused(ask, labels, tmp_path):
     labelled = [given(key, after) for after in (("reed", ""), ("", "tired"), ("red" * 1000, ""))]
     for body in (*labelled, b"{", {"visitor": "a"}):
         assert ask("/label", body)[0] == 422
+    for body in (b'{"visitor": NaN}', b'{"visitor": "\\ud800"}'):
+        status, answer, _ = ask("/label", body)
+        assert status == 422 and answer.keys() == {"error"}
     assert ask("/state?visitor=" + 65 * "a")[0] == 422
     assert ask("/label", b" " * (LARGEST + 1))[0] == 413
     for name in (key_of(str(tmp_path / "secret.png")), "..%2f..%2fsecret.png", "../secret.png"):

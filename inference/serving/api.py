@@ -8,6 +8,7 @@ from typing import Any
 
 from dassl.utils.images import MAX_BYTES
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
@@ -43,13 +44,16 @@ def answer_of(request: Request, error: Exception) -> JSONResponse:
         return fault(error.status_code, error.detail, error.headers)
     if isinstance(error, UsageError):
         return fault(422, error)
+    if isinstance(error, RequestValidationError):  # FastAPI's own answer repeats what was sent
+        first = error.errors()[0]
+        return fault(422, f"{first['loc'][-1]}: {first['msg']}")
     if isinstance(error, ClientDisconnect):
         return fault(400, "the request was cut off")
     return fault(500, "the server has a fault: its log says more")
 
 
 FAULTS: dict[Any, Any] = dict.fromkeys(
-    (HTTPException, UsageError, ClientDisconnect, Exception), answer_of
+    (HTTPException, UsageError, RequestValidationError, ClientDisconnect, Exception), answer_of
 )
 
 
