@@ -1,7 +1,9 @@
 """A bank: the folder that `tools/embed.py` has written, which is read in place of its images."""
 
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +14,10 @@ from numpy.typing import NDArray
 
 from common.errors import UsageError, one_line
 from common.lock import LOCK, is_locked
-from common.start import required_packages
 from common.text import read_json
+from datasets.copies import SHAPE
 
-from .tables import REQUIREMENTS
+from .outputs import opened, parts_of
 
 if TYPE_CHECKING:
     from .behind_tower import BehindTower
@@ -26,8 +28,16 @@ RECORD = "_embed.json"
 COUNT = "shards"  # in it, once all are known
 MADE = "made"  # in it: by which version of this project
 FORM = 2  # of the files; earlier ones had no column `tower`
-ROWS = 1000  # at a time
-DAMAGED = OSError, ValueError, KeyError, TypeError, AttributeError  # of files of anyone
+TEXT = "(large_)?string"
+# The types of the columns, as pyarrow writes them; files may have other columns
+TYPES = dict.fromkeys(("path", "sha256", "error", "pixels_sha256"), TEXT)
+TYPES |= dict.fromkeys(("width", "height"), "int32")
+TYPES |= {"tower": r"fixed_size_list<\w+: (halffloat|float)>\[[1-9]\d{0,5}\]"}
+TYPES |= {"signature": rf"fixed_size_list<\w+: int8>\[{math.prod(SHAPE)}\]"}
+TYPES |= {"camera": "uint64", "second": "double"}
+OPTIONAL = {"pixels_sha256", "signature", "camera", "second"}
+FILLED = {"path", "sha256", "error", "pixels_sha256", "camera", "second"}
+DIGEST = "^([0-9a-f]{64})?$"
 
 
 def is_bank(path: Any) -> bool:
@@ -57,7 +67,7 @@ class BankFiles:
     def __len__(self) -> int:
         rows = 0
         for file in self.files:
-            with opened(file) as table:
+            with checked(file) as table:
                 rows += table.metadata.num_rows
         return rows
 
@@ -68,14 +78,14 @@ class BankFiles:
     def parts(self, *columns: str) -> Iterator[Any]:
         """At most ROWS rows at a time, with those of the columns that there are."""
         for file in self.files:
-            with opened(file) as table:
-                yield from parts_of(table, columns)
+            with checked(file) as table:
+                yield from checked_parts(table, columns)
 
     def rows(self, *columns: str) -> Iterator[Rows]:
         """At most ROWS rows at a time, with those of the columns that there are."""
         for file in self.files:
-            with opened(file) as table:
-                for part in parts_of(table, (*columns, "error", "tower")):
+            with checked(file) as table:
+                for part in checked_parts(table, (*columns, "error", "tower")):
                     known = [name for name in columns if name in part.schema.names]
                     values = {name: part[name].to_pylist() for name in known}
                     yield Rows(values, part["error"].to_pylist(), before_of(part["tower"]))
@@ -92,24 +102,51 @@ class BankFiles:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """A file of a bank; UsageError if it is damaged."""
-    with required_packages(REQUIREMENTS):
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
+def checked(file: Path) -> Iterator[Any]:
+    """A file of a bank; UsageError if it is damaged, or its columns are not those of a bank."""
     try:
-        if not file.is_file():  # a pipe would wait
-            raise FileNotFoundError("it is not a file")
-        with ParquetFile(file) as table:
+        with opened(file) as table:
+            check_types(table.schema_arrow)
             yield table
-    except (*DAMAGED, pyarrow.ArrowException) as error:
-        fault = f"{file} is damaged ({one_line(error)})"
-        raise UsageError(fault, "delete it, and embed again", file) from error
+    except UsageError as error:
+        raise UsageError(error.fault, "delete it, and embed again", file) from error
 
 
-def parts_of(table: Any, columns: Sequence[str]) -> Iterator[Any]:
+def check_types(schema: Any) -> None:
+    """Raise ValueError if a column is missing or of another type."""
+    types = {field.name: str(field.type).replace(" not null", "") for field in schema}
+    for name, kind in TYPES.items():
+        found = types.get(name, "" if name in OPTIONAL else "missing")
+        if found and not re.fullmatch(kind, found):
+            raise ValueError(f"its column {name} is {one_line(found)}")
+
+
+def checked_parts(table: Any, columns: Sequence[str]) -> Iterator[Any]:
+    """At most ROWS rows at a time, which are checked."""
     known = [name for name in columns if name in table.schema_arrow.names]
-    yield from table.iter_batches(ROWS, columns=known)
+    for part in parts_of(table, known):
+        check_values(part)
+        yield part
+
+
+def check_values(part: Any) -> None:
+    """Raise ValueError if a row has no path or no checksum, or if it has both a fault and a
+    feature, or neither.
+    """
+    from pyarrow import compute
+
+    names = {*part.schema.names}
+    for name in FILLED & names:
+        if part[name].null_count:
+            raise ValueError(f"its column {name} has empty values")
+    for name in {"sha256", "pixels_sha256"} & names:
+        if not compute.all(compute.match_substring_regex(part[name], DIGEST)).as_py():
+            raise ValueError(f"its column {name} has a value that is no checksum")
+    if "tower" in names:
+        is_bad = compute.not_equal(part["error"], "")
+        for name in {"tower", "signature"} & names:
+            if not part[name].is_null().equals(is_bad):
+                raise ValueError(f"its column {name} is not of the images without an error")
 
 
 def before_of(column: Any) -> NDArray[np.float32]:

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UsageError
-from common.files import replacing
+from common.files import checksum, replacing
 from common.start import Parser, at_least, path, required_packages
 from datasets.copies import SHAPE, Look, Taken
 
 from .addresses import Image, source
 from .arguments import add_image_options, add_model_options, check_exists, load_options
-from .bank import FORM, ROWS, is_bank
+from .bank import FORM, is_bank
 from .options import LoadOptions
-from .outputs import Output, write_tables
+from .outputs import REQUIREMENTS, ROWS, SHA256, Output, write_tables
 from .shards import add_shard_options, end, facts_of, write_shards
-from .tables import REQUIREMENTS, as_unicode, parts
+from .tables import as_unicode, parts
 from .tars import expanded
 
 if TYPE_CHECKING:
@@ -159,13 +159,15 @@ class Features(Output):
     def write(self, number: int, images: Sequence[Image], facts: bytes) -> None:
         *features, file = self.files(number)
         rows = self.rows(images)
+        metadata = {self.name: facts}
         if features:
             kept = [*rows]
             rows = iter(kept)
             with replacing(features[0]) as unfinished, open(unfinished, "xb") as numbers:
                 np.save(numbers, self.array([row.feature for row in kept], self.width))
+            metadata[SHA256.decode()] = checksum(features[0]).encode()
         tables = map(self.table, parts(rows, ROWS))
-        write_tables(file, self.table([]).schema, tables, {self.name: facts})
+        write_tables(file, self.table([]).schema, tables, metadata)
 
     def rows(self, images: Sequence[Image]) -> Iterator[Embedded]:
         for part in embedded(images, self):

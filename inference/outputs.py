@@ -1,18 +1,27 @@
 """A folder of shards, and how one shard is written."""
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common.files import replacing
+from common.errors import UsageError, one_line
+from common.files import checksum, replacing
+from common.start import required_packages
 
 from .addresses import Image
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+REQUIREMENTS = "requirements-parquet.txt"
+ROWS = 1000  # of a Parquet file at a time
+SHA256 = b"sha256"  # of the features, in the metadata of their Parquet file
+DAMAGED = OSError, ValueError, KeyError, TypeError, AttributeError  # of files of anyone
 
 
 class Output:
@@ -55,14 +64,11 @@ class Output:
         self.bar.set_postfix_str(f"errors={self.errors}", refresh=False)
         self.bar.update(images)
 
-    def skip(self, file: Path) -> None:
+    def skip(self, images: int, errors: int) -> None:
         """The same for a shard that was finished before, which makes this command no faster."""
-        from pyarrow import parquet
-
-        column = parquet.read_table(file, columns=["error"])["error"].to_pylist()
         if not self.bar.disable:
-            self.bar.initial += len(column)
-        self.advance(len(column), sum(map(bool, column)))
+            self.bar.initial += images
+        self.advance(images, errors)
 
 
 class Shard(NamedTuple):
@@ -83,16 +89,81 @@ def write_shard(output: Output, number: int, shard: Shard) -> None:
         remove_partial(file)
     facts = output.facts | {"images": listing(shard.files)}
     is_done = all(file.is_file() for file in files)
-    if not is_done or facts_in(files[-1], output.name) != facts:
-        output.write(number, shard.images(), json.dumps(facts).encode())
-    else:
-        output.skip(files[-1])
+    if is_done and facts_in(files[-1], output.name) == facts:
+        try:
+            output.skip(*counted(files))
+            return
+        except UsageError as error:
+            print(f"{error}; it is written again")
+    output.write(number, shard.images(), json.dumps(facts).encode())
+
+
+def counted(files: Sequence[Path]) -> tuple[int, int]:
+    """How many images and errors the files of a shard have; UsageError unless all of their content
+    is what was written.
+    """
+    images = errors = 0
+    with opened(files[-1]) as table:
+        expected = (table.schema_arrow.metadata or {}).get(SHA256, b"").decode()
+        if files[1:] and checksum(files[0]) != expected:
+            raise ValueError(f"its features in {files[0].name} have another checksum")
+        for part in parts_of(table):
+            images += len(part)
+            errors += sum(map(bool, part["error"].to_pylist()))
+    return images, errors
+
+
+def parts_of(table: Any, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """At most ROWS rows of a Parquet file at a time; ValueError if there are more or fewer than it
+    states, which has no checksum.
+    """
+    rows = 0
+    for part in table.iter_batches(ROWS, columns=columns):
+        rows += len(part)
+        yield part
+    if rows != table.metadata.num_rows:
+        raise ValueError(f"it has {rows:,} of {table.metadata.num_rows:,} rows")
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A Parquet file, whose pages are compared with their checksums; UsageError if it is
+    damaged.
+    """
+    with required_packages(REQUIREMENTS):
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    try:
+        if not file.is_file():  # a pipe would wait
+            raise FileNotFoundError("it is not a file")
+        with ParquetFile(file, page_checksum_verification=True) as table:
+            yield table
+    except (*DAMAGED, pyarrow.ArrowException) as error:
+        raise UsageError(f"{file} is damaged ({one_line(error)})", "", file) from error
 
 
 def remove_partial(file: Path) -> None:
     """Delete what commands that were killed have left of a file."""
     for left in file.parent.glob(f".{file.name}.*.partial"):
         left.unlink(missing_ok=True)
+
+
+def remove_unfinished(file: Path) -> None:
+    """The same of a file that other commands may be writing now."""
+    for left in file.parent.glob(f".{glob.escape(file.name)}.*.partial"):
+        process = left.name.split(".")[-2].partition("-")[0]
+        if process.isdecimal() and not is_alive(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user; no number of a process
+        return True
+    return True
 
 
 def listing(files: Sequence[Any]) -> str:
@@ -116,7 +187,7 @@ def facts_in(file: Path, name: str) -> Any:
     try:
         metadata = parquet.read_schema(file).metadata or {}
         return json.loads(metadata.get(name.encode(), b"null"))
-    except (OSError, ValueError, pyarrow.ArrowException):
+    except (OSError, ValueError, RecursionError, pyarrow.ArrowException):
         return None
 
 
@@ -128,7 +199,9 @@ def write_tables(
 
     with (
         replacing(file) as unfinished,
-        ParquetWriter(unfinished, schema.with_metadata(metadata)) as writer,
+        ParquetWriter(
+            unfinished, schema.with_metadata(metadata), write_page_checksum=True
+        ) as writer,
     ):
         for table in tables:
             writer.write_table(table)

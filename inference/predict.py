@@ -20,14 +20,13 @@ from .arguments import (
     check_exists,
     load_options,
 )
-from .bank import ROWS, Bank, BankFiles, is_bank
+from .bank import Bank, BankFiles, is_bank
 from .options import LoadOptions
-from .outputs import Output, write_tables
+from .outputs import REQUIREMENTS, ROWS, Output, write_tables
 from .shards import WHOLE, add_shard_options, end, facts_of, write_shards
 from .tables import (
     FORMS,
     PRINTED,
-    REQUIREMENTS,
     Layout,
     arrow_table,
     as_table,

@@ -10,10 +10,11 @@ from common.start import required_packages
 from datasets.folders import is_image, walk_files
 
 from .addresses import Address, place_of
-from .tables import REQUIREMENTS
+from .outputs import REQUIREMENTS
 
 LISTS = ".txt", ".csv", ".parquet"
-LONGEST = 1 << 16  # characters of a line
+LONGEST = 1 << 16  # characters of a line, or of a path in Parquet
+ROWS = 100  # of Parquet at a time
 COLUMNS = "path", "url"
 
 
@@ -41,8 +42,6 @@ def names_in(file: Path) -> Iterator[str]:
     """The paths in a list, which is read part by part."""
     if not file.is_file():
         raise UsageError(f"there is no list {file}", "check its path", file)
-    with required_packages(REQUIREMENTS):
-        from pyarrow import ArrowException
     try:
         if file.suffix.lower() == ".parquet":
             yield from names_in_parquet(file)
@@ -51,7 +50,7 @@ def names_in(file: Path) -> Iterator[str]:
             lines = lines_of(text)
             is_csv = file.suffix.lower() == ".csv"
             yield from names_in_csv(lines) if is_csv else names_in_text(lines)
-    except (OSError, ValueError, csv.Error, ArrowException) as error:
+    except (OSError, ValueError, csv.Error) as error:
         fault = f"{file} is not a list of images ({one_line(error)})"
         raise UsageError(fault, f"give one with the column {COLUMNS[0]}, or text", file) from error
 
@@ -75,12 +74,23 @@ def names_in_csv(lines: Iterable[str]) -> Iterator[str]:
 
 
 def names_in_parquet(file: Path) -> Iterator[str]:
-    from pyarrow.parquet import ParquetFile
+    with required_packages(REQUIREMENTS):
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    try:
+        with ParquetFile(file, page_checksum_verification=True) as table:
+            column = column_of(table.schema_arrow.names)
+            for part in table.iter_batches(ROWS, columns=[column]):
+                for name in part[column].to_pylist():
+                    yield checked(str(name or ""))
+    except ArrowException as error:
+        raise ValueError(str(error)) from error
 
-    with ParquetFile(file) as table:
-        column = column_of(table.schema_arrow.names)
-        for part in table.iter_batches(columns=[column]):
-            yield from (str(name or "") for name in part[column].to_pylist())
+
+def checked(name: str) -> str:
+    if len(name) >= LONGEST:
+        raise ValueError(f"a path has more than {LONGEST:,} characters")
+    return name
 
 
 def column_of(names: Sequence[str]) -> str:

@@ -14,13 +14,12 @@ from common.files import replacing
 from common.names import csv_cell, padded, printable, width
 from common.start import required_packages
 
-from .outputs import write_tables
+from .outputs import REQUIREMENTS, remove_unfinished, write_tables
 
 if TYPE_CHECKING:
     from .models import Model
 
 FORMS = "csv", "json", "jsonl", "parquet"
-REQUIREMENTS = "requirements-parquet.txt"
 SHOWN = 5  # classes of a set in the table
 PART = 10_000  # rows of Parquet in memory
 Row = Mapping[str, Any]  # of `batches.predict_files`
@@ -103,6 +102,7 @@ def form_of(file: Path | None, form: str) -> str:
 
 def write(file: Path, form: str, rows: Iterable[Row], layout: Layout) -> None:
     """Write the rows completely or not at all."""
+    remove_unfinished(file)
     if form == "parquet":
         tables = (arrow_table(part, layout) for part in parts(rows, PART))
         write_tables(file, arrow_table([], layout).schema, tables, {})

@@ -14,7 +14,7 @@ from fit.banked import photos_in
 from fit.estimator import Classifier
 from fit.groups import NOT_KNOWN
 from fit.rows import photos_in_rows, rows_of
-from inference import bank, embed, predict
+from inference import bank, embed, outputs, predict
 from runs import calibrate
 
 pyarrow = parquet_library()
@@ -83,7 +83,7 @@ def test_a_bank_becomes_a_folder_of_answers_with_one_file_for_each(
     monkeypatch.setattr("inference.shards.SHARD", 2)
     folder = banked(photos)
     shutil.rmtree(photos)
-    monkeypatch.setattr(bank, "ROWS", 1)
+    monkeypatch.setattr(outputs, "ROWS", 1)
     line = "--backbone", deep, *NAMES
     done = command(predict, folder, "--to", f"{tmp_path}/answers/", *line)
     assert done.status == 1 and "1 image could not be read" in done.errors[-1]
@@ -124,8 +124,9 @@ def test_banks_of_others_are_refused(banked, command, deep, tiny, finished, phot
     to_json(folder / bank.RECORD, record)
     file = folder / "00000.parquet"
     table = parquet.read_table(file)
-    numbers = pyarrow.array(np.zeros(3 * len(table)))
-    narrow = pyarrow.FixedSizeListArray.from_arrays(numbers, 3)
+    numbers = pyarrow.array(np.zeros(3 * len(table), np.float32))
+    is_bad = table["tower"].is_null().combine_chunks()
+    narrow = pyarrow.FixedSizeListArray.from_arrays(numbers, 3, mask=is_bad)
     others = {"features of 3 numbers": narrow, "is damaged": pyarrow.array(["x"] * len(table))}
     for words, column in others.items():
         place = table.schema.get_field_index("tower")
@@ -140,6 +141,84 @@ def test_banks_of_others_are_refused(banked, command, deep, tiny, finished, phot
     (folder / "00001.parquet").unlink()
     file.write_bytes(b"PAR1")
     refused("is damaged", folder)
+
+
+def column(values, kind=None):
+    """A change of a table: a column gets these values, or one value in all rows."""
+    return lambda table: pyarrow.array(values * len(table), kind)
+
+
+NO_BANKS = {
+    "path": (None, column([None], "string"), column([3]), column([b"a"])),
+    "sha256": (None, column(["z" * 64]), column([None], "string")),
+    "error": (None, column([None], "string"), column(["gone"])),
+    "width": (None, column(["x"])),
+    "tower": (
+        None,
+        column([None], "float"),
+        column([[1.0]]),
+        column([None], pyarrow.list_(pyarrow.float32(), 64)),
+    ),
+    "signature": (
+        column([[1, 2]]),
+        column(["x"]),
+        column([None], pyarrow.list_(pyarrow.int8(), 462)),
+    ),
+    "pixels_sha256": (column([None], "string"), column(["no checksum"])),
+    "second": (column(["x"]), column([None], "double")),
+}
+
+
+def test_a_bank_of_another_form_is_refused_in_one_line(
+    banked, command, fitting, deep, classes, tmp_path
+):
+    folder = banked(classes, "--look")
+    file = folder / "00000.parquet"
+    table = parquet.read_table(file)
+    for name, changes in NO_BANKS.items():
+        place = table.schema.get_field_index(name)
+        for change in changes:
+            other = table.remove_column(place)
+            if change:
+                other = other.add_column(place, name, change(table))
+            parquet.write_table(other, file)
+            found = [fitting(folder, "--backbone", deep, "--methods", "GDA").error]
+            if name in ("path", "error", "width", "tower"):
+                found.append(command(predict, folder, "--backbone", deep, *NAMES).error)
+            for error in found:
+                assert f"{file} is damaged" in error and "embed again" in error
+
+
+def test_a_feature_of_an_image_with_an_error_does_not_move_to_the_next_image(
+    banked, command, deep, photos
+):
+    folder = banked(photos)
+    file = folder / "00000.parquet"
+    table = parquet.read_table(file)
+    errors = ["gone", *table["error"].to_pylist()[1:]]
+    place = table.schema.get_field_index("error")
+    parquet.write_table(table.set_column(place, "error", pyarrow.array(errors)), file)
+    done = command(predict, folder, "--backbone", deep, *NAMES)
+    assert "its column tower is not of the images without an error" in done.error
+
+
+def test_a_flipped_bit_in_a_bank_is_refused_and_its_file_is_written_again(
+    banked, command, deep, photos
+):
+    folder = banked(photos)
+    file = folder / "00000.parquet"
+    whole = file.read_bytes()
+    with parquet.ParquetFile(file) as table:
+        group = table.metadata.row_group(0)
+        columns = [group.column(number) for number in range(group.num_columns)]
+    (tower,) = [one for one in columns if one.path_in_schema.startswith("tower")]
+    place = (tower.dictionary_page_offset or tower.data_page_offset) + 200
+    file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    assert "is damaged" in command(predict, folder, "--backbone", deep, *NAMES).error
+    line = "--to", folder, "--backbone", deep, "--precision", "float32"
+    done = command(embed, photos, *line)
+    assert "is damaged" in done.printed and "it is written again" in done.printed
+    assert file.read_bytes() == whole
 
 
 def fitted(folder):

@@ -272,3 +272,56 @@ def test_a_bar_counts_images_and_errors(embedded, photos, monkeypatch):
     embedded(photos, "--shard", "1/3", to="part")
     assert [(bar.n, bar.total, bar.initial) for bar in bars] == [(6, 6, 0), (6, 6, 4), (2, 2, 0)]
     assert [bar.postfix for bar in bars] == ["errors=1", "errors=1", "errors=0"]
+
+
+@pytest.mark.parametrize("name", ["img_emb", "metadata"])
+def test_nothing_is_written_or_deleted_through_a_link(
+    name, embedded, command, deep, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shards, "SHARD", 2)
+    layout = "--layout", "clip-retrieval"
+    folder = embedded(photos, *layout)
+    elsewhere = tmp_path / "elsewhere"
+    (folder / name).rename(elsewhere)
+    (folder / name).symlink_to(elsewhere)
+    before = {file.name: file.read_bytes() for file in elsewhere.iterdir()}
+    line = "--to", folder, "--backbone", deep, *layout
+    error = command(embed, photos / "a.jpg", *line).error
+    assert f"{folder / name} is a link or not a regular file" in error
+    assert {file.name: file.read_bytes() for file in elsewhere.iterdir()} == before
+
+
+def test_a_damaged_file_of_features_is_written_again(embedded, photos, capsys):
+    folder = embedded(photos, "--layout", "clip-retrieval")
+    file = folder / "img_emb/img_emb_00000.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    embedded(photos, "--layout", "clip-retrieval")
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_shard_of_another_form_is_written_again(remove, embedded, photos):
+    folder = embedded(photos)
+    file = folder / "00000.parquet"
+    whole = file.read_bytes()
+    table = parquet.read_table(file)
+    if remove:
+        parquet.write_table(table.drop(["error"]), file)
+    else:
+        deep_json = b"[" * 100_000
+        parquet.write_table(table.replace_schema_metadata({b"embed": deep_json}), file)
+    embedded(photos)
+    assert file.read_bytes() == whole
+
+
+def test_a_range_of_tars_that_ends_before_it_begins_is_refused(command, deep, tmp_path):
+    line = tmp_path / "{9..0}.tar", "--to", tmp_path / "new", "--backbone", deep
+    assert "write the smaller one first" in command(embed, *line).error
+
+
+def test_a_path_in_a_list_of_parquet_has_a_longest_length(command, deep, tmp_path):
+    names = pyarrow.array(["a" * 70_000] * 1000).dictionary_encode()
+    parquet.write_table(pyarrow.table({"path": names}), tmp_path / "list.parquet")
+    line = tmp_path / "list.parquet", "--to", tmp_path / "new", "--backbone", deep
+    assert "a path has more than 65,536 characters" in command(embed, *line).error

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,6 +231,21 @@ def test_an_interrupted_prediction_leaves_what_was_there(
     assert done.status == 130 and "Written" not in done.printed
     assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
     assert file.read_text() == "of before"
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_an_unfinished_file_of_a_killed_command_is_deleted(
+    ending, finished, command, photos, tmp_path
+):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    of_killed, of_running = (
+        tmp_path / f".answers.{ending}.{process}-1.partial" for process in (ended.pid, os.getppid())
+    )
+    of_killed.touch()
+    of_running.touch()
+    command.works(predict, finished("CoOp"), photos, "--to", tmp_path / f"answers.{ending}")
+    assert of_running.exists() and not of_killed.exists()
 
 
 def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path):
