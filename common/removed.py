@@ -4,12 +4,13 @@ from typing import Any
 
 REMOVED = {
     "BANK": "set CACHE, which keeps the features of a run; fit reads a bank",
+    "FEATURES_OF": "embed the images by that run, then fit a head on the features",
     "TEST.CORRUPTION": "make a folder of corrupted images, and test on it as a dataset",
     "merge": "average seeds by the tables of a study; FineTune has WISE_FT, PEFT its own merging",
 }
 
 # Values of removed settings that did nothing
-WITHOUT_EFFECT = {"BANK": "", "CORRUPTION": "", "SEVERITY": 5}
+WITHOUT_EFFECT = {"BANK": "", "CORRUPTION": "", "SEVERITY": 5, "FEATURES_OF": ""}
 
 
 def instead_of(word: object) -> str:

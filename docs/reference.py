@@ -42,7 +42,6 @@ SHARED = {
     "CSC": "a context for each class (default False)",
     "PROMPT_DEPTH": "layers with prompts",
     "AUGMENT_EPOCH": "random views of each training image; 0: the image without augmentation",
-    "FEATURES_OF": "folder of a run whose features the head reads, instead of CLIP's (default: empty)",
     "CHOOSE_ON": "images that choose the settings which are 0 (default validation; oracle: the test images)",
     "VIEWS": "views of a test image (default 64)",
     "AUGMIX": "mix the views with AugMix (default False)",
@@ -51,7 +50,6 @@ SHARED = {
 USUAL = (
     ("CSC", False),
     ("AUGMIX", False),
-    ("FEATURES_OF", ""),
     ("CHOOSE_ON", "validation"),
     ("VIEWS", 64),
 )

@@ -189,7 +189,6 @@ def exported(keys: Mapping[str, Any]) -> dict[str, Any]:
 def check_complete(description: Description, model: str) -> None:
     """Raise UsageError for a model that needs another run or file: its path would be followed."""
     for key, needed in {
-        "FEATURES_OF": "the features of the run",
         "WORDS": "the file of words",
     }.items():
         if path := description.settings.get(key):

@@ -22,9 +22,8 @@ class BehindTower:
 
     def __init__(self, classifier: PromptedClassifier):
         model = classifier.model_for()
-        reads_run = getattr(model, "base", None) is not None
         is_frozen = model.features_are_frozen and not hasattr(classifier.transform, "count")
-        if reads_run or not is_frozen:
+        if not is_frozen:
             fault = f"{classifier.method} has an image tower of its own"
             raise UsageError(fault, "give it the images, and no bank of CLIP's features")
         self.classifier = classifier

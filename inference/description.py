@@ -21,6 +21,7 @@ from datasets import sentences
 from trainers.base import TEMPLATE
 from trainers.base.data_use import inherited, on_test_images
 from trainers.base.method import Method
+from trainers.base.settings import without_removed
 
 from .artefact import INPUT, NO_NAMES, Description
 from .options import LoadOptions
@@ -63,7 +64,10 @@ def predicting_configuration(description: Description, options: LoadOptions) -> 
     cfg = configuration(description.method)
     section = trainers.predicting()[description.method].section()
     cfg.merge_from_other_cfg(
-        {"TRAINER": {section: description.settings}, "INPUT": description.input}
+        {
+            "TRAINER": {section: without_removed(description.settings)},
+            "INPUT": description.input,
+        }
     )
     cfg.DATASET.NAME = description.dataset_name
     cfg.DATASET.TITLE = description.dataset
@@ -71,7 +75,7 @@ def predicting_configuration(description: Description, options: LoadOptions) -> 
     cfg.MODEL.BACKBONE.NAME = description.backbone_name(options.backbone)
     seed = description.training.get("seed")  # of the views of a test-time method
     cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0
-    shots = description.training.get("shots")  # in TRAINER.<NAME>.FEATURES_OF
+    shots = description.training.get("shots")  # in TRAINER.<NAME>.OVER
     cfg.DATASET.NUM_SHOTS = shots if type(shots) is int else -1
     if options.max_pixels is not None:
         cfg.merge_from_list(["INPUT.MAX_PIXELS", options.max_pixels])

@@ -23,6 +23,7 @@ from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.method import Method
 from trainers.base.method_file import load_method_file
+from trainers.base.settings import without_removed
 
 from . import peft
 from .arguments import CHECKPOINTS, check_exists
@@ -305,7 +306,10 @@ def run_configuration(run: Path) -> CfgNode:
     anything.set_new_allowed(True)
     anything.merge_from_file(str(run / RUN_CONFIG_FILE))
     cfg = configuration(anything.TRAINER.NAME, run / RUN_CONFIG_FILE)
-    cfg.merge_from_file(str(run / RUN_CONFIG_FILE))
+    section = trainers.predicting()[anything.TRAINER.NAME].section()
+    own = without_removed(anything.TRAINER.get(section, {}), run / RUN_CONFIG_FILE)
+    anything.TRAINER[section] = CfgNode(own)
+    cfg.merge_tree(anything, str(run / RUN_CONFIG_FILE))
     return cfg
 
 

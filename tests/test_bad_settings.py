@@ -71,13 +71,10 @@ def other(backbones):
 
 @pytest.mark.slow
 def test_weights_of_another_backbone(launch, argv, other, tmp_path):
-    """A head tested on its features, and a head on the features of a run there."""
     launch.works(*argv("TipAdapter", *ONCE, output="run"))
-    launch.works(*argv("MPL", *ONCE, output="mpl", config="", backbone=other))
     options = ["--eval-only", "--model-dir", tmp_path / "run"]
     tested = argv("TipAdapter", *ONCE, backbone=other, options=options)
-    for line in (tested, argv("GDA", *ONCE, "TRAINER.GDA.FEATURES_OF", str(tmp_path / "mpl"))):
-        assert "prompts for other weights: SHA-256" in launch(*line).error
+    assert "prompts for other weights: SHA-256" in launch(*tested).error
 
 
 # Bad input gives one line with the fault and the remedy, exit status 2, and leaves nothing behind.

@@ -133,16 +133,6 @@ def test_best_epoch_lists_its_training_images_once(run):
     assert best["choose"][0]["sha256"] != best["test"]["sha256"]
 
 
-def test_a_head_names_the_images_behind_its_features(run):
-    base = run("base", "DATASET.NUM_SHOTS", 4)
-    settings = ("OPTIM.MAX_EPOCH", 1, "TRAINER.GDA.FEATURES_OF", base)
-    gda = {"trainer": "GDA", "config": "small"}
-    head = run("head", *settings, **gda)
-    assert [fit["images"] for fit in card(head)["fit"]] == [24, 12]
-    tested = run("tested", *settings, **gda, options=evaluate(head))
-    assert card(tested)["fit"] == card(head)["fit"]
-
-
 def test_start_from_silent_weights_is_not_forgotten(run, on_imagenet):
     file = run("trained") / LOCKED / "model.pth.tar-2"
     checkpoint = torch.load(file, weights_only=True)

@@ -248,3 +248,33 @@ def test_an_epoch_draws_views_with_their_labels(method, size, all_views, make):
     assert batch["label"].tolist() == labels[images].tolist() and len(drawn) == size
     assert len(torch.unique(drawn // 10)) > 1
     assert (sorted(images.tolist()) != [*range(10)]) == all_views
+
+
+@pytest.mark.slow
+def test_residuals_of_a_start_are_added_to_the_texts_of_the_run(make, tmp_path):
+    make("TaskRes", output="start").train()
+    (file,) = (tmp_path / "start").glob("*/model.pth.tar-2")
+    head = make(
+        "TaskRes", "MODEL.INIT_WEIGHTS", str(file), "DATASET.TEMPLATE", "a bad photo of a {}."
+    ).method.head
+    own = make("TaskRes", "DATASET.TEMPLATE", "a bad photo of a {}.", output="own").method.head
+    start = torch.load(file, weights_only=True)["state_dict"]
+    assert torch.equal(head.base_text_features, own.base_text_features)
+    assert not torch.equal(head.base_text_features.cpu(), start["base_text_features"])
+    assert torch.equal(head.text_feature_residuals.cpu(), start["text_feature_residuals"])
+
+
+@pytest.mark.slow
+def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, capsys):
+    base = make("TipAdapter", "DATASET.SUBSAMPLE_CLASSES", "base", output="base")
+    base.train()
+    every = make("TipAdapter", output="all")
+    every.load_model(str(tmp_path / "base"))
+    assert "The prompts were learned on 3 of these 6 classes" in capsys.readouterr().out
+    images = images_of(every)
+    head = every.method.head
+    votes = every.model_inference(images)
+    known = [every.method.class_names.index(name) for name in base.method.class_names]
+    others = [label for label in range(6) if label not in known]
+    assert torch.allclose(votes[:, known], base.model_inference(images), atol=1e-4)
+    assert head.values[:, others].abs().sum() == 0 < head.values[:, known].abs().sum()

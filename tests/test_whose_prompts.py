@@ -354,11 +354,20 @@ def test_the_facts_of_the_tested_epoch_are_not_those_of_another(tested, known, f
     ]
 
 
+def test_a_head_of_an_older_version_is_read_unless_it_read_the_features_of_a_run(
+    finished, command, photos, tmp_path
+):
+    folder = shutil.copytree(finished("CLIPAdapter", "all"), tmp_path / "run")
+    config = folder / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("  CLIPADAPTER:\n", "  CLIPADAPTER:\n    FEATURES_OF: ''\n"))
+    command.works(predict, folder, photos)
+    config.write_text(text.replace("  CLIPADAPTER:\n", "  CLIPADAPTER:\n    FEATURES_OF: x\n"))
+    assert "FEATURES_OF was removed: embed the images" in command(predict, folder, photos).error
+
+
 def test_an_epoch_of_an_unfinished_run_has_its_seed_and_shots(finished, command, photos, tmp_path):
-    (tmp_path / "2 shots").mkdir()
-    (tmp_path / "2 shots/seed1").symlink_to(finished("CoOp", "all"))
-    pattern = f"{tmp_path}/{{shots}} shots/seed{{seed}}"
-    run = finished("CLIPAdapter", "all", "TRAINER.CLIPADAPTER.FEATURES_OF", pattern)
+    run = finished("CLIPAdapter", "all")
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "results.json").unlink()
     done = command.works(predict, folder, photos, "--csv", "--load-epoch", 1)

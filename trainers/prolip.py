@@ -37,13 +37,6 @@ class ProLIPSettings(FeatureSettings):
     LAMBDA: int | float | Literal["1/N", "1/N^2", "validation"] = "1/N"
     ranges = {"AUGMENT_EPOCH": (0, 1000), "STEPS": (1, 1_000_000), "LAMBDA": (0, 1_000_000)}
 
-    def check(self):
-        if self.FEATURES_OF:
-            raise UsageError(
-                "FEATURES_OF is given",
-                "leave it out: the features are those before CLIP's projection",
-            )
-
     def weight(self, shots: int) -> float:
         """LAMBDA for this many images of each class."""
         powers = {"1/N": 1, "1/N^2": 2, "validation": 1}

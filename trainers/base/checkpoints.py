@@ -16,6 +16,7 @@ from common.records import Facts, Phase, SelectionRecord, read
 from common.text import read_json
 
 from . import compat
+from .settings import without_removed
 
 PROMPTS = "prompts.safetensors"  # of an exported folder, which config.json describes
 LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
@@ -37,7 +38,6 @@ class Metadata:
     fit: list[Phase] = field(default_factory=list)
     version: str = ""
     commit: str = ""
-    features_sha256: str = ""
     plugin_sha256: str = ""
 
 
@@ -187,6 +187,7 @@ def select_prompts(
     or are not finite.
     """
     state = checkpoint["state_dict"]
+    without_removed((checkpoint.get("metadata") or {}).get("settings") or {}, path)
     learned = learned_tensors(checkpoint, path, metadata["method"], expected)
     remedy = SAME_SETTINGS
     if changed := differences(checkpoint.get("metadata") or {}, metadata):

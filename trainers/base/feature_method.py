@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,14 +14,12 @@ from yacs.config import CfgNode
 
 from clip import CLIP
 from common.errors import UsageError
-from common.files import checksum
 from common.records import SelectionRecord
 
 from .checkpoints import tensors_of
 from .compat import build_transform
 from .data_use import choice
 from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_cache
-from .features_of import open_features_run
 from .head import Head, HeadCLIP
 from .learned import Checkpoints
 from .method import Method
@@ -61,12 +58,10 @@ class FeatureSpec:
 @dataclass(frozen=True)
 class FeatureSettings(MethodSettings):
     """AUGMENT_EPOCH is how many augmented views of each training image are used; 0: the image as in
-    a test. FEATURES_OF is the output folder of a run whose features are used, those of CLIP if it
-    is empty; {seed} and {shots} in it are those of this run.
+    a test.
     """
 
     AUGMENT_EPOCH: int = 0
-    FEATURES_OF: str = ""
     ranges = {"AUGMENT_EPOCH": (0, 1000)}
 
 
@@ -80,17 +75,7 @@ class ChoosingSettings(FeatureSettings):
 
 
 class HeadCheckpoints(Checkpoints):
-    """Those of a head: they say on which run's features it was learned."""
-
-    def metadata(self) -> dict[str, Any]:
-        return super().metadata() | {"features_sha256": self.method.features_sha256}
-
-    def check_weights(self, written: Mapping[str, Any], owner: str) -> None:
-        super().check_weights(written, owner)
-        here = self.method.features_sha256
-        if written.get("features_sha256", here) != here:
-            remedy = f"give the run it learned on as TRAINER.{self.method.section()}.FEATURES_OF"
-            raise UsageError(f"{owner} has a head on the features of another run", remedy)
+    """Checkpoints of a head."""
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
         dims = super().class_dims()
@@ -122,7 +107,6 @@ class FeatureMethod(Method):
     saves_each_epoch = False
     starts_from_images: ClassVar[bool] = False  # whether `start` has an effect
     support: Support | None = None  # the features of the training images
-    features_sha256 = ""  # of the checkpoint of FEATURES_OF
 
     def build_head(self, classes: int, width: int, rows: int) -> Head:
         """The head before it has seen images, by the numbers of classes, features and training
@@ -174,33 +158,13 @@ class FeatureMethod(Method):
         return self.build_head(len(classnames), clip.visual.output_dim, self.n_train)
 
     def finish_model(self) -> None:
-        if self.settings.FEATURES_OF:
-            folder = self.folder_of_run(self.settings.FEATURES_OF)
-            base, path = open_features_run(self, folder, f"TRAINER.{self.section()}.FEATURES_OF")
-            self.features_sha256 = checksum(Path(path))
-            self.model.use_features_of(base.model)
-            self.inherited_choices = base.inherited_choices
-            self.inherited_phases = base.inherited_phases
         if self.spec.reads_text:
             self.set_texts(self.texts())
 
     def texts(self) -> Tensor:
-        """(classes, joint), fp32: the mean over the templates or, of a run, its text features; not
-        normalised. Raises UsageError if those of the run depend on the image."""
-        clip = self.model.frozen
-        base = self.model.base
-        if base is None:
-            return mean_text_features(
-                clip, self.class_sentences(*self.templates), self.spec.unit_text
-            )
-        with torch.no_grad():
-            text = base.encode_text(
-                torch.zeros(1, clip.visual.output_dim, device=self.device)
-            ).float()
-        if text.dim() != 2:
-            fault = f"the text features of {self.settings.FEATURES_OF} depend on the image"
-            raise UsageError(fault, "give FEATURES_OF a run without that")
-        return text
+        """(classes, joint), fp32: the mean over the templates; not normalised."""
+        sentences = self.class_sentences(*self.templates)
+        return mean_text_features(self.model.frozen, sentences, self.spec.unit_text)
 
     def set_texts(self, texts: Tensor) -> None:
         """Give the head these text features (classes, joint), which are not normalised."""

@@ -50,39 +50,19 @@ class FiLM(nn.Module):
 
 
 class HeadCLIP(PromptedCLIP):
-    """Images -> logits by a head on the features of a frozen CLIP, or of a trained run."""
+    """Images -> logits by a head on the features of a frozen CLIP."""
 
     prompt_learner: Head
-    base: PromptedCLIP | None = None  # the model of the trained run; None for CLIP as it is
     # (classes, joint), fp32, the text features that the head reads
     class_texts: Tensor = torch.empty(0)
 
-    def use_features_of(self, base: PromptedCLIP) -> None:
-        """From now on, read the features of a trained model."""
-        # Not registered, as no backbone is
-        self.__dict__["base"] = base.eval().requires_grad_(False)
-
     def _apply(self, fn: Callable, recurse: bool = True):
         self.class_texts = fn(self.class_texts).float()
-        if self.base is not None:
-            self.base._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     @property
     def features_are_frozen(self) -> bool:
         return True
-
-    def image_tensors(self) -> dict[str, Tensor]:
-        if self.base is None:
-            return super().image_tensors()
-        return self.base.image_tensors() | self.base.state_dict()
-
-    def image_output(self, images: Tensor | ImageOutput) -> ImageOutput:
-        if self.base is None or isinstance(images, ImageOutput):
-            return super().image_output(images)
-        tower = self.base.image_output(images)
-        changes = self.base.own_image or self.base.prompt_learner.changes_image
-        return ImageOutput(self.base.of_tower(tower) if changes else tower.feature)
 
     def of_tower(self, tower: ImageOutput) -> Tensor:
         return tower.feature.float()
@@ -95,8 +75,7 @@ class HeadCLIP(PromptedCLIP):
 
     @property
     def scale(self) -> Any:
-        own = None if self.base is None else self.base.prompt_learner.logit_scale
-        return own or self.clip.logit_scale.exp().float()
+        return self.clip.logit_scale.exp().float()
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         with torch.autocast(image_features.device.type, enabled=False):

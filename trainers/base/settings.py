@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from os import PathLike
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from yacs.config import CfgNode
 
 from common.errors import UsageError
+from common.removed import had_no_effect, instead_of
 from common.schema import Accepts, add_settings, shown
 
 Precision = Literal["fp16", "bf16", "fp32", "amp"]
@@ -85,3 +87,14 @@ class MethodSettings:
                 f"give one number, or a list of {named} = {layers} of them",
             )
         return numbers
+
+
+def without_removed(settings: Mapping[str, Any], where: str | PathLike = "") -> dict[str, Any]:
+    """The settings of a method by an older version, without those that did nothing. Raises
+    UsageError for one that was removed and had an effect.
+    """
+    left = {key: value for key, value in settings.items() if not had_no_effect(key, value)}
+    for key in left:
+        if gone := instead_of(key):
+            raise UsageError(gone, "", where)
+    return left

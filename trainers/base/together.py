@@ -17,13 +17,13 @@ from . import streams
 from .compat import require_stream
 from .data_use import fit_phase
 from .features import CachedFeatures, cached_features, feature_cache
-from .features_of import learned_method, trained_run
 from .method import Method
 from .prompted import normalize
 from .prompts import TemplatePrompts
 from .reading import loader_of
 from .settings import MethodSettings
 from .teacher import unit_texts
+from .trained_run import learned_method, trained_run
 
 SCALE = 100.0  # of the cosines in the published code, whatever CLIP's own scale is
 Labelled = tuple[Tensor, Tensor]  # unit features (images, joint) and labels (images,)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip import CLIP, projection
-from common.errors import UsageError
 
 from .feature_method import FeatureMethod, FeatureSettings, FeatureSpec, FittedMethod, Support
 from .head import Head
@@ -30,11 +29,6 @@ class VisionProbeSettings(FeatureSettings):
     RIDGE: int | float = 1.0
     LABELLED: int = 0
     ranges = {"RIDGE": (1e-6, 1e6), "LABELLED": (0, 10**9)}
-
-    def check(self) -> None:
-        if self.FEATURES_OF:
-            remedy = "leave it out: the features are those before CLIP's projection"
-            raise UsageError("FEATURES_OF is given", remedy)
 
 
 def width_of(clip: CLIP) -> int:

@@ -1,4 +1,4 @@
-"""FEATURES_OF: the trained run whose features a head reads."""
+"""A trained run whose answers another method reads."""
 
 from typing import Any
 
@@ -9,32 +9,9 @@ from common.errors import UsageError
 from .build import assemble_model
 from .checkpoints import find_checkpoint, is_checkpoint
 from .compat import read_checkpoint
-from .head import HeadCLIP
 from .method import Classes, Method
 from .plugin import registered
-
-
-def open_features_run(head: Method, folder: str, key: str) -> tuple[Method, str]:
-    """The method of the run in a folder with its learned prompts, for the classes of `head`, and
-    their checkpoint.
-
-    `key` is the setting that names the folder. Raises UsageError if there is none, or it has other
-    weights or no prompts for these classes.
-    """
-    kind, checkpoint, path = trained_run(folder, key)
-    name = kind.__name__
-    if issubclass(kind.Model, HeadCLIP):
-        fault = f"{path} is of {name}, which learns no features"
-        raise UsageError(fault, "give FEATURES_OF another", path)
-    if kind.Model.own_logits or kind.Model.own_output:
-        fault = (
-            f"{name} has its own `output` or `logits`, so that its image features are not all "
-            "that it compares"
-        )
-        raise UsageError(fault, "give FEATURES_OF a run of another method", path)
-    base = learned_method(head, kind, checkpoint, path)
-    print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
-    return base, path
+from .settings import without_removed
 
 
 def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], str]:
@@ -51,7 +28,7 @@ def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], st
     checkpoint = read_checkpoint(path)
     name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
     if not name:
-        fault = f"{path} does not say which method learned its features"
+        fault = f"{path} does not say of which method it is"
         raise UsageError(fault, f"give {key} another", path)
     kind = registered().get(name)
     if kind is None:
@@ -76,7 +53,8 @@ def learned_method(
         raise UsageError(fault, "leave it out", path)
     cfg = over.cfg.clone()
     cfg.defrost()
-    cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
+    settings = without_removed(checkpoint["metadata"].get("settings", {}), path)
+    cfg.TRAINER[kind.section()] = CfgNode(settings)
     classes = Classes(over.class_names, over.dataset_template, over.sentences)
     base = kind(cfg, classes, over.device)
     assemble_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), over.model.frozen)
