@@ -3,6 +3,7 @@ it.
 """
 
 import asyncio
+import json
 import re
 import socket
 import time
@@ -215,6 +216,30 @@ def test_only_uploads_are_read(server, host, photo, tmp_path, capfd):
             connection.request("GET", f"/gradio_api/{way}{host}")
             assert connection.getresponse().status == 403
     assert "Traceback" not in capfd.readouterr().err
+
+
+def get(connect, path):
+    with closing(connect()) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
+def test_a_visitor_cannot_save_what_a_session_holds(server):
+    """Gradio writes it to a folder for each link that a visitor asks for, without a limit."""
+    names = "\n".join(f"name {number}" for number in range(500))
+    body = event(CLASSIFY, None, names)
+    assert post(server, "queue/join", body)[0] == 200
+    session = json.loads(body)["session_hash"]
+    for path in ("gradio_api/deep_link", "gradio_api/deep_link/", "gradio_api//deep_link"):
+        assert get(server, f"/{path}?session_hash={session}") == 403
+    assert not list(Path(gradio.utils.get_upload_folder()).rglob("deep_links"))
+
+
+def test_a_visitor_gets_what_the_page_needs_alone(server):
+    for path in ("/", "/config", "/gradio_api/info", "/theme.css", "/gradio_api/startup-events"):
+        assert get(server, path) == 200, path
+    for path in ("/monitoring", "/runs", "/gradio_api/vibe-code", "/token", "/gradio_api/call/a/b"):
+        assert get(server, path) == 403, path
 
 
 def test_questions_that_the_page_does_not_ask_are_refused(server, capfd):

@@ -1,6 +1,7 @@
 """Limits of requests to the page and the API, and which requests of the page reach Gradio."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -35,7 +36,13 @@ POSTS = (
     "/reset",
 )
 KEYS = "data", "fn_index", "session_hash", "trigger_id", "event_id"  # of a question
-FETCHES = "file=http", "proxy="  # in the path of a question: Gradio would ask another server
+# Other routes of Gradio write files, ask other servers, or have a use for logins and recordings
+GETS = re.compile(
+    "(/gradio_api)?(|/config|/info|/app_id|/startup-events|/queue/data|/upload_progress"
+    "|/heartbeat/[^/]+|/theme.css|/manifest.json|/robots.txt|/favicon.ico"
+    "|/(static|assets|svelte|pwa_icon)/.+|/file=(?!https?:).+)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class Gate:
@@ -155,8 +162,8 @@ class Limits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").rstrip("/")
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            if any(words in path.lower() for words in FETCHES):
-                raise HTTPException(403, "this server fetches nothing")
+            if scope["type"] == "http" and not GETS.fullmatch(path):
+                raise HTTPException(403, "the page has no such address")
             await self.app(scope, receive, send)
         elif not path.endswith(POSTS):
             raise HTTPException(404, "there is no such function")
