@@ -137,16 +137,16 @@ def golden(metafunc, name, chosen, quick=("",)):
         metafunc.parametrize(name, cases)
 
 
-def golden_cases(metafunc, *keys):
-    """Parametrize a test that asks for one of these keys by its cases: files of `--golden` have a
-    list of them.
+def golden_cases(metafunc, *keys, chosen=lambda case: True):
+    """Parametrize a test that asks for one of these keys by its cases that are `chosen`: files of
+    `--golden` have a list of them.
     """
     for key in keys:
         if key in metafunc.fixturenames:
             files = golden_files(
                 metafunc.config.getoption("golden"), lambda content, key=key: key in content
             )
-            cases = [case for content in files.values() for case in content[key]]
+            cases = [case for content in files.values() for case in content[key] if chosen(case)]
             names = [
                 case.get("what", f"seed {case.get('seed', case.get('alpha'))}") for case in cases
             ]

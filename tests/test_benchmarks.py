@@ -7,7 +7,7 @@ import pytest
 from marks import one_line
 from pandas import DataFrame
 
-from benchmarks import fits, measure, near_copies, unlabelled
+from benchmarks import fits, measure, near_copies
 from common.start import ROOT
 
 
@@ -52,22 +52,6 @@ def test_tables_of_near_copies():
     ]
     assert more[0] == "3 fits: 66.7% of the intervals contain the truth"
     assert more[-1] == "at most 50% wrong: 2 fits promise it, 1 have more; mean 47.5%"
-
-
-def test_tables_of_images_without_labels():
-    gains = DataFrame({"set": "EuroSAT", "shots": [1, 2, 2], "without": [30.0, 40.0, 42.0]})
-    gains = gains.assign(learned=[False, True, False], low=[None, 35.0, 43.0], high=45.0)
-    rows, draws, worst, inside = unlabelled.table(gains.assign(**{"with": [30.0, 41.0, 42.0]}))
-    assert [row.split(" | ")[1] for row in rows.splitlines()[2:]] == [
-        "30.0, +0.0 (0 of 1)",
-        "41.0, +0.5 (1 of 2)",
-    ]
-    assert draws == "3 draws: mean gain +0.33, worst +0.0"
-    assert worst == "worst cell: EuroSAT, 1 images, +0.00"
-    assert inside == "intervals that contain the truth: 1 of 2"
-    half = DataFrame({"set": "EuroSAT", "shots": 2, "zero-shot": [[10.0, 20.0], [20.0, 40.0]]})
-    (table,) = unlabelled.table_of_halves(half.assign(fit=half["zero-shot"]))
-    assert table.endswith("| EuroSAT | 2 | 15.0 | 30.0 | 15.0 | 30.0 |")
 
 
 def test_a_page_has_the_medians_of_its_sections(tmp_path, monkeypatch):

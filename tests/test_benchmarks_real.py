@@ -3,7 +3,6 @@
 import gzip
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from pandas import DataFrame
 from PIL import Image
 
 from benchmarks.real import __main__ as real
-from benchmarks.real import backbones, encoders, images, tuning
-from benchmarks.real.data import data_of, images_in
+from benchmarks.real import encoders, images
+from benchmarks.real.data import data_of
 from benchmarks.real.table import table
 from common.files import checksum
 
@@ -90,52 +89,6 @@ def tones(tmp_path):
         Image.new("RGB", (32, 32), colour).save(folder / f"{place}.png")
     (tmp_path / "sets/tones/finished").touch()
     return tmp_path
-
-
-def test_fits_of_several_encoders_resume(tones, tiny, monkeypatch, capsys):
-    monkeypatch.setattr(encoders, "build", lambda name, folder: tiny)
-    argv = ["backbones", "--output", tones, "--sets", "tones", "--encoders", "small", "tiny"]
-    argv += ["--methods", "GDA", "--shots", "3", "--seeds"]
-    for seeds in (["1"], ["1", "2"]):
-        monkeypatch.setattr(sys, "argv", [*map(str, argv), *seeds])
-        backbones.main()
-    cells = [json.loads(line) for line in (tones / "backbones.jsonl").open()]
-    assert [one["seed"] for one in cells] == [1, 2]
-    assert all(one["chosen"] in one["accuracies"] for one in cells)
-    monkeypatch.setattr(sys, "argv", [*map(str, argv), "1", "--table"])
-    backbones.main()
-    assert "2 fits; encoders differ by more than 3 points in" in capsys.readouterr().out
-
-
-@pytest.mark.thorough
-def test_fine_tuning_learns_from_the_images_of_the_heads(tones, monkeypatch, capsys):
-    few = [one for one in real.CANDIDATES if one.method in {"ZeroshotCLIP", "GDA"}]
-    monkeypatch.setattr(real, "CANDIDATES", few)
-    drawn = []
-    whole = tuning.train_and_test
-
-    def noted(spec):
-        root = Path(spec.cfg.DATASET.ROOT)
-        drawn.append({path.relative_to(root / "train") for path in root.glob("train/*/*")})
-        whole(spec)
-
-    monkeypatch.setattr(tuning, "train_and_test", noted)
-    argv = ["tuning", "--output", tones, "--sets", "tones", "--encoders", "small", "--shots", "2"]
-    for more in (["--seeds", "1"], ["--seeds", "1", "2"], ["--table"]):
-        monkeypatch.setattr(sys, "argv", [*map(str, argv), *more])
-        tuning.main()
-    data = data_of(tones / "sets/tones", "small")
-    for seed, files in enumerate(drawn, 1):
-        paths = [
-            path.relative_to(tones / "sets/tones/train")
-            for path in images_in(tones / "sets/tones/train")
-        ]
-        places = [place for place, path in enumerate(paths) if path in files]
-        assert len(drawn) == 2 and len(places) == 6
-        drawn_x = data.draw(2, seed, 0)[0].x
-        assert torch.allclose(data.train.x[places].sum(dim=0), drawn_x.sum(dim=0))
-    row = capsys.readouterr().out.splitlines()[-1]
-    assert row.startswith("| tones | small | 2 | 2 | ")
 
 
 def test_a_run_resumes_and_its_table(tones, monkeypatch, capsys):

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from drawn import card, differing, make_cfg
+from drawn import card, make_cfg
 from marks import of_json
 
-from benchmarks import pretrain_small_clip as small_clip
 from clip import load, load_backbone, weights
 from clip.errors import ClipError
 from common.start import ROOT
@@ -143,26 +142,3 @@ def test_damaged_weights_are_reported_with_the_way_to_restore_them(harm, tmp_pat
     monkeypatch.setattr(weights, "SMALL", copy)
     with pytest.raises(ClipError, match="git checkout -- clip/small.safetensors"):
         load_backbone("small")
-
-
-# --- its pre-training
-
-
-@pytest.mark.slow
-@pytest.mark.thorough
-def test_pretraining_writes_the_same_weights_for_a_seed(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(small_clip, "LAYERS", 1)
-    monkeypatch.setattr(small_clip, "UNSEEN", 50)
-    for folder in ("one", "other"):
-        options = ["--images", 24, "--batch", 8, "--steps", 4, "--output", tmp_path / folder]
-        command.works(small_clip, *options)
-    one, other = (
-        weights.read_state_dict(tmp_path / folder / "small.safetensors")
-        for folder in ("one", "other")
-    )
-    assert differing(one, other) == []
-    _, _, errors = command(small_clip, "--images", 3, "--output", tmp_path / "none")
-    assert (
-        "--batch 256 is more than --images 3: lower it" in errors[-1]
-        and not (tmp_path / "none").exists()
-    )
