@@ -2,10 +2,12 @@
 
 from typing import Any
 
+RULES = "herding", "pseudo", "typical-then-uncertain", "typiclust", "uherding"  # of label.py
 REMOVED = {
     "BANK": "set CACHE, which keeps the features of a run; fit reads a bank",
     "FEATURES_OF": "embed the images by that run, then fit a head on the features",
     "TEST.CORRUPTION": "make a folder of corrupted images, and test on it as a dataset",
+    **dict.fromkeys(RULES, "leave --method out: no rule was better than the default"),
     "merge": "average seeds by the tables of a study; FineTune has WISE_FT, PEFT its own merging",
 }
 

@@ -46,10 +46,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--to", type=path, required=True, metavar="CSV", help="new, or with the labels so far")
     text = "whose answers are the guesses (default: zero-shot CLIP of --backbone and --classes)"
     add("--model", type=path, metavar="MODEL", help=text)
-    text = "typiclust, herding, typical-then-uncertain, uherding or pseudo, which read the guesses"
-    text += " of the model, or random (default: whitened-herding)"
+    text = "whitened-herding or random (default: whitened-herding)"
     add("--method", dest="rule", default="whitened-herding", metavar="NAME", help=text)
-    add("--seed", type=any_seed, default=1, help="of k-means and of random draws (default: 1)")
+    add("--seed", type=any_seed, default=1, help="of random draws (default: 1)")
     ways = parser.add_mutually_exclusive_group()
     text = "label in the browser; each round ends with a fit of heads (of asked.csv: asked-model/)"
     ways.add_argument("--page", action="store_true", help=text)
