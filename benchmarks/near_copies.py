@@ -137,7 +137,7 @@ def examples_of(heads: Heads, found: Drawn, named: bool) -> Examples:
             signature = np.zeros(copies.SHAPE, dtype=np.int8)
         rows[photo.path] = Row("", signature, copies.Taken(), x[place])
         photos.append(photo)
-    scenes, _ = groups.find(photos, rows)
+    scenes = groups.find(photos, rows).scenes
     return Examples(x, found.labels, copies.numbered(scenes), heads.names)
 
 

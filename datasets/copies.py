@@ -38,9 +38,16 @@ LEAST = 0.5
 MOST = 0.8
 CHANCE = 0.02  # that a class without near-copies has as many pairs above its threshold
 BANDS = 0.7, 0.85  # times the threshold: where two bands of pairs begin that are not joined
-# The share of images at most, and how often these are joined to others
-FEW_STRAYS = 0.2
-PASSES = 3
+# Of grey levels, below and above which the pixels of a picture are set to the level itself: a small
+# spot in front of a scene, such as a finger or a caption, has the strongest edges of all
+SPOTS = 0.05
+NOISE = 4.0  # levels of grey that may part two copies
+PLAIN = 0.8  # similarity of an image with itself after noise: copies of others are recognised
+# Of pictures that are not plain: so many at least say how many images show one scene; and the
+# share of scenes among images if there are fewer
+LEAST_KNOWN = 10
+USUAL_SHARE = 1 / 3
+LARGEST = 1.5  # times the usual number of images of a scene: the largest group that is guessed
 BLOCK = 4096  # pairs that are compared at a time
 BURST = 3.0  # seconds between two photos, at most
 
@@ -50,18 +57,44 @@ NO_PAIRS: Pairs = np.empty((0, 2), dtype=np.int64)
 
 
 def signature(image: Image.Image) -> NDArray[np.int8]:
-    """The signature of an image in RGB, of the shape SHAPE."""
+    """The signature of an image in RGB, of the shape SHAPE.
+
+    The place of frequency 0 has the `structure` of the image.
+    """
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=3.0)
     pixels = np.asarray(small.convert("L"), dtype=np.float32)
+    waves = waves_of(pixels)
+    parts = np.stack([waves.real, waves.imag], axis=-1)
+    largest = max(float(np.abs(parts).max()), 1e-9)
+    parts *= 127 / largest
+    noise = np.random.default_rng(0).normal(size=pixels.shape)
+    # The pixels of a larger image had a noise each
+    noise *= NOISE * min(1.0, SIDE / float(np.sqrt(image.width * image.height)))
+    noisy = waves_of((pixels + noise).clip(0, 255).round())
+    found = np.round(parts).astype(np.int8)
+    first, second = of_unit_length(np.stack([waves, noisy]))
+    product = (first.conj() * second).real
+    alike = product[:, 0].sum() + 2 * product[:, 1:].sum()
+    found = np.round(parts).astype(np.int8)
+    found[0, 0, 0] = round(127 * max(0.0, float(alike)))
+    return found
+
+
+def structure(signatures: NDArray[np.int8]) -> Floats:
+    """(images, *SHAPE) -> (images,): how similar an image is to itself with noise, 0 to 1."""
+    return signatures[:, 0, 0, 0].astype(np.float32) / np.float32(127)
+
+
+def waves_of(pixels: NDArray[Any]) -> NDArray[np.complexfloating]:
+    """(SIDE, SIDE) levels of grey -> (rows, columns), the whitened low frequencies."""
+    pixels = pixels.clip(*np.quantile(pixels, [SPOTS, 1 - SPOTS]))
     window = np.hanning(SIDE + 2)[1:-1]
     waves = np.fft.fft2((pixels - pixels.mean()) * np.outer(window, window))
     rows = np.r_[0 : HIGHEST + 1, SIDE - HIGHEST : SIDE]
     waves = waves[rows, : HIGHEST + 1]
     waves = waves / np.maximum(np.abs(waves), 1e-3) ** WHITENING
     waves[0, 0] = 0
-    parts = np.stack([waves.real, waves.imag], axis=-1)
-    largest = max(float(np.abs(parts).max()), 1e-9)
-    return np.round(127 * parts / largest).astype(np.int8)
+    return waves
 
 
 def pixels_sha256(image: Image.Image) -> str:
@@ -153,6 +186,12 @@ def unit_waves(signatures: NDArray[np.int8]) -> NDArray[np.complex64]:
     symmetry leaves out.
     """
     waves = signatures[..., 0].astype(np.float32) + 1j * signatures[..., 1].astype(np.float32)
+    waves[:, 0, 0] = 0  # the place of the structure
+    return of_unit_length(waves)
+
+
+def of_unit_length(waves: NDArray[Any]) -> NDArray[np.complex64]:
+    """(images, rows, columns), of unit length with the half that symmetry leaves out."""
     power = np.abs(waves) ** 2
     length = np.sqrt(power[:, :, 0].sum(axis=1) + 2 * power[:, :, 1:].sum(axis=(1, 2)))
     return (waves / np.maximum(length, 1e-6)[:, None, None]).astype(np.complex64)
@@ -219,20 +258,21 @@ class NearCopies:
         pairs: their places, each of one class.
         threshold: the similarity from which on two images are near-copies; found on images of
             different classes.
-        near: (images, NEIGHBOURS), places of the images of the same class with the most similar
-            features, the best first; -1 for none.
+        plain: (images,), whether an image has too little structure for its copies to be recognised.
+        uncertain: pairs of plain images of one class that may be near-copies, the most similar
+            ones first.
     """
 
     pairs: Pairs
     threshold: float
-    near: NDArray[np.int64]
+    plain: NDArray[np.bool_]
+    uncertain: Pairs
 
     @classmethod
     def of(
         cls, signatures: NDArray[np.int8], features: Floats, labels: NDArray[Any]
     ) -> "NearCopies":
-        """Near-copies among images of two classes or more. Time and memory grow with the number of
-        images.
+        """Near-copies among images. Time and memory grow with the number of images.
 
         Args:
             signatures: (images, *SHAPE).
@@ -240,57 +280,90 @@ class NearCopies:
                 compared.
             labels: (images,), whole numbers. Only images of one class are joined.
         """
+        plain = structure(signatures) < PLAIN
+        if len(labels) < 2:
+            return cls(NO_PAIRS, MOST, plain, NO_PAIRS)
         unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
         threshold = threshold_of(signatures, unit, labels)
         joined = []
-        near = np.full((len(labels), NEIGHBOURS), -1)
+        uncertain = []
         for label in np.unique(labels):
             places = np.flatnonzero(labels == label)
-            own = neighbours(unit[places])
-            near[places, : own.shape[1]] = places[own]
-            compared = places[pairs_of(own)]
+            compared = places[pairs_of(neighbours(unit[places]))]
             scores = similarities(signatures, compared)
             joined.append(compared[scores > raised(threshold, scores)])
-        return cls(np.concatenate(joined), threshold, near)
+            are_plain = plain[compared].all(axis=1)
+            uncertain.append(by_likeness(compared[are_plain], scores[are_plain], unit))
+        return cls(np.concatenate(joined), threshold, plain, np.concatenate(uncertain))
 
-    def with_strays(self, inside: NDArray[np.bool_]) -> Pairs:
-        """The pairs, and those of unrecognised near-copies among the images `inside` (images,).
+    def guessed(
+        self, groups: NDArray[np.int64], labels: NDArray[Any], inside: NDArray[np.bool_]
+    ) -> Pairs:
+        """Pairs of plain images `inside` (images,) that leave these as many groups, for each image,
+        as the other images have.
 
-        Where nearly all images have near-copies, the others have some, too, that were not
-        recognised: pictures without structure, such as a calm sea, differ in noise alone. Each of
-        these is joined to the most similar image.
+        Args:
+            groups: (images,), by pairs that are certain.
+            labels: (images,).
         """
-        pairs = self.pairs
-        near = np.where(inside[self.near] & (self.near >= 0), self.near, -1)
-        for _ in range(PASSES):
-            groups = components(len(inside), [pairs])
-            pairs = np.concatenate([pairs, of_strays(groups, near, inside)])
-        return pairs
+        plain = self.plain & inside
+        known = np.bincount(groups, inside)[groups[inside & ~plain]]
+        share = float(np.mean(1 / known)) if len(known) >= LEAST_KNOWN else USUAL_SHARE
+        pairs = self.uncertain[plain[self.uncertain].all(axis=1)]
+        found = [NO_PAIRS]
+        for label in np.unique(labels[plain]):
+            of_class = plain & (labels == label)
+            own = pairs[of_class[pairs[:, 0]]]
+            wanted = max(2, round(share * of_class.sum()))
+            found.append(merged(groups, of_class, own, wanted, LARGEST / share))
+        return np.concatenate(found)
 
 
-def of_strays(
-    groups: NDArray[np.int64], near: NDArray[np.int64], inside: NDArray[np.bool_]
-) -> Pairs:
-    """Pairs of the images `inside` in groups that are too small with the most similar image of
-    another group.
-
-    Args:
-        groups: (images,).
-        near: (images, neighbours), places of the most similar images of the same class, the best
-            first; -1 for none.
+def by_likeness(pairs: Pairs, scores: Floats, unit: Floats) -> Pairs:
+    """The pairs, the most similar first, by their pixels (pairs,) and their features (images,
+    width) alike.
     """
-    size = np.bincount(groups, inside)[groups]
-    usual = np.median(size[inside])
-    is_stray = inside & (size <= max(1, usual / 3))
-    if usual < 2 or is_stray.sum() > FEW_STRAYS * inside.sum():
-        return NO_PAIRS
+    if not len(pairs):
+        return pairs
+    cosines = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(axis=1)
+    spreads = [max(float(values.std()), 1e-9) for values in (scores, cosines)]
+    return pairs[np.argsort(-scores / spreads[0] - cosines / spreads[1], kind="stable")]
+
+
+def merged(
+    groups: NDArray[np.int64],
+    inside: NDArray[np.bool_],
+    pairs: Pairs,
+    wanted: int,
+    largest: float,
+) -> Pairs:
+    """The first of these pairs that merge the groups of images `inside` (images,) until so many are
+    left, none with more than `largest` images.
+    """
+    numbers, size = np.unique(groups[inside], return_counts=True)
+    left = len(numbers)
+    sizes = dict(zip(numbers.tolist(), size.tolist(), strict=True))
+    parent = {number: number for number in sizes}
     found = []
-    for place in np.flatnonzero(is_stray):
-        others = near[place][near[place] >= 0]
-        others = others[groups[others] != groups[place]]
-        if len(others):
-            found.append([place, others[0]])
+    for first, second in pairs.tolist():
+        if left <= wanted:
+            break
+        one, other = (root(parent, int(groups[place])) for place in (first, second))
+        if one == other or sizes[one] + sizes[other] > largest:
+            continue
+        parent[other] = one
+        sizes[one] += sizes[other]
+        left -= 1
+        found.append((first, second))
     return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def root(parent: dict[int, int], number: int) -> int:
+    """The number that stands for a group and those it was merged with."""
+    while parent[number] != number:
+        parent[number] = parent[parent[number]]
+        number = parent[number]
+    return number
 
 
 def neighbours(unit: Floats) -> NDArray[np.int64]:

@@ -1,5 +1,5 @@
-"""What more images would bring: the accuracy after learning from a share of them, and what it would
-look like if images of one scene were in several folds.
+"""What more images would bring: the accuracy after learning from a share of them, and the estimate
+if images showed other scenes.
 """
 
 from typing import Any
@@ -60,16 +60,22 @@ def curve_seconds(trials: Trials, chosen: Weighted) -> float:
     return sum(row["seconds"] for row in trials.rows if row["name"] in names) / 2
 
 
-def ungrouped(backbone: Backbone, chosen: Weighted, zero_shot: float, request: FitRequest) -> float:
-    """The estimate if images of one scene could be in several folds."""
+def estimate_by(
+    scenes: NDArray[np.int64],
+    backbone: Backbone,
+    chosen: Weighted,
+    zero_shot: float,
+    request: FitRequest,
+) -> float:
+    """The estimate by other numbers of the scenes, (images,)."""
     labels = backbone.examples.labels
-    folds = choice.folds(labels, np.arange(len(labels)), request.seed)[0]
+    folds = choice.folds(labels, scenes, request.seed)[0]
     logits = np.zeros((1, len(labels), len(backbone.examples.names)))
     for fold in range(folds.max() + 1):
         out = np.flatnonzero(folds == fold)
         logits[0, out] = logits_of(backbone, chosen, np.flatnonzero(folds != fold), out)
     inside = folds != choice.NEVER
-    sample = Sample.of(labels[inside], prior=request.prior)
+    sample = Sample.of(labels[inside], scenes[inside], request.prior)
     logits = logits[:, inside]
     of_class = choice.groups_of_class(sample.labels, sample.groups)
     return choice.estimate(logits, sample, folds.max() + 1, zero_shot, of_class).accuracy

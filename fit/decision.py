@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from inference.sets import Sets
 from . import choice
 from .candidates import Candidate, Weighted, ensemble, used
 from .choice import Estimate
-from .curve import curve, curve_seconds, ungrouped
+from .curve import curve, curve_seconds, estimate_by
 from .heads import Heads, logit_std
 from .options import Selection, select
 from .plan import Plan
@@ -51,6 +52,7 @@ class Decision:
         without_nesting: what the estimate would be if the choice were not made inside of the folds.
         curve: scenes of a class, and the accuracy of the chosen heads.
         ungrouped: what the estimate would be if images of one scene were in several folds.
+        apart: what it would be if images with too little structure to decide showed other scenes.
         backbones: if there are several, the name of each with the accuracy of the choice among its
             candidates on held-out images, and its price.
         notes: for the user.
@@ -66,6 +68,7 @@ class Decision:
     without_nesting: float | None = None
     curve: Sequence[tuple[float, float]] = ()
     ungrouped: float | None = None
+    apart: float | None = None
     certainty: Certainty | None = None
     backbones: Sequence[dict[str, Any]] = ()
     notes: Sequence[str] = ()
@@ -332,21 +335,31 @@ def estimated(chosen: Chosen) -> Decision:
 
 
 def with_curve(decision: Decision, chosen: Chosen, request: FitRequest, end: float) -> Decision:
-    """The decision with the learning curve of its heads and, if images are in groups, the estimate
-    without these; as far as there is time until `end`.
+    """The decision with the learning curve of its heads and, if images are in groups, the estimates
+    without these and without those in doubt; as far as there is time until `end`.
     """
-    assert decision.zero_shot is not None
+    zero_shot = decision.zero_shot
+    assert zero_shot is not None
     backbone = chosen.backbone
     trials = chosen.trials
     heads = replace(chosen, weights=weights_of_heads(chosen))
-    points = [(0.0, decision.zero_shot)]
+    points = [(0.0, zero_shot)]
     if time.monotonic() + curve_seconds(trials, heads.weighted) < end:
         points += curve(backbone, heads.weighted, trials.folds[0], request.prior)
     points.append(full_point(heads))
-    without_groups = None
-    if backbone.examples.unit == "scene" and chosen.scales and time.monotonic() < end:
-        without_groups = ungrouped(backbone, heads.weighted, decision.zero_shot, request)
-    return replace(decision, curve=points, ungrouped=without_groups)
+    decision = replace(decision, curve=points)
+    examples = backbone.examples
+    if examples.unit == "image" or not chosen.scales or time.monotonic() >= end:
+        return decision
+    by = partial(
+        estimate_by,
+        backbone=backbone,
+        chosen=heads.weighted,
+        zero_shot=zero_shot,
+        request=request,
+    )
+    apart = None if examples.certain is None else by(examples.certain)
+    return replace(decision, ungrouped=by(np.arange(len(examples.scenes))), apart=apart)
 
 
 def weights_of_heads(chosen: Chosen) -> NDArray[Any]:

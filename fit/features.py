@@ -62,7 +62,7 @@ class Features:
         self.in_bf16 = has_units and float(torch.cosine_similarity(exact, fast).min()) > AGREEMENT
         key = Key(
             "features of a fit",
-            7,
+            8,
             versions={"torch": torch.__version__, **decoders()},
             device=classifier.device.type,
             reading=classifier.cfg.INPUT,

@@ -1,7 +1,7 @@
 """Groups: images of one scene, which folds keep together and an estimate counts once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,22 @@ from .rows import Photo
 NOT_KNOWN = "Near-copies are not known: the bank was written without --look"
 
 
-def find(
-    photos: Sequence[Photo], rows: Mapping[str, Row], looks: bool = True
-) -> tuple[NDArray[np.int64], str]:
-    """The group of each photo, numbered from 0; and how many training images were joined for which
-    reason.
+class Groups(NamedTuple):
+    """Which photos show one scene.
+
+    Attributes:
+        scenes: (photos,), the number of each one's scene, from 0.
+        certain: (photos,), the same if images with too little structure to decide are apart.
+        reasons: how many training images were joined for which reason, for people.
+    """
+
+    scenes: NDArray[np.int64]
+    certain: NDArray[np.int64]
+    reasons: str
+
+
+def find(photos: Sequence[Photo], rows: Mapping[str, Row], looks: bool = True) -> Groups:
+    """The groups of photos.
 
     They are found by the names that the user gives them, by the time when they were taken, and by
     their look.
@@ -27,15 +38,29 @@ def find(
         rows: what is known of each photo, by its path.
         looks: whether it is known how they look and when they were taken.
     """
-    in_training = np.array([photo.part != "test" for photo in photos])
+    inside = np.array([photo.part != "test" for photo in photos])
     links = {"by the names of groups": same_name(photos)}
-    if looks:
-        links |= links_of_looks(photos, [rows[photo.path] for photo in photos], in_training)
+    if not looks:
+        scenes = copies.components(len(photos), [*links.values()])
+        return Groups(scenes, scenes, reasons_of(links, inside))
+    labels = np.unique([photo.label for photo in photos], return_inverse=True)[1]
+    of_photos = [rows[photo.path] for photo in photos]
+    by_time = copies.bursts([row.taken for row in of_photos], labels.tolist())
+    near = near_copies(of_photos, labels)
+    links |= {"by the time when they were taken": by_time, "as near-copies": near.pairs}
+    certain = copies.components(len(photos), [*links.values()])
+    links["by a guess"] = near.guessed(certain, labels, inside)
+    scenes = copies.components(len(photos), [*links.values()])
+    return Groups(scenes, certain, reasons_of(links, inside))
+
+
+def reasons_of(links: Mapping[str, copies.Pairs], inside: NDArray[np.bool_]) -> str:
+    """How many of the photos `inside` (photos,) were joined for which reason, for people."""
     reasons = []
     for reason, pairs in links.items():
-        if count := len(np.unique(pairs[in_training[pairs].all(axis=1)])):
+        if count := len(np.unique(pairs[inside[pairs].all(axis=1)])):
             reasons.append(f"{count:,} {reason}")
-    return copies.components(len(photos), list(links.values())), ", ".join(reasons)
+    return ", ".join(reasons)
 
 
 def looks_known(photos: Sequence[Photo], rows: Mapping[str, Row]) -> bool:
@@ -45,16 +70,11 @@ def looks_known(photos: Sequence[Photo], rows: Mapping[str, Row]) -> bool:
     return all(photo.pixels_sha256 for photo in photos if photo.bank and photo.path in rows)
 
 
-def links_of_looks(
-    photos: Sequence[Photo], rows: Sequence[Row], in_training: NDArray[np.bool_]
-) -> dict[str, copies.Pairs]:
-    """Pairs of photos of one scene, by the reason to think so."""
-    labels = np.unique([photo.label for photo in photos], return_inverse=True)[1]
+def near_copies(rows: Sequence[Row], labels: NDArray[np.int64]) -> copies.NearCopies:
+    """The near-copies among images with these labels (images,)."""
     signatures = np.stack([row.signature for row in rows])
     features = np.stack([row.feature.numpy() for row in rows])
-    by_time = copies.bursts([row.taken for row in rows], labels.tolist())
-    near_copies = copies.NearCopies.of(signatures, features, labels).with_strays(in_training)
-    return {"by the time when they were taken": by_time, "as near-copies": near_copies}
+    return copies.NearCopies.of(signatures, features, labels)
 
 
 def same_name(photos: Sequence[Photo]) -> copies.Pairs:

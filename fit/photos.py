@@ -13,9 +13,11 @@ from datasets.base import same_names
 from inference.seen import SeenImages
 
 from .features import Row
-from .groups import numbers
+from .groups import Groups, numbers
 from .images import learned_classes
 from .rows import ASKED, Photo
+
+MOST_NAMED = 3  # classes in a sentence
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Photos:
         notes: for the user.
         grouped: how many training images are of one scene, for people; empty if each image is a
             scene of its own.
+        certain: (training images,), the numbers of their scenes if images with too little
+            structure to decide are apart; None if there is no such doubt.
+        doubt: which classes have these images, for people; empty if there are none.
         looks: whether it is known of each image how it looks.
     """
 
@@ -37,6 +42,8 @@ class Photos:
     damaged: Mapping[str, str]
     notes: list[str]
     grouped: str = ""
+    certain: NDArray[np.int64] | None = None
+    doubt: str = ""
     looks: bool = True
 
     @classmethod
@@ -71,25 +78,38 @@ class Photos:
         known = [photo for photo in kept if photo.label not in lost]
         return cls(known, names, damaged, notes)
 
-    def in_groups(self, groups: NDArray[np.int64], reasons: str) -> "Photos":
-        """The same images with the numbers of their scenes, (images,). `reasons` says how these
-        were found.
-        """
+    def in_groups(self, groups: Groups) -> "Photos":
+        """The same images with the numbers of their scenes."""
         images = [
             replace(photo, scene=scene)
-            for photo, scene in zip(self.images, groups.tolist(), strict=True)
+            for photo, scene in zip(self.images, groups.scenes.tolist(), strict=True)
         ]
-        found = replace(self, images=images)
+        inside = np.array([photo.part != "test" for photo in images])
+        found = replace(self, images=images).with_doubt(groups.certain[inside])
         sizes = np.bincount(found.scenes)
         several = sizes > 1
         if not several.any():
             return found
-        images_of_several = f"{sizes[several].sum():,} images ({reasons})"
+        images_of_several = f"{sizes[several].sum():,} images ({groups.reasons})"
         grouped = f"One scene has {images_of_several}, and counts once."
         if several.sum() > 1:
             scenes = f"{several.sum():,} groups of images of one scene"
             grouped = f"{scenes} hold {images_of_several}; each group counts once."
         return replace(found, grouped=grouped)
+
+    def with_doubt(self, certain: NDArray[np.int64]) -> "Photos":
+        """The same with what is certain of the scenes (training images,)."""
+        before = groups_by_class(self.training, certain)
+        after = groups_by_class(self.training, self.scenes)
+        names = [name for name in before if after[name] < before[name]]
+        if not names:
+            return self
+        few, many = (sum(counts[name] for name in names) for counts in (after, before))
+        listed = names[0] + " has" if len(names) == 1 else " and ".join(names) + " have"
+        if len(names) > MOST_NAMED:
+            listed = f"{len(names)} classes, such as {names[0]}, have"
+        doubt = f"{listed} images that may show one scene: {few:,} groups instead of {many:,}"
+        return replace(self, certain=certain, doubt=doubt)
 
     @cached_property
     def training(self) -> list[Photo]:
@@ -141,6 +161,14 @@ class Photos:
             by_scene[scene].append(photo.path)
         several = [paths for paths in by_scene.values() if len(paths) > 1]
         return sorted(several, key=len, reverse=True)[:most]
+
+
+def groups_by_class(photos: Sequence[Photo], groups: NDArray[np.int64]) -> dict[str, int]:
+    """The number of groups that each class has images of."""
+    found = defaultdict[str, set[int]](set)
+    for photo, group in zip(photos, groups.tolist(), strict=True):
+        found[photo.label].add(group)
+    return {label: len(found[label]) for label in sorted(found)}
 
 
 def too_few(damaged: Mapping[str, str], notes: Sequence[str]) -> UsageError:

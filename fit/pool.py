@@ -78,7 +78,7 @@ class UnlabelledPool:
             classifier.class_names,
             normalize(behind.features(before)).numpy(),
             logits,
-            groups.find(photos, rows, looks)[0],
+            groups.find(photos, rows, looks).certain,
             seen_by(model, [rows[photo.path] for photo in photos]),
             notes,
         )

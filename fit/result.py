@@ -142,6 +142,21 @@ class Fit:
         )
 
     @property
+    def doubt(self) -> str:
+        """A sentence if images with too little structure may show one scene, and the estimate
+        depends on it: it is lower by more than half of its interval's half width; else empty.
+        """
+        apart = self.decision.apart
+        estimate = self.estimate
+        if not self.photos.doubt or estimate is None:
+            return ""
+        if apart is None:
+            return f"{self.photos.doubt}."
+        if abs(apart - estimate.accuracy) <= (estimate.high - estimate.low) / 4:
+            return ""
+        return f"{self.photos.doubt}. If they do not, the estimate is {apart:.0f}%."
+
+    @property
     def surprise(self) -> str:
         """A sentence if the accuracy on the test images is outside the interval of the estimate;
         else empty.
@@ -204,6 +219,8 @@ class Fit:
         }
         return facts | {
             "ungrouped": decision.ungrouped,
+            "apart": decision.apart,
+            "doubt": self.doubt,
             "of_class": decision.of_class,
             "zero_shot": decision.zero_shot,
             "without_nesting": decision.without_nesting,
@@ -214,7 +231,8 @@ class Fit:
     def summary(self) -> list[str]:
         """The last lines on the terminal."""
         damaged = [f"Left out: {fault}" for fault in self.photos.damaged.values()]
-        lines = damaged[:5]
+        lines = [self.doubt] if self.doubt else []
+        lines += damaged[:5]
         if len(damaged) > 5:
             lines.append("...")
         for row in self.decision.backbones:

@@ -132,7 +132,7 @@ def examples_of(photos: Photos, rows: Mapping[str, Row], heads: Heads) -> Exampl
     """What heads learn from."""
     x = features_of(photos.training, rows).to(heads.zero_shot.device)
     y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
-    return Examples(x, y, photos.scenes, photos.names, photos.drawn)
+    return Examples(x, y, photos.scenes, photos.names, photos.drawn, photos.certain)
 
 
 def decided(
@@ -206,7 +206,7 @@ def photos_of(
         photos.notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
     looks = groups.looks_known(found, rows)
     if request.groups == "auto":
-        photos = photos.in_groups(*groups.find(photos.images, rows, looks))
+        photos = photos.in_groups(groups.find(photos.images, rows, looks))
         if looks:
             return photos
     why = "--groups none" if looks else "a bank that was written without --look"

@@ -40,6 +40,8 @@ class Examples:
         names: of the classes.
         drawn: (images,), whether an image is like new ones, and was not chosen to be labelled; None
             if all are.
+        certain: (images,), the numbers of their scenes if images with too little structure to
+            decide are apart; None if there is no such doubt.
     """
 
     x: Tensor
@@ -47,6 +49,7 @@ class Examples:
     scenes: NDArray[np.int64]
     names: Sequence[str]
     drawn: NDArray[np.bool_] | None = None
+    certain: NDArray[np.int64] | None = None
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:

@@ -113,7 +113,7 @@ def of_other_scenes(
     found: Sequence[Photo], labelled: Sequence[Photo], rows: Mapping[str, Row]
 ) -> list[Photo]:
     """The images that show no scene of a labelled one, with their scenes."""
-    scenes = groups.find([*labelled, *found], rows)[0].tolist()
+    scenes = groups.find([*labelled, *found], rows).certain.tolist()
     of_labelled = set(scenes[: len(labelled)])
     return [
         replace(photo, scene=scene)

@@ -19,7 +19,7 @@ from fit.candidates import (
     Candidate,
     ensemble,
 )
-from fit.curve import curve, ungrouped
+from fit.curve import curve, estimate_by
 from fit.decision import decide
 from fit.heads import Heads, logit_std, settings_of
 from fit.options import Option, nested
@@ -326,7 +326,7 @@ def test_the_curve_asks_for_each_image_once_and_learns_from_a_share_of_the_scene
     assert heads.seen == [4] * number + [2 * 2 * round(4.8 / 2)] * number
 
     request = FitRequest(Path("photos"), Path("model"))
-    without = ungrouped(backbone, [(CANDIDATES[0], 2.0)], 50.0, request)
+    without = estimate_by(np.arange(24), backbone, [(CANDIDATES[0], 2.0)], 50.0, request)
     alone = Sample.of(examples.labels)
     expected = choice.estimate(x.numpy()[None], alone, 5, 50.0, 12)
     assert without == pytest.approx(expected.accuracy)

@@ -87,14 +87,66 @@ def test_a_class_whose_pictures_have_one_layout_needs_more_similarity():
     assert not (of_one_layout > copies.raised(0.5, of_one_layout)).any()
 
 
-def test_where_nearly_all_images_have_copies_the_others_join_their_like():
-    """Nine groups of four, and two images alone; a test image stays alone."""
-    groups = np.array([*np.arange(9).repeat(4), 9, 10, 11])
-    near = np.stack([np.arange(39) - 1, np.arange(39) - 2], axis=1)
-    learned = np.arange(39) < 38
-    assert copies.of_strays(groups, near, learned).tolist() == [[36, 35], [37, 36]]
-    many = np.array([0, 0, 0, 0, 1, 1, 2, 3, 4])
-    assert len(copies.of_strays(many, np.zeros((9, 1), dtype=int), np.ones(9, dtype=bool))) == 0
+def plain_picture(rng):
+    """A wood from above: one colour, and a texture that is weaker than the noise of a camera."""
+    texture = gaussian_filter(rng.normal(size=(64, 64, 1)), (1, 1, 0))
+    tint = rng.normal(0, 6, 3) + (40, 70, 50)
+    return Image.fromarray(
+        (tint + 0.4 * texture / texture.std()).round().clip(0, 255).astype(np.uint8)
+    )
+
+
+def noisy(image, rng):
+    """A frame a moment later."""
+    pixels = np.asarray(image) + rng.normal(0, 3, (64, 64, 3))
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def frames(rng, scenes):
+    """Each picture with three frames, scene by scene."""
+    return [image for scene in scenes for image in (scene, *(noisy(scene, rng) for _ in range(3)))]
+
+
+def test_plain_images_form_as_many_groups_as_other_images_do(random_seed):
+    rng = np.random.default_rng(random_seed)
+    scenes = [picture(rng, 0) for _ in range(8)] + [plain_picture(rng) for _ in range(8)]
+    labels = np.repeat([0, 1], 32)
+    found = near_copies(frames(rng, scenes), labels)
+    assert found.plain.tolist() == [False] * 32 + [True] * 32
+    certain = copies.components(64, [found.pairs])
+    assert len(np.unique(certain[:32])) == 8 and len(np.unique(certain[32:])) > 24
+    guessed = found.guessed(certain, labels, np.ones(64, dtype=bool))
+    groups = copies.components(64, [found.pairs, guessed])
+    assert len(np.unique(groups[32:])) == 8
+    assert np.mean(groups[32:].reshape(8, 4) == groups[32::4, None]) > 0.8
+
+
+def test_plain_images_stay_apart_where_other_images_have_no_copies(random_seed):
+    rng = np.random.default_rng(random_seed)
+    images = [picture(rng, 0) for _ in range(12)] + [plain_picture(rng) for _ in range(12)]
+    labels = np.repeat([0, 1], 12)
+    found = near_copies(images, labels)
+    assert len(found.guessed(np.arange(24), labels, np.ones(24, dtype=bool))) == 0
+
+
+def test_a_spot_in_front_of_a_scene_hides_few_copies(random_seed):
+    rng = np.random.default_rng(random_seed)
+    images = [picture(rng, 0) for _ in range(24)]
+    spotted = []
+    for image in images:
+        pixels = np.array(image)
+        x, y = rng.integers(0, 52, 2)
+        pixels[y : y + 12, x : x + 12] = (255, 255, 0)
+        spotted.append(Image.fromarray(pixels))
+    found = near_copies([*images, *spotted], np.tile(np.arange(24) % 2, 2))
+    groups = copies.components(48, [found.pairs])
+    assert (groups[:24] == groups[24:]).mean() > 0.5
+
+
+def test_one_image_has_no_near_copies():
+    found = near_copies([Image.new("RGB", (64, 64))], [0])
+    alone = np.zeros(1, dtype=int)
+    assert len(found.pairs) == len(found.guessed(alone, alone, alone == 0)) == 0
 
 
 def test_memory_of_the_search_grows_with_the_images_alone(monkeypatch, random_seed):
@@ -283,6 +335,26 @@ def test_a_folder_of_near_copies_counts_scenes(fitting, photos, tmp_path):
     assert "GROUPS ARE OFF" in fitting(photos, *QUICK, "--groups", "none", to="alone").printed
     alone = read(tmp_path / "alone")["estimate"]
     assert alone["groups"] == 72 and alone["high"] - alone["low"] < 20
+
+
+def test_the_first_line_says_that_plain_images_may_show_one_scene(fitting, tmp_path):
+    """Two classes that nothing tells apart, and one of plain images that is easy."""
+    rng = np.random.default_rng(1)
+    for name, draw in zip(CLASSES, (picture, picture, None), strict=True):
+        scenes = [draw(rng, 0) if draw else plain_picture(rng) for _ in range(8)]
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number, image in enumerate(frames(rng, scenes)):
+            image.save(tmp_path / "photos" / name / f"{number}.png")
+    printed = fitting.works(tmp_path / "photos", *QUICK).printed
+    record = read(tmp_path / "model")
+    doubt = "blue lake has images that may show one scene: 8 groups instead of"
+    assert record["doubt"].startswith(doubt) and record["doubt"] in printed
+    assert printed.index(doubt) < printed.index("Chosen:")
+    assert f"If they do not, the estimate is {record['apart']:.0f}%." in record["doubt"]
+    assert record["apart"] > record["estimate"]["accuracy"] + 5
+    assert record["estimate"]["groups"] == 24
+    page = (tmp_path / "model/report.html").read_text()
+    assert page.index(doubt) < page.index("of 100 new images")
 
 
 def test_a_label_as_probable_as_another_class_is_no_suspect(monkeypatch):

@@ -90,6 +90,14 @@ def test_rounds_of_labels(ask, fitting, tiny, tmp_path):
     assert "--ask is 9, and 8 scenes" in ask(9, model=model).error
 
 
+def test_a_pool_of_one_image_is_asked_for(ask, pool, tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(min(pool.iterdir()), alone)
+    assert ask(1, place=alone).status == 0
+    assert len(read(tmp_path / "asked.csv")) == 1
+
+
 def test_the_same_call_asks_for_the_same_images(ask, pool, tmp_path):
     file = tmp_path / "asked.csv"
     assert ask(10).status == 0
