@@ -3,20 +3,16 @@
     python tools/prepare.py backbone ViT-B-16-SigLIP:webli  # a pair of open_clip: model, weights
     python tools/prepare.py backbone hf-hub:timm/PE-Core-B-16  # a repository of the Hub
     python tools/prepare.py backbone ViT-B/16 path/to/a/folder  # any name that --backbone takes
-    python tools/prepare.py backbone tuned.pt --base ViT-B/16  # how much was changed, by block
 
 All runs find them in the caches of open_clip and of the Hugging Face Hub (HF_HOME), and need no
 network then.
 """
 
 import argparse
-import re
 import shutil
-from collections import defaultdict
 from pathlib import Path
 
 import open_clip
-from torch import Tensor
 
 from common.errors import UsageError, one_line
 from common.start import Parser
@@ -71,65 +67,16 @@ def fetch(name: str) -> None:
     print(f"{weights_sha256(name)}  {name}")
 
 
-def show_changes(name: str, base: str) -> None:
-    """Print how much the weights of a backbone differ from those of its base, block by block: the
-    norm of the difference in percent of the norm of the base.
-
-    Raises:
-        UsageError: the backbone has other tensors than its base.
-    """
-    tuned = load_backbone(name).state_dict()
-    before = load_backbone(base).state_dict()
-    other = [
-        key
-        for key in sorted(tuned.keys() | before.keys())
-        if key not in tuned or key not in before or tuned[key].shape != before[key].shape
-    ]
-    if other:
-        raise UsageError(
-            f"{name} has other tensors than {base}, such as {other[0]}",
-            "give the backbone that it was tuned from by --base",
-        )
-    changes: dict[str, float] = defaultdict(float)
-    sizes: dict[str, float] = defaultdict(float)
-    for key, tensor in before.items():
-        if tensor.is_floating_point():
-            changes[block_of(key)] += square(tuned[key].double() - tensor)
-            sizes[block_of(key)] += square(tensor.double())
-    if not any(changes.values()):
-        print(f"{name}: its weights are those of {base}")
-        return
-    print(f"{name}: change of the weights of {base}")
-    for block, size in sizes.items():
-        share = (changes[block] / size) ** 0.5 if size else 0.0
-        print(f"  {block:32} {100 * share:8.3f} %")
-
-
-def square(tensor: Tensor) -> float:
-    """The sum of the squares of its entries."""
-    return float(tensor.square().sum())
-
-
-def block_of(key: str) -> str:
-    """The block of a tensor; its module outside of blocks."""
-    block = re.match(r".*\.(?:resblocks|blocks|layers?)\.\d+", key)
-    return block[0] if block else key.rpartition(".")[0] or key
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", choices=["backbone"])
     parser.add_argument(
         "names", nargs="+", metavar="NAME", help="what --backbone of train.py takes"
     )
-    words = "the backbone that NAME was tuned from: print the change of each block"
-    parser.add_argument("--base", default="", metavar="NAME", help=words)
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     for name in args.names:
         fetch(name)
-        if args.base:
-            show_changes(name, args.base)

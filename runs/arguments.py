@@ -7,9 +7,11 @@ from functools import cache
 from typing import Any
 
 from common.errors import UsageError
+from common.removed import instead_of
 from common.start import ROOT, Parser, of_project
 from inference.arguments import add_plugin_option
 
+TRACKERS = "tensorboard", "wandb"  # of --report-to
 UNUSED = "for compatibility with Dassl; not used by the methods here"
 # Settings by the options that give them
 OPTIONS = {
@@ -53,7 +55,7 @@ def add_settings(parser: Parser) -> None:
     add("--resume", default="", help="folder of a run to resume (default: the output folder)")
     text = (
         "choose the few-shot images and fix all randomness. Several seeds train one after another: "
-        "--output-dir must then contain {seed} or end in seed1"
+        "--output-dir must then contain {seed}"
     )
     add("--seed", type=seeds, default=-1, metavar="SEED [SEED ...]", help=text)
     add("--source-domains", nargs="+", help=UNUSED)
@@ -94,7 +96,7 @@ def add_behaviour(parser: Parser) -> None:
         help="print errors and the result only; log.txt has everything",
     )
     add("--no-train", action="store_true", help="build everything, then stop")
-    text = "comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)"
+    text = "comma-separated trackers: tensorboard, wandb (default: tensorboard)"
     add("--report-to", type=trackers, default=[], metavar="A,B", help=text)
 
 
@@ -151,11 +153,9 @@ def names(text: str) -> list[str]:
 def trackers(text: str) -> list[str]:
     """The argparse type of `tensorboard,wandb`."""
     given = names(text)
-    known = ("tensorboard", "wandb", "mlflow")
-    if unknown := [name for name in given or [text] if name not in known]:
-        raise argparse.ArgumentTypeError(
-            f"there is no tracker {unknown[0]!r}: give some of {','.join(known)}"
-        )
+    if unknown := [name for name in given or [text] if name not in TRACKERS]:
+        remedy = instead_of(unknown[0]) or f"give some of {','.join(TRACKERS)}"
+        raise argparse.ArgumentTypeError(f"there is no tracker {unknown[0]!r}: {remedy}")
     return list(dict.fromkeys(given))
 
 
@@ -184,8 +184,7 @@ def join_seeds(argv: list[str]) -> list[str]:
 def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     """The arguments of the run of each seed; {seed} in the path of a folder becomes the seed.
 
-    Of several seeds, a last part such as seed1 counts as seed{seed}. They must differ, and have
-    folders of their own.
+    Several seeds must differ, and have folders of their own.
     """
     every = args.seed if isinstance(args.seed, tuple) else (args.seed,)
     folders = {name: getattr(args, name) for name in ("output_dir", "model_dir", "resume")}
@@ -203,10 +202,6 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
                 f"{min(shared)} is one value for several seeds",
                 "use --seed, --output-dir and --resume",
             )
-        folders = {
-            name: re.sub("(^|/)seed[0-9]+/*$", r"\1seed{seed}", path)
-            for name, path in folders.items()
-        }
         for name, path in folders.items():
             if "{seed}" not in path and (path or name == "output_dir"):
                 fault = f"--{name.replace('_', '-')} {path} is one folder for several seeds"

@@ -1,9 +1,8 @@
 """Experiment trackers of `--report-to`. Every training run writes TensorBoard's files.
 
-wandb and MLflow take the numbers from its writer, and get the settings, the results and the learned
-prompts too. Their packages are imported only if they are asked for (requirements-trackers.txt).
-Each reads its own environment variables: WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI,
-MLFLOW_EXPERIMENT_NAME, ...
+wandb takes the numbers from its writer, and gets the settings, the results and the learned prompts
+too. Its package is imported only if it is asked for (requirements-trackers.txt). It reads its own
+environment variables: WANDB_MODE=offline, WANDB_PROJECT, ...
 """
 
 import json
@@ -21,8 +20,7 @@ from yacs.config import CfgNode
 from common.errors import UsageError, one_line
 from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 
-PROJECT = "modular-prompt-learning"  # of wandb and MLflow, unless their variables name another
-PARAMS = 100  # settings in a request to MLflow
+PROJECT = "modular-prompt-learning"  # of wandb, unless its variable names another
 
 
 class Wandb:
@@ -48,35 +46,7 @@ class Wandb:
         wandb.finish(exit_code=0 if results is not None else 1)
 
 
-class MLflow:
-    def start(self, cfg: CfgNode) -> None:
-        import mlflow
-
-        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-        mlflow.pytorch.autolog(log_every_n_step=1, log_models=False, silent=True)
-        mlflow.start_run(run_name=cfg.OUTPUT_DIR)
-        params = [(key, str(value)[:500]) for key, value in flatten(cfg).items()]
-        for first in range(0, len(params), PARAMS):
-            mlflow.log_params(dict(params[first : first + PARAMS]))
-
-    def finish(self, results: dict | None, files: dict[Path, str]) -> None:
-        import mlflow
-        from mlflow.utils.autologging_utils.metrics_queue import flush_metrics_queue
-
-        flush_metrics_queue()
-        if results is not None:
-            numbers = {
-                key: value for key, value in results.items() if isinstance(value, int | float)
-            }
-            mlflow.log_metrics({f"results/{key}": float(value) for key, value in numbers.items()})
-            for file, inside in files.items():
-                mlflow.log_artifact(str(file), inside or None)
-        mlflow.end_run("FINISHED" if results is not None else "FAILED")
-        # It would start a run of its own for the next seed
-        mlflow.pytorch.autolog(disable=True, silent=True)
-
-
-TRACKERS: dict[str, Any] = {"wandb": Wandb, "mlflow": MLflow}
+TRACKERS: dict[str, Any] = {"wandb": Wandb}
 
 
 def check_trackers(names: list[str]) -> None:

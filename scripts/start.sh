@@ -11,7 +11,7 @@
 #   PREPARE=1     download the dataset if it is missing
 #   DRY_RUN=1     print the commands and do nothing
 #   QUIET=1       print errors and results only
-#   REPORT_TO     tensorboard,wandb,mlflow
+#   REPORT_TO     tensorboard,wandb
 
 set -eu
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -28,7 +28,6 @@ STUDIES = ("studies.demo", "studies.command", "studies.reproduce")
 COMMANDS = (
     *STUDIES,
     "studies.comparing",
-    "runs.random_clip",
     "inference.inspection.command",
 )
 COMMANDS += (

@@ -84,12 +84,17 @@ WRONG = {
     "twice": ([1, 1], "seed{seed}", [], "--seed is 1 1: give each seed once, from 0 on"),
     "one folder": (
         [1, 2],
-        "run",
+        "seed1",
         [],
         "is one folder for several seeds: put {seed} in it, as in output/seed{seed}",
     ),
-    "one seed in pairs": ([1, 2], "seed1", ["SEED", 3], "SEED is one value for several seeds"),
-    "unknown setting": ([1, 2], "seed1", ["TRAINER.MPL.PROMPT_DEPTH", 99], "PROMPT_DEPTH is 99"),
+    "one seed in pairs": ([1, 2], "seed{seed}", ["SEED", 3], "SEED is one value for several seeds"),
+    "unknown setting": (
+        [1, 2],
+        "seed{seed}",
+        ["TRAINER.MPL.PROMPT_DEPTH", 99],
+        "PROMPT_DEPTH is 99",
+    ),
 }
 
 

@@ -26,7 +26,6 @@ COMMANDS = {
     "prepare backbone": ("clip.fetch", "where it stopped", "download a backbone"),
     "prepare": ("datasets.preparing.main", "where it stopped", "download and check datasets"),
     "recipe": ("studies.recipe", "", "the published settings of a method, for scripts"),
-    "random_clip": ("runs.random_clip", "", "a CLIP with random weights, for tests"),
     "demo": ("studies.demo", "", "prompt learning on a laptop"),
 }
 COMPLETION = "_ARGCOMPLETE"  # which argcomplete sets
