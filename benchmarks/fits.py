@@ -174,13 +174,6 @@ def parser(description: str | None) -> Parser:
     return made
 
 
-def parser_of_sets(description: str | None) -> Parser:
-    """Of a program that reads datasets."""
-    made = parser(description)
-    made.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets")
-    return made
-
-
 def grid(**values: Iterable[Any]) -> Iterator[Record]:
     """What names each cell: all combinations, of which the last value changes fastest."""
     for combination in product(*values.values()):

@@ -3,9 +3,11 @@
 import re
 from argparse import Namespace
 
+import numpy as np
 import pytest
 from marks import one_line
 from pandas import DataFrame
+from PIL import Image
 
 from benchmarks import fits, measure, near_copies
 from common.start import ROOT
@@ -39,19 +41,26 @@ def test_cells_resume_and_a_table_needs_one(tmp_path, monkeypatch, capsys):
         fits.run(args, "other.jsonl", [], cell, table)
 
 
+def test_each_kind_of_near_copy_has_the_size_of_its_image_and_other_pixels():
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    for change in (near_copies.KINDS | near_copies.OTHERS).values():
+        copy = change(image, rng)
+        assert copy.size == image.size and copy.mode == "RGB"
+        assert np.any(np.asarray(copy) != np.asarray(image))
+
+
 def test_tables_of_near_copies():
-    cells = DataFrame({"copies": [0, 2, 2], "kind": ["none", "turned", "turned"], "scenes": 80})
+    cells = DataFrame({"name": "land", "number": [0, 1, 1], "kind": ["none", "blur", "blur"]})
     cells = cells.assign(truth=[50.0, 48.0, 52.0], estimate=[51.0, 50.0, 51.0], low=40.0)
-    cells = cells.assign(high=[60.0, 60.0, 51.5], ungrouped=[None, 70.0, 60.0], sets=91.0)
-    errors = [{"50": 40.0}, {}, {"50": 55.0}]
-    lines = near_copies.table(cells.assign(confidence=52.0, errors=errors))
-    rows, *more = lines
-    assert rows.splitlines()[2:] == [
-        "| 0 | none | 80.0 | 50.0 | 51.0 | 51.0 | 91.0 | 1 | 1 |",
-        "| 2 | turned | 80.0 | 50.0 | 50.5 | 65.0 | 91.0 | 1 | 2 |",
-    ]
-    assert more[0] == "3 fits: 66.7% of the intervals contain the truth"
-    assert more[-1] == "at most 50% wrong: 2 fits promise it, 1 have more; mean 47.5%"
+    cells = cells.assign(high=[60.0, 60.0, 51.5], without_groups=[None, 70.0, 60.0])
+    cells = cells.assign(apart=[None, 65.0, 52.0], scenes=80, groups=[80, 80, 84], together=1.0)
+    by_kind, *_, total = near_copies.table(cells)
+    rows = [" ".join(line.split()) for line in by_kind.splitlines()]
+    assert rows[0] == "number kind truth error before contained said share together fits"
+    assert rows[1] == "0 none 50.0 1.0 1.0 100.0 0.0 1.00 1.0 1"
+    assert rows[2] == "1 blur 50.0 0.5 15.0 50.0 0.5 1.02 1.0 2"
+    assert total == "3 fits: 66.7% of the intervals contain the truth"
 
 
 def test_a_page_has_the_medians_of_its_sections(tmp_path, monkeypatch):
