@@ -1,15 +1,12 @@
 """The results of a study as pictures. The function of a picture gives its name, and its docstring
 the caption.
 
-A picture without results is a figure without axes. Those from the predictions of tests need a
-predictions.npz.
+A picture without results is a figure without axes.
 """
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import chain, cycle, product
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from common.errors import UsageError
 from common.files import replacing
 from common.pages import all_letters
-from measures import predictions
-from measures.outcomes import Outcome, draw_reliability, draw_risk
 
-from .tables import MARK, MARKED, Summary, marked, part_of, shots_label
+from .tables import MARK, MARKED, Summary, marked, shots_label
 
 TABLE = ["protocol", "part"]  # the names of a table, and of a panel
 Y_LABELS = {
@@ -59,12 +53,12 @@ def draw(
     each.
     """
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    for picture in (accuracy_time, few_shot, gains, reliability, risk_coverage):
+    for picture in (accuracy_time, few_shot):
         figure = picture(summary)
         if not figure.axes:
             continue
         legend(figure)
-        notes = [f"±: {summary.spread_name}"] if picture in (accuracy_time, few_shot) else []
+        notes = [f"±: {summary.spread_name}"]
         notes += [MARKED] if summary.runs["selected_on_test"].any() else []
         figure.supxlabel("; ".join(notes), x=0.01, ha="left", fontsize=9)
         yield (
@@ -236,95 +230,3 @@ def draw_curves(ax: Axes, cells: pd.DataFrame, spread: str, styles: dict[str, di
         edges = rows["mean"] - width, rows["mean"] + width
         colour = styles[method]["color"]
         ax.fill_between(shots, *edges, color=colour, alpha=0.15, linewidth=0)
-
-
-def gains(summary: Summary) -> Figure:
-    """Points that one method gains over another on every dataset; each panel names the two."""
-    panels = {}
-    for names, rows in summary.cells.groupby(TABLE, sort=False):
-        gain = gain_of(summary, rows)
-        if len(gain):
-            panels[names] = gain
-    height = 1.4 + 0.28 * max(map(len, panels.values()), default=0)
-    figure, drawn = subplots_grid(panels, 4.6, height, 3)
-    for ax, (protocol, part), gain in drawn:
-        draw_gain(ax, gain)
-        label = f"{summary.focus} over {summary.baseline} (points)"
-        ax.set(title=f"{protocol}, {part}", xlabel=label)
-    return figure
-
-
-def gain_of(summary: Summary, cells: pd.DataFrame) -> pd.DataFrame:
-    """`gain` by dataset and whether it is `selected_on_test`, the average last: at the top."""
-    ours = cells[cells["method"] == summary.focus].set_index("dataset")
-    theirs = cells[cells["method"] == summary.baseline].set_index("dataset")
-    gain = pd.DataFrame({"gain": ours["mean"] - theirs["mean"]}).dropna().sort_values("gain")
-    gain["selected_on_test"] = ours["selected_on_test"] | theirs["selected_on_test"]
-    return gain.loc[sorted(gain.index, key="average".__eq__)]
-
-
-def draw_gain(ax: Axes, rows: pd.DataFrame) -> None:
-    """A bar for each dataset."""
-    colours = ["0.35" if name == "average" else "0.75" for name in rows.index]
-    labels = list(map(marked, rows.index, rows["selected_on_test"]))
-    bars = ax.barh(labels, rows["gain"], color=colours, edgecolor="black")
-    ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
-    ax.axvline(0, color="black", linewidth=0.8)
-    ax.update_datalim([(-1, 0), (1, 0)])  # at least a point to both sides
-    ax.margins(x=0.25)
-
-
-# From predictions
-
-Outcomes = dict[tuple[str, str, str, str], Outcome]  # by protocol, part, method and dataset
-
-
-@lru_cache(maxsize=1)
-def read_outcomes(summary: Summary) -> Outcomes:
-    """The predictions of all finished runs, those of all seeds together. Runs without readable
-    predictions, and those of other classes than the first seed's, are left out."""
-    outcomes: Outcomes = {}
-    for run in summary.results:
-        try:
-            arrays = predictions.read(run.folder)
-        except UsageError:
-            continue
-        key = run.protocol, part_of(run), run.variant.name, run.dataset
-        names = [str(name) for name in arrays["class_names"]]
-        if outcomes.setdefault(key, Outcome(names)).names == names:
-            outcomes[key].add(arrays)
-    tables = ((*table, method) for table, method in product(summary.parts, summary.variants))
-    in_order = ((*names, dataset) for names in tables for dataset in summary.datasets(names[0]))
-    return {key: outcomes[key] for key in in_order if key in outcomes}
-
-
-def reliability(summary: Summary) -> Figure:
-    """Reliability: accuracy against confidence in 15 bins, all datasets and seeds together. Below
-    the diagonal a method is too confident, above it not confident enough. Bins with fewer than ten
-    images are left out.
-    """
-    panels: Any = defaultdict(Counter)  # the sums of bins over datasets
-    for (protocol, part, method, _), outcome in read_outcomes(summary).items():
-        panels[protocol, method][part] += outcome.bins
-    styles = looks(dict.fromkeys(chain(*panels.values())), ("-", *LINES))
-    figure, drawn = subplots_grid(panels, 3.2, 3.4, 4)
-    for ax, (protocol, method), parts in drawn:
-        for part, bins in parts.items():
-            draw_reliability(ax, bins, **styles[part], markersize=4, label=part)
-        ax.set_title(f"{method}\n{protocol}", fontsize=10)
-    return figure
-
-
-def risk_coverage(summary: Summary) -> Figure:
-    """Risk against coverage: the error on the images that a method is most sure of, mean over
-    datasets and seeds. A lower curve knows better which of its predictions are right."""
-    panels: Any = defaultdict(lambda: defaultdict(list))
-    for (protocol, part, method, _), outcome in read_outcomes(summary).items():
-        panels[protocol, part][method] += outcome.risks
-    styles = plot_styles(summary)
-    figure, drawn = subplots_grid(panels, 4.2, 3.4, 3)
-    for ax, (protocol, part), methods in drawn:
-        for method, risks in methods.items():
-            draw_risk(ax, risks, **styles[method])
-        ax.set_title(f"{protocol}, {part}")
-    return figure

@@ -20,7 +20,7 @@ from runs.configuration import flatten
 
 from .first_page import headlines, overview
 from .planned import Run
-from .plots import draw, read_outcomes
+from .plots import draw
 from .progress import Progress
 from .render import MISSING, Cell, Table, build_tables
 from .tables import Summary
@@ -48,7 +48,6 @@ RUN_KEYS = ("DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "O
 def page(summary: Summary, progress: Progress, file: Path) -> str:
     """The page, as HTML. It quotes the study file."""
     drawn = pictures(summary)
-    read = sum(len(outcome.risks) for outcome in read_outcomes(summary).values())
     commands = {run: f"python train.py {shlex.join(run.arguments)}" for run in progress.failed}
     content: dict[str, Any] = {"name": file.stem, "progress": progress, "commands": commands}
     content["made"] = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
@@ -56,7 +55,6 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     content |= {"overview": overview(summary), "results": build_tables(summary)}
     content["lead"] = [picture for picture in drawn if picture[0] == LEAD]
     content["pictures"] = [picture for picture in drawn if picture[0] != LEAD]
-    content["unread"] = len(summary.results) - read
     content["settings"] = settings(summary.results)
     content["versions"] = versions(summary.results.values())
     content["source"] = read_text(file, YAML_BYTES)

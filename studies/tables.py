@@ -222,15 +222,6 @@ class Summary:
         last = (of_mpl or names)[-1] if names else None
         return "MPL" if "MPL" in of_mpl else last
 
-    @property
-    def baseline(self) -> str | None:
-        """The variant that the gains of `focus` are over: the first that does not learn, else the
-        first other one.
-        """
-        others = [variant for variant in self.study.variants if variant.name != self.focus]
-        first = min(others, key=lambda variant: variant.facts.learns, default=None)
-        return first.name if first else None
-
     @cached_property
     def tests(self) -> pd.DataFrame:
         """`focus` against every other method, by their differences in accuracy for the same dataset

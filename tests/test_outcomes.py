@@ -5,18 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished import made_up, study_of
+from finished import made_up
 from marks import to_json
-from matplotlib import pyplot as plt
 from PIL import Image
 
-from common.results import RunResult, digest_of_rows
+from common.results import digest_of_rows
 from measures.metrics import of_predictions
 from measures.outcomes import Outcome, thumbnail
 from measures.predictions import COLUMNS, save
 from runs import inspecting
-from studies import plots
-from studies.tables import Summary
 
 pytestmark = pytest.mark.slow
 
@@ -84,28 +81,6 @@ def test_numbers_are_those_of_the_measures_and_of_a_count():
     wrong = np.flatnonzero((label == pair[0]) & (predicted == pair[1]))
     surest = wrong[np.argsort(-confidence[wrong])[:3]]
     assert first.examples == [f"images/{place}.png" for place in surest]
-
-
-def test_pictures_of_a_study(tmp_path):
-    """The first run has lost its predictions."""
-    study = study_of(
-        tmp_path / "out", ("ZeroshotCLIP", "CoOp", "MPL"), "base2new", seeds=(1, 2), root=tmp_path
-    )
-    for run in study.runs():
-        write(run.folder, run.seed)
-    (study.runs()[0].folder / "predictions.npz").unlink()
-    summary = Summary(study, {run: RunResult(**made_up_test(run.seed)[1]) for run in study.runs()})
-    reliability = plots.reliability(summary).axes
-    risks = plots.risk_coverage(summary).axes
-    names = [f"{name}\nbase2new" for name in ("ZeroshotCLIP", "CoOp", "MPL")]
-    assert [ax.get_title() for ax in reliability] == names
-    assert [ax.get_title() for ax in risks] == ["base2new, base", "base2new, new"]
-    lines = {line.get_label(): line for line in reliability[2].lines}
-    base, new = lines["base"], lines["new"]
-    assert (base.get_marker(), base.get_linestyle()) != (new.get_marker(), new.get_linestyle())
-    for picture in (plots.reliability, plots.risk_coverage, plots.accuracy_time, plots.gains):
-        picture(summary).canvas.draw()  # names with $ are no formulas
-    plt.close("all")
 
 
 def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command, monkeypatch):

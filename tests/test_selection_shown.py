@@ -114,12 +114,6 @@ def test_h_and_averages_of_a_marked_half_are_marked_in_tables_and_pictures(summa
     ]
     base, new, _ = plots.accuracy_time(summary).axes
     assert marks(base) == [(2.0, pytest.approx(72))] and marks(new) == []
-    labels = plots.gains(summary).axes[0].get_yticklabels()
-    assert {text.get_text() for text in labels} == {
-        f"small_land {MARK}",
-        "small_counts",
-        f"average {MARK}",
-    }
 
 
 def test_difference_to_the_paper_and_to_authors_is_marked(tmp_path):
