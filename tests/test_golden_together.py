@@ -162,7 +162,9 @@ def check_zlap(task, case, figures):
     if inductive:
         task = replace(task, support=shown(case["features"], 18, "unlabelled_labels"))
         known, _ = task.support
-    graph = method.graph(known, task.texts).to_dense()
+    similarities, nodes = method.similarities(known, known, task.texts)
+    similarities = method.scaled(similarities, *similarities.aminmax()).clamp(min=0)
+    graph = method.graph(similarities, nodes, len(task.texts)).to_dense()
     found = {
         int(node): float(graph[len(task.texts), node]) for node in graph[len(task.texts)].nonzero()
     }
@@ -172,6 +174,20 @@ def check_zlap(task, case, figures):
     scores = method.answer(task).exp()
     close(scores, figures["scores"], 1e-5 * np.max(figures["scores"]))
     assert accuracy(scores, case) == pytest.approx(figures["accuracy"], abs=1e-3)
+
+
+@pytest.mark.parametrize("inductive", ["dense", "sparse"])
+def test_scaled_inductive_zlap_answers_each_image_alone(inductive):
+    images = {"classes": 4, "dim": 16}
+    cfg = {"K": 3, "SCALE_SIM": True, "INDUCTIVE": inductive}
+    method = method_of({"trainer": "ZLaP", "features": images, "cfg": cfg})
+    features = normalize(drawn(1, 30, 16) + 1, dim=1)
+    texts = normalize(drawn(2, 4, 16) + 1, dim=1)
+    task = Task.of(features, texts, support=(normalize(drawn(3, 20, 16) + 1, dim=1), None))
+    together = method.answer(task)
+    for place in (0, 7, 29):
+        alone = method.answer(replace(task, features=features[place : place + 1]))
+        close(alone[0], together[place].tolist(), 1e-5)
 
 
 CHECKS = {

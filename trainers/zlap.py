@@ -4,6 +4,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor
 
 from .base.neighbours import nearest, normalised, propagated, sparse
 from .base.settings import MethodSettings
@@ -43,7 +44,9 @@ class ZLaP(TogetherMethod):
     def answer(self, images):
         classes = len(images.texts)
         known = images.features if images.support is None else images.support[0]
-        graph = self.graph(known, images.texts)
+        similarities, nodes = self.similarities(known, known, images.texts)
+        extremes = similarities.aminmax()
+        graph = self.graph(self.scaled(similarities, *extremes).clamp(min=0), nodes, classes)
         labels = torch.eye(len(graph), classes, dtype=torch.float64, device=graph.device)
         scores = propagated(graph, labels, self.settings.ALPHA)
         if images.support is None:
@@ -51,32 +54,42 @@ class ZLaP(TogetherMethod):
         if self.settings.INDUCTIVE == "sparse":
             best = scores.argmax(dim=1, keepdim=True)
             scores = torch.zeros_like(scores).scatter(1, best, scores.gather(1, best))
-        weights, places = self.edges(images.features, known, images.texts, clips_first=True)
-        return log_of(sparse(weights, places, len(scores)) @ scores)
+        similarities, nodes = self.similarities(images.features, known, images.texts)
+        # As published: clipped before they are scaled, not after
+        weights = self.sharpened(self.scaled(similarities.clamp(min=0), *extremes), classes)
+        return log_of(sparse(weights, nodes, len(scores)) @ scores)
 
-    def edges(self, x, known, texts, clips_first=False):
-        """The weights of the nearest texts and known images of each image, fp64, and the nodes that
-        these are: the texts come first. Both are (images, neighbours).
+    def similarities(self, x: Tensor, known: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """The cosines of images x with their nearest images of `known` and then their nearest
+        texts, (images, neighbours), and the nodes that these are: the texts come first.
         """
-        s = self.settings
-        near, places = nearest(x, known, s.K)
-        of_text, text_places = nearest(x, texts, min(s.K, len(texts)))
-        both = torch.cat([near, of_text], dim=1)
-        if clips_first:
-            both = both.clamp(min=0)
-        if s.SCALE_SIM:
-            low, high = both.aminmax()
-            both = (both - low) / (high - low)
-        both = both.clamp(min=0).double()
-        both[:, near.shape[1] :] **= s.GAMMA
-        return both, torch.cat([places + len(texts), text_places], dim=1)
+        near, places = nearest(x, known, self.settings.K)
+        of_text, text_places = nearest(x, texts, min(self.settings.K, len(texts)))
+        nodes = torch.cat([places + len(texts), text_places], dim=1)
+        return torch.cat([near, of_text], dim=1), nodes
 
-    def graph(self, x, texts):
-        """(nodes, nodes), sparse: the texts and then the images, normalised by their degrees."""
-        weights, columns = self.edges(x, x, texts)
-        own = torch.arange(len(x), device=x.device)[:, None] + len(texts)
-        weights = weights.masked_fill(columns == own, 0)
+    def scaled(self, similarities: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """With SCALE_SIM, similarities scaled so that `low` and `high` become 0 and 1."""
+        return (similarities - low) / (high - low) if self.settings.SCALE_SIM else similarities
+
+    def sharpened(self, similarities: Tensor, classes: int) -> Tensor:
+        """Weights of edges, fp64: similarities, those with texts raised to GAMMA; 0 where that is
+        no number.
+        """
+        weights = similarities.double()
+        texts = min(self.settings.K, classes)
+        weights[:, -texts:] **= self.settings.GAMMA
+        return weights.nan_to_num(0)
+
+    def graph(self, similarities: Tensor, nodes: Tensor, classes: int) -> Tensor:
+        """(nodes, nodes), sparse: the texts and then the images, normalised by their degrees.
+
+        Args:
+            similarities, nodes: of each image, (images, neighbours), 0 or more.
+        """
+        weights = self.sharpened(similarities, classes)
+        own = torch.arange(len(weights), device=weights.device)[:, None] + classes
+        weights = weights.masked_fill(nodes == own, 0)
         # A text has no edges but those of the images
-        rows = F.pad(weights, (0, 0, len(texts), 0))
-        half = sparse(rows, F.pad(columns, (0, 0, len(texts), 0)), len(rows))
-        return normalised(half)
+        rows = F.pad(weights, (0, 0, classes, 0))
+        return normalised(sparse(rows, F.pad(nodes, (0, 0, classes, 0)), len(rows)))
