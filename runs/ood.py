@@ -5,8 +5,8 @@ For every method whose answer for an image does not depend on other images of th
 A score is higher for images of the classes. With temperature T (TEST.OOD_T), logits z and p =
 softmax(z / T):
 
-- MCM: the largest probability of softmax(z / 100 / T), a softmax over cosines (Ming et al., NeurIPS
-  2022)
+- MCM: the largest probability of softmax(z / s / T) with CLIP's scale s, a softmax over cosines
+  (Ming et al., NeurIPS 2022)
 - GL-MCM: MCM, plus the same over all patches (Miyai et al., IJCV 2025)
 - MaxLogit: the largest z
 - Energy: T log sum exp(z / T) (Liu et al., NeurIPS 2020)
@@ -41,7 +41,7 @@ from .neglabel import NegativeWords, read_words
 SCORES = ("MCM", "GL-MCM", "MaxLogit", "Energy", "Entropy")
 NEGLABEL = "NegLabel"
 NEW = "new"  # instead of a dataset: the new classes of the run's own, which has base classes
-COSINES = 100.0  # divides logits; CLIP's scale is at most 100
+SCALE = 100.0  # of logits from cosines, for a trainer of another project
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,14 @@ class DetectionObserver:
     def scores(self, logits: Tensor) -> dict[str, Tensor]:
         """Of the images that the model has just read."""
         temperature = self.cfg.TEST.OOD_T
+        method = method_of(self.trainer)
+        scale = float(method.model.scale) if method else SCALE
         if not hasattr(self, "reads"):
-            return scores(logits, None, temperature)
+            return scores(logits, None, temperature, scale)
         model = self.trainer.model
         output = model.last_output
         of_patches = local_logits(model, output) if self.local else None
-        found = scores(logits, of_patches, temperature)
+        found = scores(logits, of_patches, temperature, scale)
         if self.words:
             found[NEGLABEL] = self.words.score(logits, output.image)
         return found
@@ -234,15 +236,18 @@ class DetectionObserver:
 
 
 def scores(
-    logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0
+    logits: Tensor,
+    of_patches: Tensor | None = None,
+    temperature: float = 1.0,
+    scale: float = SCALE,
 ) -> dict[str, Tensor]:
     """The scores (batch,) of images, in double precision.
 
-    `logits` are (batch, classes); `of_patches`, (batch, patches, classes), are needed for GL-MCM
-    alone.
+    `logits` are (batch, classes), cosines times `scale`; `of_patches`, (batch, patches, classes),
+    are needed for GL-MCM alone.
     """
     z = logits.double()
-    mcm = (z / COSINES / temperature).softmax(dim=-1).amax(dim=-1)
+    mcm = (z / scale / temperature).softmax(dim=-1).amax(dim=-1)
     p = (z / temperature).softmax(dim=-1)
     results = {
         "MCM": mcm,
@@ -252,6 +257,6 @@ def scores(
         "Entropy": -torch.special.entr(p).sum(dim=-1),
     }
     if of_patches is not None:
-        of_patches = (of_patches.double() / COSINES / temperature).softmax(dim=-1)
+        of_patches = (of_patches.double() / scale / temperature).softmax(dim=-1)
         results["GL-MCM"] = mcm + of_patches.amax(dim=(1, 2))
     return results

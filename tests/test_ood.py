@@ -93,6 +93,15 @@ def test_other_scores_by_numpy():
         assert "GL-MCM" not in found
 
 
+def test_mcm_is_a_softmax_of_cosines_whatever_the_scale_of_the_backbone():
+    cosines = torch.from_numpy(np.random.default_rng(4).uniform(-1, 1, (20, 6)))
+    patches = torch.from_numpy(np.random.default_rng(5).uniform(-1, 1, (20, 9, 6)))
+    expected = ood.scores(100 * cosines, 100 * patches, scale=100)
+    found = ood.scores(29.4 * cosines, 29.4 * patches, scale=29.4)
+    for score in ("MCM", "GL-MCM"):
+        assert torch.allclose(found[score], expected[score])
+
+
 @pytest.mark.parametrize("method", ["CoCoOp", "MMRL", "DePT+MaPLe", "CLIPLoRA", "VPT"])
 def test_patches_of_an_image_do_not_depend_on_the_others(method, build):
     trainer = build(method)
