@@ -6,14 +6,16 @@ It holds no image, but a checksum and, unless it was published, a signature of e
 
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from dassl.utils import read_image
 from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
 
 from common.arrays import read_arrays
 from common.errors import UsageError
@@ -77,29 +79,11 @@ class SeenImages:
         return cls(digests, looks, np.fromiter(labels, np.int32), numbers, roles)
 
     @classmethod
-    def of_files(
-        cls, items: Sequence[Any], role: str, max_pixels: int | None = None, look: bool = True
-    ) -> Self:
+    def of_files(cls, items: Sequence[Any], role: str) -> Self:
         """Image files of one role: items with `impath` and `label`. Those that cannot be read are
         left out. Each is a group of its own.
-
-        Args:
-            look: whether it is kept how they look, so that near-copies are known, too.
         """
-        nothing = np.zeros(copies.SHAPE, dtype=np.int8)
-
-        def read(item: Any) -> tuple[str, NDArray[np.int8], int] | None:
-            try:
-                image = read_image(item.impath, max_pixels)
-            except (OSError, UsageError):
-                return None
-            signature = copies.signature(image) if look else nothing
-            return copies.pixels_sha256(image), signature, item.label
-
-        parts = in_threads(lambda part: list(map(read, part)), items, AT_A_TIME, on_gpu=False)
-        rows = list(filter(None, chain.from_iterable(parts)))
-        sha256, signatures, labels = zip(*rows, strict=True) if rows else ((), (), ())
-        return cls.of(sha256, signatures, labels, role)
+        return NotedImages(items).seen(items, role)
 
     def __len__(self) -> int:
         return len(self.role)
@@ -175,6 +159,73 @@ class SeenImages:
         except Exception as error:  # of any kind: see `read_arrays`
             raise UsageError(f"{file} is damaged", "restore it, or delete it", file) from error
         return cls(**arrays)
+
+
+class NotedImages:
+    """What `SeenImages` keeps of image files, noted when an image is read for something else. The
+    worker processes of a loader share the arrays.
+
+    Args:
+        items: with `impath`.
+        others: items of which no signature is kept.
+        max_pixels: limit of an image that is read for its note alone.
+    """
+
+    def __init__(
+        self, items: Sequence[Any], others: Sequence[Any] = (), max_pixels: int | None = None
+    ):
+        paths = dict.fromkeys(item.impath for item in items)
+        self.with_signature = len(paths)
+        paths |= dict.fromkeys(item.impath for item in others)
+        self.places = {path: place for place, path in enumerate(paths)}
+        self.max_pixels = max_pixels
+        count = len(paths)
+        self.digest = torch.zeros(count, DIGEST, dtype=torch.uint8).share_memory_()
+        self.signature = torch.zeros(count, *copies.SHAPE, dtype=torch.int8).share_memory_()
+        self.is_noted = torch.zeros(count, dtype=torch.bool).share_memory_()
+
+    def note(self, path: str, image: Image.Image) -> None:
+        """Note a decoded image, turned as its EXIF data says, unless it is noted or is none of
+        these.
+        """
+        place = self.places.get(path)
+        if place is None or self.is_noted[place]:
+            return
+        with suppress(Exception):  # damaged EXIF data of a good image
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+        sha256 = bytes.fromhex(copies.pixels_sha256(image))
+        self.digest[place] = torch.tensor(list(sha256[:DIGEST]), dtype=torch.uint8)
+        if place < self.with_signature:
+            self.signature[place] = torch.from_numpy(copies.signature(image))
+        self.is_noted[place] = True  # last, as a worker may be killed
+
+    def read(self, items: Sequence[Any]) -> None:
+        """Read the images that are not noted, as far as they can be read."""
+
+        def read_part(part: Sequence[Any]) -> None:
+            for item in part:
+                with suppress(OSError, UsageError):
+                    self.note(item.impath, read_image(item.impath, self.max_pixels))
+
+        missing = [item for item in items if not self.is_noted[self.places[item.impath]]]
+        for _ in in_threads(read_part, missing, AT_A_TIME, on_gpu=False):
+            pass
+
+    def seen(self, items: Sequence[Any], role: str) -> SeenImages:
+        """The images of one role that can be read, some of those noted: items with `impath` and
+        `label`. Each is a group of its own.
+        """
+        self.read(items)
+        items = [item for item in items if self.is_noted[self.places[item.impath]]]
+        places = [self.places[item.impath] for item in items]
+        return SeenImages(
+            self.digest.numpy()[places],
+            self.signature.numpy()[places],
+            np.array([item.label for item in items], dtype=np.int32),
+            np.arange(len(items), dtype=np.int32),
+            np.full(len(items), ROLES.index(role), dtype=np.uint8),
+        )
 
 
 def check(arrays: dict[str, Any]) -> None:

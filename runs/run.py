@@ -3,7 +3,6 @@
 import sys
 import warnings
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ import trainers
 from common.errors import UsageError
 from common.names import title
 from common.run_files import RUN_CONFIG_FILE
-from inference.seen import SeenImages
 from measures.results import chance_hint, checked_summary, next_step, summary_line
 
 from . import calibrating, ood, open_world
@@ -23,9 +21,8 @@ from .output_folder import OutputFolder
 from .record import Record, is_trainable
 from .run_spec import RunSpec
 from .saved_predictions import SavedPredictions
+from .seen_images import SeenByRun
 from .trackers import reporting
-
-MOST_SEEN = 20_000  # training images, and test images: to read more once more would take minutes
 
 
 def train_and_test(spec: RunSpec, wait: bool = False) -> None:
@@ -60,7 +57,6 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer.test()
         else:
             trainer.train()
-            note_seen(trainer, folder)
         observed = dict(pair for observer in observers for pair in observer.finish().items())
         folder.finish(record.to_json(observed))
         lines = closing_lines(spec, folder, trainer)
@@ -91,22 +87,6 @@ def closing_lines(spec: RunSpec, folder: OutputFolder, trainer: Any) -> list[str
     return [next_step(spec.args.model_dir or folder.path, trainer.method.plugin_file), *hint]
 
 
-def note_seen(trainer: Any, folder: OutputFolder) -> None:
-    """Write what the model of a run has seen: training images, validation images that chose
-    something, and test images.
-    """
-    dataset = trainer.dm.dataset
-    if not is_learner(trainer) or len(dataset.train_x) > MOST_SEEN:
-        return
-    of = partial(SeenImages.of_files, max_pixels=trainer.cfg.INPUT.MAX_PIXELS)
-    seen = of(dataset.train_x, "learned")
-    if any(choice.split == "val" for choice in trainer.method.choices):
-        seen += of(dataset.val, "chosen")
-    if len(dataset.test) <= MOST_SEEN:
-        seen += of(dataset.test, "tested", look=False)
-    seen.write(folder.path)
-
-
 def wanted_observers(spec: RunSpec, trainer: Any) -> list[Any]:
     """What this run does besides training and test."""
     wanted = {
@@ -114,6 +94,7 @@ def wanted_observers(spec: RunSpec, trainer: Any) -> list[Any]:
         open_world.OpenWorld: spec.args.eval_only and open_world.is_union(spec),
         SavedPredictions: True,
         calibrating.Calibrated: spec.cfg.TEST.CALIBRATE,
+        SeenByRun: is_learner(trainer) and SeenByRun.is_wanted(spec, trainer),
     }
     return [observer(spec, trainer) for observer, is_wanted in wanted.items() if is_wanted]
 

@@ -5,10 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dassl.data import data_manager
+from dassl.data.datasets import Datum
+from dassl.utils import read_image
+from drawn import arguments
 from marks import of_json, one_line, thorough_but
 from PIL import Image
 from test_groups import CLASSES, KINDS, picture
 
+import inference.seen
 from datasets import copies
 from inference import export
 from inference.seen import ROLES, SeenImages
@@ -112,6 +117,49 @@ def test_a_run_and_its_export_know_their_training_images(
     assert "training images" in refusal(run, "train")
     (run / "seen.npz").unlink()  # as that of an earlier version
     assert "training images" in refusal(run, "train")
+
+
+def test_a_run_decodes_each_image_once(eurosat, tiny, launch, tmp_path, monkeypatch):
+    decoded = []
+
+    def counted(path, *options):
+        decoded.append(path)
+        return read_image(path, *options)
+
+    for module in (data_manager, inference.seen):
+        monkeypatch.setattr(module, "read_image", counted)
+    settings = "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "DATASET.NUM_SHOTS", 2
+    line = arguments(eurosat, tiny, tmp_path / "run", *settings, trainer="CoOp", config="small")
+    launch.works(*line)
+    seen = SeenImages.read(tmp_path / "run")
+    assert len(decoded) == len({*decoded}) == len(seen) > 12
+    assert seen.of_role("learned").signature.any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_are_noted_by_the_workers_that_read_them(workers, eurosat, tiny, launch, tmp_path):
+    settings = "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", workers
+    line = arguments(eurosat, tiny, tmp_path / "run", *settings, trainer="CoOp", config="small")
+    launch.works(*line)
+    dataset = calibrate.read_dataset(tmp_path / "run")
+    seen = SeenImages.read(tmp_path / "run")
+    for role, items in (("learned", dataset.train_x), ("tested", dataset.test)):
+        found = seen.of_role(role)
+        expected = SeenImages.of_files(items, role)
+        assert (found.digest == expected.digest).all() and (found.label == expected.label).all()
+
+
+def test_an_image_is_noted_as_its_exif_data_turns_it(tmp_path):
+    file = tmp_path / "photo.jpg"
+    pixels = np.random.default_rng(1).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    Image.fromarray(pixels).save(file, exif=exif)
+    item = Datum(impath=str(file), label=0)
+    noted = inference.seen.NotedImages([item])
+    noted.note(str(file), read_image(file, exif_orientation=False))
+    expected = SeenImages.of_files([item], "learned")
+    assert (noted.seen([item], "learned").digest == expected.digest).all()
 
 
 def test_images_that_chose_zero_shot_clip_are_named(folders, model, command):

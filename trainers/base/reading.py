@@ -15,7 +15,14 @@ def loader_like(loader: Any, images: Any, **others: Any) -> DataLoader:
     return DataLoader(images, **options | others)
 
 
+def images_like(images: Any, items: list, transform: Any) -> Any:
+    """Other images (a list of `Datum`) that are read as `images` are, with another transform."""
+    others = type(images)(images.cfg, items, transform=transform)
+    others.on_read = getattr(images, "on_read", None)  # the published Dassl has none
+    return others
+
+
 def loader_of(items: list, loader: Any) -> DataLoader:
     """A loader of other images (a list of `Datum`), which are read as those of a loader."""
     images = loader.dataset
-    return loader_like(loader, type(images)(images.cfg, items, transform=images.transform))
+    return loader_like(loader, images_like(images, items, images.transform))

@@ -173,6 +173,7 @@ class DatasetWrapper(TorchDataset):
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         # Of image files, by path, as far as they are known: no other file is read in their place
         self.sha256 = {}
+        self.on_read = None  # called with the path and the decoded image of each item that is read
         self.seed = None  # the last seed that a worker received
         if self.k_tfm > 1 and transform is None:
             raise UsageError(
@@ -237,8 +238,11 @@ class DatasetWrapper(TorchDataset):
 
     def read(self, path):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""
-        image = self.cfg.INPUT
-        return read_image(path, image.MAX_PIXELS, image.EXIF_ORIENTATION, self.sha256.get(path))
+        how = self.cfg.INPUT
+        image = read_image(path, how.MAX_PIXELS, how.EXIF_ORIENTATION, self.sha256.get(path))
+        if self.on_read:
+            self.on_read(path, image)
+        return image
 
 
 class SteadyLoader(DataLoader):
