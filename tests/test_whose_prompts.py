@@ -183,6 +183,19 @@ def test_some_classes_of_another_dataset_are_not_taken_by_their_names(dataset, k
     assert every == {label: label + 1 for label in range(len(trainer.class_names))}
 
 
+def test_class_specific_contexts_start_no_training_on_other_classes(train, tmp_path):
+    csc = "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", ""
+    assert train("base", overrides=csc).status == 0
+    file = tmp_path / "base/prompt_learner/model.pth.tar-2"
+    start = *csc, "MODEL.INIT_WEIGHTS", file
+    error = train("other", "new", overrides=start).error
+    assert (
+        "ctx with values for each class" in error and "start from a run on these classes" in error
+    )
+    assert not (tmp_path / "other").exists()
+    assert train("same", overrides=start).status == 0
+
+
 def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     trainer = build("CoOp", "all", "CSC", True).method
     before = torch.get_rng_state()

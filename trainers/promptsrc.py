@@ -48,6 +48,7 @@ class PromptSRC(TwoTowerMethod):
 
     Settings = PromptSRCSettings
     reads_sentences = True
+    finishes = True
 
     def start_training(self, epochs, batches):
         super().start_training(epochs, batches)

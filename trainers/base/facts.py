@@ -44,7 +44,7 @@ class Facts(Declares):
     # Whether a checkpoint has the prompt learner alone, not the whole model
     saves_learner: ClassVar[bool] = False
     # Names of tensors with values for each class: other classes have those that the method starts
-    # From.
+    # from
     of_learned_classes: ClassVar[tuple[str, ...]] = ()
     # Names of its learned tensors in published checkpoints; * is any text
     published: ClassVar[tuple[str, ...]] = ()
@@ -58,6 +58,8 @@ class Facts(Declares):
     keeps_last_batch: ClassVar[bool] = False
     saves_each_epoch: ClassVar[bool] = True  # False: only those that TRAIN.CHECKPOINT_FREQ keeps
     fits: ClassVar[bool] = False  # whether an epoch is one computation instead of batches
+    # Whether the end of the last epoch changes the model: an average, settings that are chosen
+    finishes: ClassVar[bool] = False
 
     @classmethod
     def section(cls) -> str:

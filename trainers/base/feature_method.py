@@ -24,7 +24,7 @@ from .head import Head, HeadCLIP
 from .learned import Checkpoints
 from .method import Method
 from .prompted import normalize
-from .reading import loader_like
+from .reading import images_like, loader_like
 from .settings import MethodSettings
 from .teacher import mean_text_features
 
@@ -102,7 +102,7 @@ class FeatureMethod(Method):
     saves_learner = True
     reads_template = reads_sentences = True
     checkpoints_type = HeadCheckpoints
-    declares = Method.declares | {"starts_from_images": ("start",)}
+    declares = Method.declares | {"starts_from_images": ("start",), "finishes": ("finish",)}
     spec: ClassVar[FeatureSpec] = FeatureSpec()
     saves_each_epoch = False
     starts_from_images: ClassVar[bool] = False  # whether `start` has an effect
@@ -247,7 +247,7 @@ class FeatureMethod(Method):
         one as in a test. Raises UsageError if a feature is not finite."""
         tests = self.images.tests.dataset
         augment = build_transform(self.cfg, is_train=True) if views else tests.transform
-        images: Any = type(tests)(self.cfg, items, transform=augment)
+        images = images_like(tests, items, augment)
         if views:
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
         size = max(1, self.cfg.DATALOADER.TEST.BATCH_SIZE // max(1, views))

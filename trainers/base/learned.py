@@ -262,6 +262,17 @@ class Checkpoints:
             other.model = method.Model(clip, other.build_prompts(clip, names))
         return other
 
+    def check_start(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        """Raise UsageError if training would start from values for each class in the checkpoint
+        `path`, and these are of other classes.
+        """
+        if self.classes(checkpoint.get("metadata") or {}).same:
+            return
+        tensors = sorted(self.class_dims().keys() & tensors_of(checkpoint).keys())
+        if tensors:
+            fault = f"{path} has {tensors[0]} with values for each class that it was learned on"
+            raise UsageError(fault, "start from a run on these classes, in this order", path)
+
     # Whose prompts
 
     def classes(self, written: Mapping[str, Any]) -> LearnedClasses:

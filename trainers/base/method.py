@@ -316,6 +316,10 @@ class Method(Facts):
             raise UsageError(
                 f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {cls.__name__}"
             )
+        if cls.finishes and cfg.TEST.FINAL_MODEL == "best_val" and cfg.OPTIM.MAX_EPOCH > 1:
+            fault = f"{cls.__name__} is complete only after the last epoch"
+            remedy = "set TEST.FINAL_MODEL last_step"
+            raise UsageError(f"TEST.FINAL_MODEL is best_val, and {fault}", remedy)
         if cfg.TEST.get("STREAM", ""):
             streams.check(cfg, cls.__name__, cls.together, getattr(cls, "streams", False))
 

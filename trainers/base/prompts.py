@@ -213,6 +213,9 @@ class ContextSettings(MethodSettings):
 
     def check(self):
         check_words(self.CTX_INIT)
+        if self.CSC and self.CTX_INIT:
+            fault = "CSC True has no effect where contexts start from the words of CTX_INIT"
+            raise UsageError(fault, "set CTX_INIT to '' for class-specific contexts, or CSC False")
 
 
 class ContextMethod(Method):

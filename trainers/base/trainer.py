@@ -99,9 +99,11 @@ class MethodTrainer(TrainerX):
         """
         method = self.method
         start = read_checkpoint(path)
-        load_pretrained_weights(method.saved_module(), path)
         if Path(path).name == PROMPTS:
             start["metadata"] = described(path)
+        if is_checkpoint(start):
+            method.checkpoints.check_start(start, path)
+        load_pretrained_weights(method.saved_module(), path)
         choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
         method.inherited_choices = joined(method.inherited_choices, choices)
         method.inherited_phases = joined(method.inherited_phases, phases)
