@@ -5,7 +5,7 @@ estimate.
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from common.start import Parser, any_seed, between, path, percent, required_pack
 from datasets.base import missing_files
 
 from .images import check_named, find, unlabelled_in
-from .record import FORM, checksums, earlier_record, facts
+from .record import FORM, check_same_images, checksums, earlier_record, facts
 from .request import COVERAGES, GROUPS, PRIORS, SETS, FitRequest
 from .rows import Photo
 
@@ -96,12 +96,11 @@ def parse(argv: list[str] | None) -> FitRequest:
     words = "CSV file with path and label, for a bank"
     add("--labels", type=path, metavar="FILE", help=words)
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
+    words = "replace the model of a fit of other images"
+    add("--replace", action="store_true", help=words)
     options = vars(parser.parse_args(argv))
-    if options["images"] is None and options["backbone"][1:]:
-        # `--backbone small birds --to ...`, from when there was one backbone
-        options["images"] = path(options["backbone"].pop())
     if options["images"] is None:
-        parser.error("the following arguments are required: IMAGES")
+        parser.error("the argument IMAGES is missing: write it before options with several values")
     return request_of(options)
 
 
@@ -125,19 +124,20 @@ def main(argv: list[str] | None = None) -> None:
         check_named(photos, request.images)
     earlier = earlier_record(request.to)
     classes = sorted({photo.label for photo in photos})
-    if more := sorted({*request.classes}.difference(classes)):
-        check_new(more, classes)
-        print(printable(f"Classes without images: {', '.join(more)}"))
-    print(f"{len(photos):,} images in {len(classes)} classes: reading their checksums")
-    if request.max_error:
-        print(f"--max-error: at most {request.max_error:g}% of the answers may be wrong")
-    if not request.sentences:
-        note_joined_names([*classes, *more])
+    announce(request, photos, classes)
+    if request.methods:
+        with required_packages():
+            from .story import check_methods  # imports torch, which takes seconds
+        check_methods(request.methods)
     photos = with_checksums(photos)
+    if not request.replace:
+        check_same_images(earlier, photos, request)
     pool = pool_of(request)
     asked = facts(request, photos, pool)
     same = earlier.get("request") == asked
     record = earlier if same else {"form": FORM, "finished": False, "request": asked}
+    record.setdefault("images", [asdict(photo) for photo in photos])
+    record.setdefault("names", classes)
     if record.get("finished") is True:
         page = request.to / "report.html"
         if record.get("model") == checksums(request.to) and page.is_file():
@@ -149,6 +149,21 @@ def main(argv: list[str] | None = None) -> None:
         from .story import fit  # imports torch, which takes seconds
     for line in fit(request, photos, record, pool).summary():
         print(printable(line))
+
+
+def announce(request: FitRequest, photos: Sequence[Photo], classes: Sequence[str]) -> None:
+    """Say what a fit is about to read."""
+    if more := sorted({*request.classes}.difference(classes)):
+        check_new(more, classes)
+        print(printable(f"Classes without images: {', '.join(more)}"))
+    tests = sum(photo.part == "test" for photo in photos)
+    besides = f", and {tests:,} test images" if tests else ""
+    count = f"{len(photos) - tests:,} images in {len(classes)} classes{besides}"
+    print(f"{count}: reading their checksums")
+    if request.max_error:
+        print(f"--max-error: at most {request.max_error:g}% of the answers may be wrong")
+    if not request.sentences:
+        note_joined_names([*classes, *more])
 
 
 def pool_of(request: FitRequest) -> list[Photo]:

@@ -32,14 +32,13 @@ from .choice import Estimate
 from .command import pool_of, with_checksums
 from .labelled import check_labels, check_list, photos_of
 from .matrix import fit_matrix, update_matrix
-from .record import FILE, FORM, contents_of, facts, images_of, options_of, write_contents
+from .record import FILE, FORM, PAGE, contents_of, facts, images_of, options_of, write_contents
 from .report import leaderboard
 from .request import COVERAGES, PRIORS, SETS, FitOptions, FitRequest
 from .rows import Photo
 from .story import fit
 from .update import update
 
-REPORT = "report.html"
 FILES_OF_USER = "sentences", "pool"  # options that name files, of which fit.json has checksums
 AT_A_TIME = 1000  # images that are in memory for a prediction
 # What `partial_fit` has done
@@ -278,7 +277,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             self._model = load(folder, options, clip)
         of_columns = np.array([labels[name] for name in self._model.class_names])
         self.classes_, self._columns = np.unique(of_columns, return_index=True)
-        self._describe(json.loads(files[FILE]), files[REPORT].decode())
+        self._describe(json.loads(files[FILE]), files[PAGE].decode())
 
     def _backbone_of(self, files: dict[str, bytes]) -> str:
         """That of the backbones which a fit has chosen; the first if it has chosen another one."""
@@ -365,7 +364,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             options: as for the class, by default those of the fit. Of `backbone`, `device`,
                 `sentences` and `pool` the default is that of the class. Labels are texts.
         """
-        for name in (FILE, REPORT):
+        for name in (FILE, PAGE):
             if not Path(folder, name).is_file():
                 raise UsageError(f"{folder} has no {name}", "give the folder of a fit")
         files = contents_of(Path(folder))

@@ -11,8 +11,9 @@ from typing import Any
 from common.errors import UsageError
 from common.files import checksum
 from common.lock import LOCK
+from common.names import printable
 from common.records import read
-from common.results import FOLDS
+from common.results import CALIBRATION, FOLDS, SEEN
 from common.start import required_packages
 from common.text import MAX_JSON, read_bytes, read_json
 
@@ -20,6 +21,9 @@ from .request import FitOptions, FitRequest
 from .rows import Photo
 
 FILE = "fit.json"
+PAGE = "report.html"
+TABLE = "labels.csv"
+WRITTEN = FILE, PAGE, TABLE, CALIBRATION, SEEN, "config.json", "prompts.safetensors"
 FORM = 2  # of the file; another one is fitted again
 
 
@@ -36,6 +40,20 @@ def earlier_record(folder: Path) -> dict[str, Any]:
         fault = f"{folder} is not an empty folder"
         raise UsageError(fault, "choose another one, or delete it", folder)
     return {}
+
+
+def check_same_images(record: dict[str, Any], photos: Sequence[Photo], request: FitRequest) -> None:
+    """Raise UsageError if the earlier fit in a folder, if any, is of other images: of none of
+    these.
+    """
+    try:
+        known = {row["sha256"] for row in record["images"]}
+        names = printable(", ".join(record["names"]))
+    except (KeyError, TypeError):  # it was killed before, or is damaged
+        return
+    if known and known.isdisjoint(photo.sha256 for photo in photos):
+        fault = f"{request.to} has a model of other images than {request.images} ({names:.100})"
+        raise UsageError(fault, "name another folder by --to, or add --replace", request.to)
 
 
 def options_of(record: dict[str, Any], folder: Any) -> dict[str, Any]:
@@ -56,9 +74,15 @@ def images_of(record: dict[str, Any]) -> list[Photo]:
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
-    """The files of the folder of a fit by their paths in it."""
-    files = [*folder.iterdir(), *folder.glob(f"{FOLDS}/*/*")]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}
+    """The files that a fit has written to its folder, by their paths in it. A link would lead to
+    a file that is not the model's.
+    """
+    files = [*(folder / name for name in WRITTEN), *folder.glob(f"{FOLDS}/[0-9]/*")]
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in files
+        if file.is_file() and not file.is_symlink()
+    }
 
 
 def write_contents(folder: Path, contents: dict[str, bytes]) -> None:

@@ -65,6 +65,7 @@ class FitRequest(FitOptions):
         backbone: the only one, or the first to choose among.
         others: more backbones to choose among.
         classes: names of classes, which may have no images.
+        replace: whether a fit of other images may be replaced.
         pool: folder, list or bank with images without labels; None for none.
     """
 
@@ -79,6 +80,7 @@ class FitRequest(FitOptions):
     labels: Path | None = None
     pool: Path | None = None
     classes: tuple[str, ...] = ()
+    replace: bool = False
 
     @property
     def backbones(self) -> tuple[str, ...]:

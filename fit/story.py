@@ -33,7 +33,7 @@ from .features import Row
 from .heads import Heads, reads_names, transfers
 from .photos import Photos
 from .plan import Plan
-from .record import FILE, FORM, checksums
+from .record import FILE, FORM, PAGE, TABLE, checksums
 from .request import SETS, FitRequest
 from .result import Fit, Tested
 from .rows import Photo
@@ -111,10 +111,15 @@ def written(result: Fit, learner: Learner, asked: Mapping[str, Any]) -> Fit:
     return result
 
 
+def check_methods(names: Sequence[str]) -> None:
+    """Raise UsageError for a method that is not known."""
+    for name in names:
+        check_name(name, METHODS, "method")
+
+
 def check_asked(request: FitRequest, found: Sequence[Photo]) -> None:
     """Raise UsageError if a method is not known or has nothing to learn from; and `check_cross`."""
-    for name in request.methods:
-        check_name(name, METHODS, "method")
+    check_methods(request.methods)
     if MIXTURE in request.methods and not request.pool:
         raise UsageError(f"{MIXTURE} learns from images without labels", "give some by --pool")
     check_cross(request, found)
@@ -284,8 +289,8 @@ def write_model(result: Fit, classifier: PromptedClassifier, learner: Learner) -
         pool = result.unlabelled
         seen += photos.seen(pool.photos, pool.rows, "unlabelled")
     save(classifier, result.request.to, seen if photos.looks else None)
-    write_text(result.request.to / "report.html", report.page(result))
-    write_text(result.request.to / "labels.csv", report.labels_csv(result))
+    write_text(result.request.to / PAGE, report.page(result))
+    write_text(result.request.to / TABLE, report.labels_csv(result))
 
 
 def seen_images(photos: Photos, rows: Mapping[str, Row], role: str) -> SeenImages:

@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common.errors import UsageError
 from common.files import PARTIAL, checksum, write_json
 from common.lock import LOCK, is_locked, locked
+from common.names import printable
 from common.text import read_json
 from common.version import source
 
 from .bank import COUNT, MADE, Bank, BankFiles, facts_of_tower, is_bank
 from .engine import written
 from .options import LoadOptions
-from .outputs import Output, Shard, remove_partial, write_shard
+from .outputs import Output, Shard, opened, parts_of, remove_partial, write_shard
 from .sources import images_in
+from .tables import as_unicode
 from .tars import expanded, is_tar, members_in
 
 if TYPE_CHECKING:
     from .classifier import PromptedClassifier
 
 SHARD = 10_000  # images
+DIGITS = 5 * "[0-9]"  # in the name of a shard
 
 
 class Share(NamedTuple):
@@ -53,6 +56,8 @@ def share(text: str) -> Share:
 def add_shard_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     text = "the files of one of several machines, such as 3/16; all have the same images and --to"
+    again = "replace the files of other images, of another model or with other options"
+    add("--replace", action="store_true", help=again)
     add("--shard", type=share, default=WHOLE, metavar="K/N", help=text)
     text = "write the files by workers of a Ray cluster, whose machines share all folders"
     add("--engine", choices=("ray",), help=text)
@@ -108,9 +113,11 @@ def write_shards(
                 yield number, shard
 
     with (
-        only_one(output, part),
+        only_one(output, part, args.replace),
         tqdm(desc=output.content, unit="image", disable=None, postfix="errors=0") as bar,
     ):
+        if not args.replace:
+            check_same_images(output, first)
         output.bar = bar
         if not bar.disable:
             bar.total = total_of(shards_in(paths), part)
@@ -142,13 +149,13 @@ def total_of(shards: Iterator[Shard], part: Share) -> int:
 
 
 @contextmanager
-def only_one(output: Output, part: Share) -> Iterator[None]:
+def only_one(output: Output, part: Share, replace: bool) -> Iterator[None]:
     """Keep other commands out of the share of a folder, whose facts are checked."""
     folder = output.folder
     if part == WHOLE:
         with locked(folder, option="--to"):
             check_split(folder, part)
-            check_same(output)
+            check_same(output, replace)
             yield
         return
     with ExitStack() as own:
@@ -157,7 +164,7 @@ def only_one(output: Output, part: Share) -> Iterator[None]:
             check_split(folder, part)
             name = f"{LOCK}-{part.number}-of-{part.of}"
             own.enter_context(locked(folder, option="--to", name=name))
-            check_same(output)
+            check_same(output, replace)
         yield
 
 
@@ -170,28 +177,64 @@ def check_split(folder: Path, part: Share) -> None:
             raise UsageError(fault, "wait until it has ended, or split in the same way", folder)
 
 
-def check_same(output: Output) -> None:
-    """Raise UsageError if a folder has other files, or shards that depend on other facts."""
+def check_same(output: Output, replace: bool) -> None:
+    """Raise UsageError if a folder has other files, or shards that depend on other facts, unless
+    these are replaced: then they are deleted.
+    """
     folder = output.folder
     record = output.record
     remedy = "choose another folder, or delete it"
     if record.is_file():
-        known = read_json(record)
-        if isinstance(known, dict):
-            for key in (COUNT, MADE):
-                known.pop(key, None)
-        if known != output.facts:
+        if facts_of_record(record) == output.facts:
+            remove_partial(record)
+            return
+        if not replace:
             fault = (
                 f"{folder} has {output.content} of another model, other options or another layout"
             )
-            raise UsageError(fault, remedy, folder)
-        remove_partial(record)
-        return
-    names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
-    if any(not name.startswith(LOCK) for name in names):
-        raise UsageError(f"{folder} is not empty", remedy, folder)
+            raise UsageError(fault, f"{remedy}; or add --replace", folder)
+        delete_shards(output)
+    else:
+        names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
+        if any(not name.startswith(LOCK) for name in names):
+            raise UsageError(f"{folder} is not empty", remedy, folder)
     write_json(record, output.facts | {MADE: source()})
     remove_partial(record)
+
+
+def facts_of_record(record: Path) -> Any:
+    """What the shards in a folder depend on, as its record says."""
+    known = read_json(record)
+    if isinstance(known, dict):
+        for key in (COUNT, MADE):
+            known.pop(key, None)
+    return known
+
+
+def delete_shards(output: Output) -> None:
+    """Delete the shards in a folder, of any layout."""
+    for pattern in (f"{DIGITS}.parquet", f"img_emb/*_{DIGITS}.npy", f"metadata/*_{DIGITS}.parquet"):
+        for file in output.folder.glob(pattern):
+            file.unlink()
+
+
+def check_same_images(output: Output, shard: Shard) -> None:
+    """Raise UsageError if the first shard in a folder has none of the images of a shard."""
+    file = output.files(0)[-1]
+    try:
+        with opened(file) as table:
+            column = table.schema_arrow.names[0]
+            known = {
+                name for part in parts_of(table, [column]) for name in part[column].to_pylist()
+            }
+    except UsageError:  # there is none, or it is damaged
+        return
+    names = (as_unicode(str(image)) for image in shard.images())
+    if known and known.isdisjoint(names):
+        fault = (
+            f"{output.folder} has {output.content} of other images, such as {printable(min(known))}"
+        )
+        raise UsageError(fault, "choose another folder, or add --replace", output.folder)
 
 
 def state_count(output: Output, shards: int, part: Share) -> None:

@@ -22,7 +22,7 @@ from common.run_files import RESULTS_FILE
 from common.start import Parser, path, percent
 from inference.arguments import add_plugin_option, check_exists
 from inference.bank import Bank, is_bank
-from inference.calibrated import Calibration, write_calibration
+from inference.calibrated import Calibration, calibration_in, write_calibration
 from inference.calibration import checked
 from inference.classifier import PromptedClassifier
 from inference.models import file_of, kind_of, load, run_configuration
@@ -148,11 +148,16 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
         chosen_images=count(images.seen or NOTHING, "chosen", images.asked),
         unknown_images=images.seen is None,
     )
+    before = None
+    with suppress(UsageError):  # it is damaged
+        before = calibration_in(folder)
     write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
     if images.seen is not None:
         earlier = images.seen.of_role(*set(ROLES).difference(["calibrated"]))
         (earlier + images.asked).write(folder)
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
+    if before and before.sha256 != fitted.sha256:
+        print(printable(f"This replaces the calibration on {before}"))
     if dataset is not None:
         print_changes(folder, dataset, classifier, fitted, outputs, args.by_class)
 

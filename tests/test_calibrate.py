@@ -235,6 +235,16 @@ def test_wrong_requests_are_refused_and_change_nothing(
     assert (calibrated / CALIBRATION).read_bytes() == before
 
 
+def test_a_calibration_on_other_images_says_what_it_replaces(fitted, labelled, command):
+    folder, _ = fitted
+    images = "--images", labelled
+    assert "replaces" not in command.works(calibrate, folder, *images).printed
+    before = calibration_in(folder)
+    shutil.rmtree(min(labelled.iterdir()))
+    done = command.works(calibrate, folder, *images)
+    assert f"This replaces the calibration on {before}" in done.printed
+
+
 def test_test_images_mark_a_calibration(calibrated, command, eurosat, tmp_path):
     folder = shutil.copytree(calibrated, tmp_path / "run")
     images = copied(images_of(eurosat, range(3)), tmp_path / "copies")

@@ -325,3 +325,24 @@ def test_a_path_in_a_list_of_parquet_has_a_longest_length(command, deep, tmp_pat
     parquet.write_table(pyarrow.table({"path": names}), tmp_path / "list.parquet")
     line = tmp_path / "list.parquet", "--to", tmp_path / "new", "--backbone", deep
     assert "a path has more than 65,536 characters" in command(embed, *line).error
+
+
+@pytest.mark.parametrize("layout", embed.LAYOUTS)
+def test_features_of_other_images_are_replaced_on_request_alone(
+    layout, embedded, command, deep, tiny, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shards, "SHARD", 2)
+    folder = embedded(photos, "--layout", layout)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    others = shutil.copytree(photos, tmp_path / "others")
+    line = others, "--to", folder, "--backbone", deep, "--layout", layout
+    error = command(embed, *line).error
+    assert "features of other images, such as" in error and "--replace" in error
+    other_model = "--backbone", tiny
+    assert "add --replace" in command(embed, photos, *line[1:], *other_model).error
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    command.works(embed, *line, "--replace")
+    command.works(embed, others / "a.jpg", *line[1:], *other_model, "--replace")
+    rows = [row for file in folder.rglob("*.parquet") for row in rows_of(file)]
+    assert [next(iter(row.values())) for row in rows] == [str(others / "a.jpg")]
+    assert len([*folder.rglob("*.npy")]) == (layout == "clip-retrieval")

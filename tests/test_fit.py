@@ -17,6 +17,7 @@ from common.version import source
 from fit import choice, clock, decision, features, story
 from fit import command as fit
 from fit import towers as towers_module
+from fit.estimator import Classifier
 from fit.features import Features
 from fit.heads import Heads
 from fit.photos import Photos
@@ -84,6 +85,43 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     Image.new("RGB", (40, 40), (9, 200, 9)).save(photos / names[0] / "new.png")
     fitting.works(*line)
     assert sum(encoded) == 1 and len(read(tmp_path / "model")["images"]) == 49
+
+
+def test_a_model_of_other_images_is_replaced_on_request_alone(
+    fitting, photos, tmp_path, monkeypatch
+):
+    others = tmp_path / "others"
+    for number, name in enumerate(sorted(folder.name for folder in photos.iterdir())):
+        shutil.copytree(photos / name, others / f"other {name}")
+        for seed, file in enumerate(sorted((others / f"other {name}").iterdir())):
+            pixels = np.random.default_rng([number, seed]).integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(file)
+    fitting.works(photos, *QUICK)
+    before = (tmp_path / "model/prompts.safetensors").read_bytes()
+    error = fitting(others, *QUICK).error
+    assert f"has a model of other images than {others}" in error and "--replace" in error
+    assert (tmp_path / "model/prompts.safetensors").read_bytes() == before
+    with monkeypatch.context() as killing, pytest.raises(ZeroDivisionError):
+        killing.setattr(story, "decide_among", lambda *arguments: 1 / 0)
+        fitting.main(others, *QUICK, "--replace")
+    assert "has a model of other images" in fitting(photos, *QUICK).error
+    fitting.works(others, *QUICK)
+    assert read(tmp_path / "model")["names"] == sorted(folder.name for folder in others.iterdir())
+
+
+def test_a_link_in_the_folder_of_a_fit_is_not_copied(fitting, photos, tiny, tmp_path):
+    fitting.works(photos, *QUICK)
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "model/notes.txt").symlink_to(tmp_path / "secret")
+    (tmp_path / "model/labels.csv").unlink()
+    (tmp_path / "model/labels.csv").symlink_to(tmp_path / "secret")
+    Classifier.load(tmp_path / "model", backbone=str(tiny)).save(tmp_path / "copy")
+    assert not {"notes.txt", "labels.csv"} & {file.name for file in (tmp_path / "copy").iterdir()}
+
+
+def test_an_unknown_method_is_said_before_images_are_read(fitting, photos, monkeypatch):
+    monkeypatch.setattr(fit, "with_checksums", lambda photos: 1 / 0)
+    assert "there is no method 'Foo'" in fitting(photos, "--methods", "Foo").error
 
 
 @pytest.mark.parametrize("error", ["0.05", "5", "5%"])

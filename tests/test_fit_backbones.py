@@ -95,9 +95,9 @@ def test_slow_backbones_are_left_out_and_a_killed_fit_knows_their_times(
     assert "Left out: small takes 50.0 ms" in printed
 
 
-def test_images_may_follow_one_backbone():
-    request = fit.parse(["--backbone", "small", "birds", "--to", "model"])
-    assert (request.backbone, request.others, request.images) == ("small", (), Path("birds"))
+def test_images_stand_before_several_backbones(command):
+    error = command(fit, "--to", "model", "--backbone", "ViT-B/16", "RN50").error
+    assert "IMAGES is missing: write it before options with several values" in error
     request = fit.parse(["birds", "--to", "model", "--backbone", "small", "RN50"])
     assert (request.backbones, request.images) == (("small", "RN50"), Path("birds"))
 
