@@ -216,14 +216,13 @@ def read_results(folder: Path) -> RunResult | None:
                 content[key] = None
         if "accuracy" in content and content["accuracy"] is None:
             return None
-        if content.get("corruption"):
-            fault = f"{file} has a test of corrupted images, by an older version"
-            raise UsageError(fault, "delete it; a folder of corrupted images is a dataset", file)
-        return read(RunResult, content)
-    except UsageError:
-        raise
+        results = read(RunResult, content)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
+    if content.get("corruption"):
+        fault = f"{file} has a test of corrupted images, by an older version"
+        raise UsageError(fault, "delete it; a folder of corrupted images is a dataset", file)
+    return results
 
 
 def digest_of_rows(rows: Iterable[tuple[str, int, str]]) -> str:

@@ -337,6 +337,13 @@ def test_damaged_result_has_a_one_line_error(one_run, refused):
     assert str(caught.value) in refused("tables", file)
 
 
+def test_result_on_corrupted_images_by_an_older_version_is_refused(one_run):
+    _, run = one_run()
+    (run.folder / "results.json").write_text('{"accuracy": 50.0, "corruption": "fog 5"}')
+    with one_line("results.json has a test of corrupted images, by an older version: delete it"):
+        read_results(run.folder)
+
+
 def test_impossible_times_and_what_test_images_have_calibrated_are_left_out(one_run):
     _, run = one_run()
     found = {"accuracy": 50.0, "train_seconds": -5.0, "test_seconds": 1e300}
