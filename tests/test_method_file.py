@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 from dassl.engine import TRAINER_REGISTRY
-from marks import of_json, thorough_but
+from marks import of_json
 
 from common.start import ROOT
 from inference import export, predict
@@ -205,20 +205,10 @@ def test_example_works(file, tmp_path):
     check_example(FILES, file, tmp_path)
 
 
-FORMER = (ROOT / "tests/former_methods.md").read_text()  # when a method was a trainer
-FORMER_FILES = dict(re.findall(r"```python\n# (mine/[\w./]+)\n(.*?)```", FORMER, re.DOTALL))
-
-
-@pytest.mark.parametrize("file", thorough_but(("class_means", "mean_of_views"), EXAMPLES))
-def test_a_method_that_was_a_trainer_works(file, tmp_path):
-    check_example(FORMER_FILES, file, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("code", "words"),
     {
         "def before_train(self): ...": "OwnContext defines before_train, a hook of Dassl's trainers",
-        "def notes(self): return [self.dm]": "reads self.dm, which a trainer has and a method has not: write self.images",
     }.items(),
 )
 def test_what_only_a_trainer_has_is_named(code, words, own, launch, argv):

@@ -1,13 +1,8 @@
-"""The notebook runs from its first cell to its last, and the tour of the code names what a run
-calls.
-"""
+"""The notebook runs from its first cell to its last."""
 
-import os
-import re
 import sys
 
 import pytest
-from drawn import arguments
 from marks import to_json
 
 from common.start import ROOT
@@ -59,32 +54,3 @@ def test_notebook_runs_and_prints_what_it_promises(tmp_path, monkeypatch):
     )
     # It writes there, and nowhere else
     assert [folder.name for folder in (tmp_path / "TMPDIR").glob("tour-*/*")]
-
-
-def test_tour_of_the_code_names_the_functions_of_a_run_in_the_order_of_their_first_calls(
-    launch, eurosat, tiny, tmp_path
-):
-    text = (ROOT / "docs/tour_of_the_code.md").read_text()
-    tour = re.findall(r"^- `([\w/]+\.py)` `([\w.]+)`: ", text, re.MULTILINE)
-    assert len(text.splitlines()) <= 70 and len(tour) > 30
-    assert len(set(tour)) == len(tour) == text.count("\n- ")
-    called = {}
-
-    def note(frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(f"{ROOT}/"):
-            called.setdefault(
-                (os.path.relpath(frame.f_code.co_filename, ROOT), frame.f_code.co_name)
-            )
-
-    sys.setprofile(note)
-    try:
-        launch.works(*arguments(eurosat, tiny, tmp_path / "run"))
-    finally:
-        sys.setprofile(None)
-    order = {function: number for number, function in enumerate(called)}
-    places = [order.get((file, name.rpartition(".")[2]), name) for file, name in tour]
-    assert [place for place in places if isinstance(place, str)] == []
-    later = [
-        after for one, two, after in zip(places, places[1:], tour[1:], strict=False) if two < one
-    ]
-    assert later == []

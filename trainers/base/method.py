@@ -34,16 +34,6 @@ from .training import Training
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
-# Names that method files may still read, from the time when a method was a trainer
-OF_TRAINERS = {
-    "dm": "images",
-    "num_classes": "class_names",
-    "epoch": "training.epoch",
-    "max_epoch": "training.max_epoch",
-    "optim": "training.optim",
-    "sched": "training.sched",
-}
-
 
 class Classes(NamedTuple):
     """The classes of a prediction: names in the order of their labels, without underscores; a
@@ -102,14 +92,6 @@ class Method(Facts):
         self.class_names, self.dataset_template, self.sentences = Classes(*classes)
         self.n_train = n_train
         self.images: Any = images
-
-    def __getattr__(self, name: str) -> Any:
-        if name in OF_TRAINERS:
-            fault = (
-                f"{type(self).__name__} reads self.{name}, which a trainer has and a method has not"
-            )
-            raise UsageError(fault, f"write self.{OF_TRAINERS[name]}")
-        raise AttributeError(f"{type(self).__name__} has no {name}")
 
     # Hooks of a method
 
