@@ -30,7 +30,6 @@ from trainers.base.vision import FrozenTower
 from .artefact import INPUT, Description, write_artefact
 from .calibrated import Calibration, sha256_of, write_calibration
 from .description import check_description, predicting_configuration, zero_shot_description
-from .distances import Distances, distances_of
 from .images import BATCH, Images, Pixels, image_of, in_batches
 from .options import DEFAULTS, LoadOptions
 from .predictions import Predictions
@@ -95,7 +94,6 @@ class PromptedClassifier:
         self._own = self._build(*with_spaces(self.class_names))
         self.clip = self._own.model.frozen  # all models have this one, which never moves
         self._other = lru_cache(OTHER_LISTS)(self._build)
-        self._distances = lru_cache(OTHER_LISTS)(self._fit_distances)
         # A published one holds the whole backbone, too, and names no classes
         if checkpoint is not None:
             learned = self.class_names if self._own.model.classes_learned else []
@@ -279,20 +277,11 @@ class PromptedClassifier:
         if logits.dim() == 3:
             of_folds = logits[:, 1:]
             logits = logits[:, 0]
-        distances = None
-        if self.calibration is not None and with_spaces(names) != with_spaces(self.class_names):
-            distances = self.distances(names)
-        return Predictions(names, logits, self.calibration, distances, self.source, of_folds)
+        return Predictions(names, logits, self.calibration, self.source, of_folds)
 
     def probabilities(self, images: Images, class_names: Sequence[str] | None = None) -> Tensor:
         """`predict(...).probabilities`: (images, classes), fp32, on the CPU."""
         return self.predict(images, class_names).probabilities
-
-    def distances(self, class_names: Sequence[str]) -> Distances | None:
-        """DAC for other class names; None for a method whose texts depend on the image, or that has
-        none.
-        """
-        return self._distances(*with_spaces(class_names))
 
     def check_asked(
         self, unknown: bool, coverage: float | None = None, class_names: Sequence[str] | None = None
@@ -364,10 +353,6 @@ class PromptedClassifier:
     def model_for(self, class_names: Sequence[str] | None = None) -> PromptedCLIP:
         """The model that computes the logits of these class names."""
         return self._method_for(class_names).model
-
-    def _fit_distances(self, *class_names: str) -> Distances | None:
-        sentence = self.description.template or self.description.dataset_template or TEMPLATE
-        return distances_of(self._method_for(class_names), self._own, sentence)
 
     def _method_for(self, class_names: Sequence[str] | None) -> Method:
         own = with_spaces(self.class_names)

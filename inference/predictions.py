@@ -13,7 +13,6 @@ from common.errors import UsageError
 from common.names import with_spaces
 
 from .calibrated import Calibration
-from .distances import Distances
 
 Pairs = list[tuple[str, float]]  # (class, probability), the most probable first
 
@@ -26,7 +25,6 @@ class Predictions:
         class_names: in the order of the logits.
         logits: (images, classes), fp32, on the CPU: as the model computes them.
         calibration: what was fitted for the model, if anything.
-        distances: DAC, for other classes than those of the calibration.
         source: the model, for errors.
         of_folds: (images, folds, classes), the logits of the models that cross-conformal sets need;
             else empty.
@@ -35,7 +33,6 @@ class Predictions:
     class_names: Sequence[str]
     logits: Tensor
     calibration: Calibration | None = None
-    distances: Distances | None = None
     source: str = "the model"
     of_folds: Tensor = torch.empty(0)
 
@@ -53,14 +50,12 @@ class Predictions:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """(images, classes), fp32: after the temperature of the calibration and, for other class
-        names, DAC, which change no predicted class.
+        """(images, classes), fp32: after the temperature of the calibration, which changes no
+        predicted class.
         """
         if self.calibration is None or not len(self):
             return self.logits.softmax(dim=-1)
         repaired = self.calibration.temperature.apply(self.logits)
-        if self.distances is not None:
-            repaired = self.distances.apply(repaired)
         return torch.from_numpy(repaired).float().softmax(dim=-1)
 
     @property

@@ -78,8 +78,8 @@ class SeenImages:
         roles = np.full(count, ROLES.index(role), dtype=np.uint8)
         return cls(digests, looks, np.fromiter(labels, np.int32), numbers, roles)
 
-    @classmethod
-    def of_files(cls, items: Sequence[Any], role: str) -> Self:
+    @staticmethod
+    def of_files(items: Sequence[Any], role: str) -> "SeenImages":
         """Image files of one role: items with `impath` and `label`. Those that cannot be read are
         left out. Each is a group of its own.
         """

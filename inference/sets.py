@@ -192,7 +192,7 @@ class Sets:
         return self.of(log_softmax(logits), coverage)
 
     def of(self, log_p: Floats, coverage: float) -> NDArray[np.bool_]:
-        """`apply` for logarithms of probabilities, such as those of `transport.conf_ot`."""
+        """`apply` for logarithms of probabilities."""
         largest = np.full(log_p.shape[1], self.quantile(coverage))
         for cluster in self.clusters:
             largest[list(cluster.classes)] = exact_quantile(cluster.label_scores, coverage)

@@ -5,7 +5,7 @@ change.
 import argparse
 import io
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -39,7 +39,6 @@ from .calibrating import (
     count_shared,
     fit,
     of_sets,
-    of_transport,
     report,
 )
 from .labelled import labelled_images, outputs_of, seen_of
@@ -237,15 +236,13 @@ def print_changes(
     if test is None:
         test = outputs_of(classifier, dataset.test)
     print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
-    with suppress(UsageError):  # a class without a calibration image
-        print_sets("LAC after Conf-OT (transductive)", of_transport(held, test))
     if by_class:
         print_classes(fitted.sets.apply(test.logits, COVERAGE), test.labels, classifier.class_names)
     if classes == "base" and method.transfers:
         new = read_dataset(folder, "new")
         names = names_of(new)
         test = outputs_of(classifier, new.test, names)
-        changes = report(fitted, test, classifier.distances(names))
+        changes = report(fitted, test)
         print_report(f"{dataset.title}, new classes", changes)
 
 
@@ -370,7 +367,7 @@ def saved_outputs(run: Path) -> Outputs | None:
 def print_report(where: str, measures: dict[str, Any]) -> None:
     """`report` in words."""
     print(f"{where}:")
-    for key in ("before", "by_temperature", "by_dac", "after"):
+    for key in ("before", "after"):
         if values := measures.get(key):
             print(
                 f"  {key.replace('_', ' '):<14}  ECE {values['ece']:6.2f}%  NLL {values['nll']:.4f}"

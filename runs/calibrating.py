@@ -14,12 +14,10 @@ from common.names import title
 from common.results import CALIBRATION
 from inference.calibrated import Calibration, sha256_of_images, write_calibration
 from inference.calibration import Temperature, Threshold, checked, log_softmax
-from inference.distances import Distances
-from inference.models import calibration_of, file_of, load
+from inference.models import calibration_of, file_of
 from inference.options import LoadOptions
 from inference.sample import Floats
-from inference.sets import KINDS, Sets, comparable
-from inference.transport import conf_ot
+from inference.sets import KINDS, Sets
 from measures.metrics import ece
 from trainers import MethodTrainer
 from trainers.base.data_use import count_common, count_copies
@@ -107,20 +105,17 @@ def quality(logits: Floats, labels: np.ndarray) -> dict[str, float]:
 def report(
     calibration: Calibration,
     test: Outputs,
-    distances: Distances | None = None,
     held: Outputs | None = None,
 ):
     """The changes by a calibration on the images of a test.
 
     Args:
-        distances: DAC, for other classes than those of the calibration.
         held: the images of the calibration, for sets of each kind and for thresholds of several
             errors.
 
     Returns:
-        a dict for results.json: the facts of the calibration; ECE and NLL `before`, by
-            `temperature`, by `dac`, and
-        `after` all of what there is; `sets` by kind: coverage in percent, mean size, number of
+        a dict for results.json: the facts of the calibration; ECE and NLL `before` and `after` the
+        temperature; `sets` by kind: coverage in percent, mean size, number of
         empty sets; `unknown`: for each asked error the share of the answered images and of the
         wrong ones among these, in percent.
     """
@@ -133,12 +128,7 @@ def report(
         "temperature": calibration.temperature.temperature,
         "before": quality(z, labels),
     }
-    after = calibration.temperature.apply(z)
-    if distances is not None:
-        facts["by_temperature"] = quality(after, labels)
-        facts["by_dac"] = quality(distances.apply(z), labels)
-        after = distances.apply(after)
-    facts["after"] = quality(after, labels)
+    facts["after"] = quality(calibration.temperature.apply(z), labels)
     all_sets = [calibration.sets] if held is None else [Sets.fit(*held, kind) for kind in KINDS]
     facts["sets"] = {sets.kind: of_sets(sets.apply(z, COVERAGE), labels) for sets in all_sets}
     facts["unknown"] = [of_threshold(each, test) for each in thresholds_of(calibration, held)]
@@ -179,22 +169,12 @@ def of_threshold(threshold: Threshold, test: Outputs) -> dict[str, float]:
     }
 
 
-def of_transport(held: Outputs, test: Outputs) -> dict[str, float]:
-    """LAC sets after Conf-OT, which reads all calibration and test images together."""
-    log_p = conf_ot(np.concatenate([held.logits, test.logits]), held.labels)
-    count = len(held.labels)
-    sets = Sets.of_scores(comparable(log_p[:count], "lac"), held.labels, "lac").of(
-        log_p[count:], COVERAGE
-    )
-    return of_sets(sets, test.labels)
-
-
 class Calibrated:
     """Fits a calibration after a test, and reports its effect (TEST.CALIBRATE): an observer
     (`run.wanted_observers`).
 
     A training run fits it on its validation images, and writes calibration.json. A test of the
-    prompts of another run takes that run's, with DAC if its classes are others.
+    prompts of another run takes that run's.
     """
 
     def __init__(self, spec: Any, trainer: Any):
@@ -249,10 +229,7 @@ class Calibrated:
                 folder = Path(self.cfg.OUTPUT_DIR)
                 write_calibration(folder, fitted, file_of(folder, type(method)))
             return {"calibration": report(fitted, test, held=held)}
-        distances = (
-            None if list(self.prompts.class_names) == names else self.distances(self.prompts)
-        )
-        return {"calibration": report(self.prompts, test, distances)}
+        return {"calibration": report(self.prompts, test)}
 
     @torch.no_grad()
     def fit(self, names: Sequence[str]) -> tuple[Outputs, Calibration]:
@@ -266,18 +243,3 @@ class Calibrated:
         chose = any(choice.split == "val" for choice in trainer.method.choices)
         facts = {"test_images": self.test_images, "chosen_images": len(items) if chose else 0}
         return held, fit(held, names, items, f"validation images of {title(cfg)}", **facts)
-
-    def distances(self, fitted: Calibration) -> Distances | None:
-        """DAC for the classes of the test, some of which are not those of the fit; None for texts
-        without distances.
-        """
-        trainer = self.trainer
-        options = LoadOptions(
-            backbone=self.cfg.MODEL.BACKBONE.NAME,
-            device=trainer.device.type,
-            epoch=self.spec.args.load_epoch,
-            class_names=fitted.class_names,
-            calibration=False,
-        )
-        classifier = load(self.spec.args.model_dir, options, trainer.model.frozen)
-        return classifier.distances(trainer.method.class_names)

@@ -8,21 +8,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from golden_inputs import drawn_features
 from marks import golden_cases, one_line
 from published_ece import ece_below
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
-from inference import calibration, transport
+from inference import calibration
 from inference.calibrated import Calibration
 from inference.calibration import Temperature, Threshold
-from inference.distances import Distances
-from inference.sets import KINDS, Cluster, Sets, comparable, scores
+from inference.sets import KINDS, Cluster, Sets, scores
 
 
 def pytest_generate_tests(metafunc):
-    golden_cases(metafunc, "temperature_scaling", "dac", "conformal", "conf_ot")
+    golden_cases(metafunc, "temperature_scaling", "conformal")
 
 
 def drawn(seed, n, c, scale, right, **_):
@@ -47,41 +45,6 @@ def test_temperature_equals_published(temperature_scaling):
     confidence = softmax(optimum[n:], axis=1).max(axis=1)
     found = ece_below(confidence, optimum[n:].argmax(axis=1) == labels[n:], 10)
     assert found == pytest.approx(expected["ece10_test"], abs=1e-5)
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def test_dac_equals_published(dac):
-    case = dac
-    dim = case["dim"]
-
-    def noise(number, *shape):
-        return np.random.default_rng(case["seed"] + number).standard_normal(shape, dtype=np.float32)
-
-    base = case["base"]
-    new = case["new"]
-    base_before, new_before = (
-        unit(noise(0, 1, dim) + 0.6 * noise(q, n, dim)) for q, n in ((1, base), (2, new))
-    )
-    shift = case["tuned_shift"] * noise(5, 1, dim)
-    base_after = unit(base_before + case["tuned_noise"] * noise(3, base, dim) + shift)
-    new_after = unit(new_before + case["tuned_noise"] * noise(4, new, dim) + shift)
-    for one, other in case.get("same_as_base", {}).items():
-        new_before[int(one)] = base_before[other]
-        new_after[int(one)] = base_after[other]
-    for one, other in case.get("near_base", {}).items():
-        new_after[int(one)] = unit(base_after[other] + 0.0015 * noise(7, dim))
-    fitted = Distances.fit(
-        new_before, torch.from_numpy(3 * new_after), base_before, base_after, case["k"]
-    )
-    assert fitted.factors == pytest.approx(case["class_confidence"], abs=1e-5)
-    logits = 100 * unit(noise(0, 1, dim) + 0.8 * noise(6, case["images"], dim)) @ new_after.T
-    assert logits == pytest.approx(np.array(case["logits"]), abs=1e-3)
-    assert fitted.apply(case["logits"]) == pytest.approx(np.array(case["logits_after"]), abs=1e-4)
-    of_base = Distances.fit(base_before, base_after, base_before, base_after)
-    assert of_base.factors == (1.0,) * base
 
 
 def measured(sets, labels, alpha):
@@ -125,29 +88,6 @@ def test_sets_equal_published(conformal, kind):
     got = measured(inside, labels[n:], case["alpha"])
     assert got == {key: exact[key] for key in got}
     assert [np.flatnonzero(row).tolist() for row in inside[:10]] == exact["sets_first10"]
-
-
-@pytest.mark.parametrize("marginal", ["observed_marginal", "uniform_marginal"])
-def test_conf_ot_equals_published(conf_ot, marginal):
-    case = conf_ot
-    n = case["n_cal"]
-    expected = case[marginal]
-    labels = np.array(case["features"]["test_labels"])
-    images, texts = (rows.numpy() for rows in drawn_features(case["features"]))
-    z = 100 * images @ texts.T
-    assert z[0] == pytest.approx(case["logits_first_row"], abs=1e-4)
-    is_observed = marginal == "observed_marginal"
-    log_codes = transport.conf_ot(z, labels[:n], is_observed, case["epsilon"], case["iters"])
-    codes = np.exp(log_codes)
-    assert codes == pytest.approx(np.array(expected["codes"]), abs=1e-5)
-    correct = codes.argmax(axis=1) == labels
-    assert 100 * correct[n:].mean() == pytest.approx(expected["accuracy_test"])
-    fitted = Sets.of_scores(comparable(log_codes[:n], "lac"), labels[:n], "lac")
-    exact = expected["lac_exact"]
-    quantile = 1 - math.exp(-fitted.quantile(1 - case["alpha"]))  # of 1 - p
-    assert quantile == pytest.approx(exact["q"], abs=1e-5)
-    got = measured(fitted.of(log_codes[n:], 1 - case["alpha"]), labels[n:], case["alpha"])
-    assert got == {key: exact[key] for key in got}
 
 
 # Promises
@@ -265,19 +205,9 @@ def test_few_images_promise_little(population):
     ],
 )
 def test_wrong_arrays_are_refused(logits, labels, words):
-    for fit in (Temperature.fit, Sets.fit, Threshold.fit, transport.conf_ot):
-        # It has the logits of test images, too
-        if fit is not transport.conf_ot or len(logits) == len(labels):
-            with one_line(words):
-                fit(np.array(logits), np.array(labels, dtype=int))
-
-
-def test_conf_ot_needs_a_label_of_each_class_and_no_small_logits():
-    z = np.array([[900.0, 0], [0, 900], [900, 0]])
-    with one_line("1 of 2 classes have no calibration image"):
-        transport.conf_ot(z, [0])
-    codes = np.exp(transport.conf_ot(z, [0], observed=False))
-    assert np.isfinite(codes).all() and codes.sum(axis=1) == pytest.approx(1)
+    for fit in (Temperature.fit, Sets.fit, Threshold.fit):
+        with one_line(words):
+            fit(np.array(logits), np.array(labels, dtype=int))
 
 
 def test_a_fit_is_read_as_it_was_written(population):

@@ -84,9 +84,9 @@ def read_of(folder: Path, monkeypatch) -> set[str]:
 def test_each_golden_file_is_read_by_its_content(tmp_path, monkeypatch):
     names = {file.stem for file in (ROOT / "tests/golden").glob("*.json")}
     assert names - read_of(ROOT / "tests/golden", monkeypatch) == set(), "no test reads these files"
-    (tmp_path / "x_dac.json").write_text('{"dac": [{"seed": 1}]}')
-    (tmp_path / "dac.json").write_text('{"other": []}')
-    assert read_of(tmp_path, monkeypatch) == {"x_dac"}
+    (tmp_path / "x_conformal.json").write_text('{"conformal": [{"seed": 1}]}')
+    (tmp_path / "conformal.json").write_text('{"other": []}')
+    assert read_of(tmp_path, monkeypatch) == {"x_conformal"}
 
 
 def test_common_imports_packages_in_functions_only():
