@@ -95,7 +95,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         groups: str = "auto",
         prior: str = PRIORS[0],
         max_error: float | None = None,
-        methods: Sequence[str] = (),
+        methods: str | Sequence[str] = (),
         sentences: str | PathLike | None = None,
         device: str = "",
         random_state: int = 1,
@@ -238,7 +238,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         options: dict[str, Any] = {
             field.name: getattr(self, field.name, None) for field in fields(FitOptions)
         }
-        options |= {"methods": tuple(self.methods), "seed": int(seed)}
+        methods = [self.methods] if isinstance(self.methods, str) else self.methods
+        options |= {"methods": tuple(methods), "seed": int(seed)}
         return FitRequest(
             images=Path("images"),
             to=folder,
@@ -319,7 +320,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if unknown is None:
             return answers
         answers = answers.astype(object)
-        answers[predictions.unknown.numpy()] = unknown
+        try:
+            answers[predictions.unknown.numpy()] = unknown
+        except UsageError as error:
+            remedy = "give max_error, such as Classifier(max_error=5), or a larger one"
+            raise UsageError("the classifier promises no error", remedy) from error
         return answers
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 import trainers
 from clip import CLIP
-from common.errors import UsageError, check_dataset_name, check_name
+from common.errors import UsageError, check_dataset_name, check_name, one_line
 from common.names import printable
 from common.results import FOLDS, read_results
 from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
@@ -99,11 +99,22 @@ def load(
     if path.is_absolute():
         check_exists(path)
     if not path.exists():
-        from .hub import download  # here, as most users need no Hub
-
-        path = download(str(name), options.revision)
+        path = from_hub(str(name), options.revision)
     check_options([path], options)
     return classifier_of(path, read_model(path, options), options, clip)
+
+
+def from_hub(name: str, revision: str | None) -> Path:
+    """The downloaded folder of a model on the Hub; UsageError says first that there is no folder of
+    this name here.
+    """
+    from .hub import download  # here, as most users need no Hub
+
+    try:
+        return download(name, revision)
+    except UsageError as error:
+        fault = f"there is no folder {one_line(name)} here, and none on the Hub: {error.fault}"
+        raise UsageError(fault, error.remedy) from error
 
 
 def open_models(paths: Sequence[Path], options: LoadOptions) -> list[Model]:

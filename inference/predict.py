@@ -24,6 +24,7 @@ from .bank import Bank, BankFiles, is_bank
 from .options import LoadOptions
 from .outputs import REQUIREMENTS, ROWS, Output, write_tables
 from .shards import WHOLE, add_shard_options, end, facts_of, write_shards
+from .sources import LISTS, images_in
 from .tables import (
     FORMS,
     PRINTED,
@@ -34,7 +35,7 @@ from .tables import (
     parts,
     write,
 )
-from .tars import expanded
+from .tars import expanded, is_tar, members_in
 
 if TYPE_CHECKING:
     from .batches import Row
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Print the most probable classes of images.",
-        usage="%(prog)s [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
-        epilog=f"{MODELS} A folder of tools/embed.py takes the place of its images. Several models "
-        "are compared. Without a MODEL, --backbone and --classes give zero-shot CLIP. The exit "
+        usage="%(prog)s [options] MODEL [...] IMAGE|FOLDER|LIST|TAR [...] [--classes NAME ...]",
+        epilog=f"{MODELS} A LIST is a .txt, .csv or .parquet file with paths. A folder of "
+        "tools/embed.py takes the place of its images. Several models are compared. Without a MODEL, --backbone and --classes give zero-shot CLIP. The exit "
         "status is 1 if some of the images could not be read (they are reported and skipped), "
         "and 2 after another error.",
     )
@@ -106,10 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         fault = "--engine is" if args.engine else "--shard is"
         raise UsageError(f"{fault} for answers in a folder", "end --to with /")
     for file in args.paths:
-        if file.suffix.removeprefix(".") in FORMS and not file.is_dir():
-            of_list = "answers for the images of a list are written by --to FOLDER/"
-            remedy = of_list if file.exists() else f"to write the answers there: --to {file}"
-            raise UsageError(f"{file} is not an image", remedy)
+        if file.suffix.removeprefix(".") in FORMS and not file.exists():
+            raise UsageError(f"there is no {file}", f"to write the answers there: --to {file}")
     form = form_of(args.to, args.format)
     options = options_of(args)
     stdout = sys.stdout
@@ -286,15 +285,29 @@ def models_and_images(args: argparse.Namespace, options: LoadOptions) -> tuple[l
     number = number_of_models(args, options)
     places = args.paths[number:]
     banks = [Bank(place) for place in places if is_bank(place)]
+    if banks and args.together:
+        raise UsageError("--together reads images, and no bank", "give the images of the bank")
     if banks and len(banks) < len(places):
         raise UsageError("banks and images are given", "name one kind, or end --to with /")
     files: Any = BankFiles([file for bank in banks for file in bank.files])
     if not banks:
-        files = images.find_images(places)
+        files = [image for place in places for image in images_of(place)]
+        files = files or images.find_images([])  # which says that there are none
     with images.one_thread():
         opened = models.open_models(args.paths[:number], options)
     check_banks(opened, places)
     return opened, files
+
+
+def images_of(place: Path | Address) -> list[Image]:
+    """The images of a folder, a list or a tar, or the image itself."""
+    from .images import find_images
+
+    if is_tar(place):
+        return [image for tar in expanded(place) for image in members_in(tar)]
+    if place.suffix.lower() in LISTS:
+        return [*images_in([place])]
+    return find_images([place])
 
 
 def check_banks(opened: Sequence["Model"], places: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ from fit.estimator import Classifier
 from fit.groups import NOT_KNOWN
 from fit.rows import photos_in_rows, rows_of
 from inference import bank, embed, outputs, predict
-from runs import calibrate
+from runs import calibrate_command as calibrate
 
 pyarrow = parquet_library()
 parquet = pyarrow.parquet
@@ -368,3 +368,8 @@ def test_calibrate_reads_a_bank_that_says_how_its_images_look(
     assert second["sha256"] == first["sha256"] and second["temperature"] == first["temperature"]
     stray = command(calibrate, *line, banked(photos, "--look", to="x"))
     assert "is in no folder named after a class" in stray.error
+
+
+def test_many_images_of_a_bank_are_not_answered_together(banked, command, deep, photos):
+    line = banked(photos), "--backbone", deep, *NAMES, "--together", "ZLaP"
+    assert "--together reads images, and no bank" in command(predict, *line).error

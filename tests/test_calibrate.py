@@ -28,7 +28,7 @@ from inference.calibrated import calibration_in
 from inference.calibration import softmax
 from inference.classifier import PromptedClassifier
 from inference.models import load
-from runs import calibrate
+from runs import calibrate_command as calibrate
 from runs.open_world import is_union
 from trainers.base.prompted import PromptedCLIP
 

@@ -9,7 +9,7 @@ from marks import one_line
 from inference import embed, predict
 from inference.description import configuration
 from inference.serving import command as serving
-from runs import calibrate
+from runs import calibrate_command as calibrate
 from studies.variant import Variant
 
 

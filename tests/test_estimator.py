@@ -39,6 +39,11 @@ def quick(tiny, **options):
     return Classifier(backbone=str(tiny), minutes=0, methods=("GDA",), **options)
 
 
+def test_one_method_may_be_a_text(tiny, images):
+    one = Classifier(backbone=str(tiny), minutes=0, methods="GDA").fit(*images)
+    assert set(one.leaderboard_["name"].str.partition(" ")[0]) == {"ZeroshotCLIP", "GDA"}
+
+
 def test_a_fitted_classifier_answers_as_the_model_that_it_saves(model, images, tiny, tmp_path):
     paths, labels = images
     probabilities = model.predict_proba(paths)
@@ -53,6 +58,9 @@ def test_a_fitted_classifier_answers_as_the_model_that_it_saves(model, images, t
     assert model.estimate_.low < model.estimate_.accuracy <= model.estimate_.high
     assert model.leaderboard_["accuracy"].is_monotonic_decreasing and len(model.leaderboard_) == 4
     assert "of 100 new images will be right" in model.report_
+
+    with one_line("the classifier promises no error: give max_error"):
+        quick(tiny).fit(paths, labels).predict(paths, unknown="?")
 
     model.save(tmp_path / "model")
     with one_line("choose a new folder"):

@@ -37,6 +37,9 @@ COMMANDS += (
     "inference.predict",
     "inference.serving.command",
     "datasets.preparing.main",
+    "fit.command",
+    "measures.results",
+    "runs.calibrate_command",
 )
 
 
@@ -132,3 +135,18 @@ def test_help_of_train_waits_for_no_progress_bar_and_no_records():
     code = f"import sys, train; print(sorted({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_list_of_text_is_read_without_pyarrow(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    (tmp_path / "list.csv").write_text("path\na.jpg\n")
+    code = """
+import sys; sys.modules["pyarrow"] = None
+from pathlib import Path; from inference.sources import images_in
+print([str(one) for one in images_in([Path("list.txt"), Path("list.csv")])])
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "['a.jpg', 'a.jpg']\n", done.stderr

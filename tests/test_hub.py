@@ -60,7 +60,7 @@ def test_a_model_of_the_hub_predicts_as_its_folder(exported, deep, eurosat, monk
 @pytest.mark.parametrize("name", ["me/cats", "nowhere", "../me/b", "me/b\n"])
 def test_a_model_that_cannot_be_had_is_one_line(name, nobody):
     with one_line(
-        "me/cats to http://127.0.0.1:9 failed"
+        "there is no folder me/cats here, and none on the Hub: a request about me/cats to http://"
         if name == "me/cats"
         else "is not the name of a model"
     ):

@@ -18,7 +18,7 @@ from common.start import ROOT
 from inference import export, predict
 from inference.models import load
 from inference.options import LoadOptions
-from runs import calibrate
+from runs import calibrate_command as calibrate
 from studies import command as study
 from trainers import methods
 from trainers.base import method_file, plugin

@@ -21,7 +21,7 @@ from inference.artefact import EXPORT_CONFIG_FILE
 from inference.classifier import PromptedClassifier
 from inference.sample import Sample
 from inference.seen import SeenImages
-from runs import calibrate
+from runs import calibrate_command as calibrate
 from trainers.base.features import CachedOutput
 
 WIDTH = 64  # of the tiny CLIP's features before the projection

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,6 +234,22 @@ def test_an_interrupted_prediction_leaves_what_was_there(
     assert file.read_text() == "of before"
 
 
+def test_images_in_lists_and_tars_are_answered(finished, command, photos, tmp_path):
+    names = ["a.jpg", "b.png"]
+    (tmp_path / "list.txt").write_text("".join(f"{photos / name}\n" for name in names))
+    (tmp_path / "list.csv").write_text("\n".join(["path", *(str(photos / one) for one in names)]))
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        for name in names:
+            archive.add(photos / name, name)
+    model = finished("CoOp")
+    expected = rows_of(command, model, *(photos / name for name in names))
+    for file in ("list.txt", "list.csv", "images.tar"):
+        rows = rows_of(command, model, tmp_path / file)
+        assert [row["top"] for row in rows] == [row["top"] for row in expected]
+    (tmp_path / "empty.txt").write_text("\n")
+    assert "no images are given" in command(predict, model, tmp_path / "empty.txt").error
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_an_unfinished_file_of_a_killed_command_is_deleted(
     ending, finished, command, photos, tmp_path
@@ -271,7 +288,7 @@ PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
 WRONG = {  # the end of the line that each gives has these words
     "predict {photos}": "{photos} is not a model: give a run's output folder",
     "predict {run} {photos} --csv out.csv": "to write the answers there: --to out.csv",
-    "predict {run} {run}/results.json": "for the images of a list are written by --to FOLDER/",
+    "predict {run} {run}/results.json": "results.json' is damaged or not a JPEG",
     "predict {run} {photos} --to {out}.txt": "does not end in .csv, .json, .jsonl, .parquet",
     "predict {run} {photos} --to {photos}": "name a file, or write it as {photos}/",
     "predict {run} {photos} --to {out}/a.csv": "is in a folder that does not exist",

@@ -17,7 +17,8 @@ import inference.seen
 from datasets import copies
 from inference import export
 from inference.seen import ROLES, SeenImages
-from runs import calibrate
+from runs import calibrate_command as calibrate
+from runs.calibrate import read_dataset
 
 FORMS = "fit", "ensemble", "export", "export of a calibrated fit"
 
@@ -141,7 +142,7 @@ def test_images_are_noted_by_the_workers_that_read_them(workers, eurosat, tiny, 
     settings = "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", workers
     line = arguments(eurosat, tiny, tmp_path / "run", *settings, trainer="CoOp", config="small")
     launch.works(*line)
-    dataset = calibrate.read_dataset(tmp_path / "run")
+    dataset = read_dataset(tmp_path / "run")
     seen = SeenImages.read(tmp_path / "run")
     for role, items in (("learned", dataset.train_x), ("tested", dataset.test)):
         found = seen.of_role(role)
