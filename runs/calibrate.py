@@ -3,7 +3,7 @@
 import argparse
 import io
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
