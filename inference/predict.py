@@ -47,9 +47,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Print the most probable classes of images.",
         usage="%(prog)s [options] MODEL [...] IMAGE|FOLDER|LIST|TAR [...] [--classes NAME ...]",
         epilog=f"{MODELS} A LIST is a .txt, .csv or .parquet file with paths. A folder of "
-        "tools/embed.py takes the place of its images. Several models are compared. Without a MODEL, --backbone and --classes give zero-shot CLIP. The exit "
-        "status is 1 if some of the images could not be read (they are reported and skipped), "
-        "and 2 after another error.",
+        "tools/embed.py takes the place of its images. Several models are compared. Without a "
+        "MODEL, --backbone and --classes give zero-shot CLIP. The exit status is 1 if some of the "
+        "images could not be read (they are reported and skipped), and 2 after another error.",
     )
     add = parser.add_argument
     add(

@@ -53,7 +53,8 @@ NAMES = {
     "MultiModalAdapter": "MMA",
     "trainers": "CoPrompt",
 }
-OF_ANOTHER = {("MMA", "CFG"): "vit_b16_ep5"}  # where a repository has no file of the name above
+# Where a repository has no file of the name above, or starts from words, for which CSC is refused
+OF_ANOTHER = {("MMA", "CFG"): "vit_b16_ep5", ("ProGrad", "CSC"): "False"}
 SCRIPT_FACTS = [
     (repository, path)
     for repository, facts in FACTS.items()

@@ -106,6 +106,7 @@ class FeatureMethod(Method):
     spec: ClassVar[FeatureSpec] = FeatureSpec()
     saves_each_epoch = False
     starts_from_images: ClassVar[bool] = False  # whether `start` has an effect
+    finishes: ClassVar[bool] = False  # whether `finish` has an effect
     support: Support | None = None  # the features of the training images
 
     def build_head(self, classes: int, width: int, rows: int) -> Head:
