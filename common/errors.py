@@ -1,13 +1,15 @@
 """The one kind of error for everything that the person running a command can fix."""
 
 import re
-from collections.abc import Iterable
-from difflib import SequenceMatcher
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher, get_close_matches
 from os import PathLike
 
 from .removed import instead_of
 
 LEAST_LIKENESS = 0.6  # of a suggested name, from 0 to 1
+MOST_LISTED = 40  # names in a message; of more, the CLOSE most similar ones
+CLOSE = 5
 
 
 class UsageError(ValueError):
@@ -84,6 +86,14 @@ def suggestion(name: object, known: Iterable[object]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
+def listed(name: object, known: Sequence[str]) -> str:
+    """The known names; of many those that are most like a name."""
+    if len(known) <= MOST_LISTED:
+        return ", ".join(sorted(known, key=str.lower)) or "none"
+    near = get_close_matches(str(name), known, CLOSE, cutoff=0)
+    return f"{len(known)}, such as {', '.join(near)}"
+
+
 def check_name(
     name: object,
     known: Iterable[object],
@@ -92,13 +102,16 @@ def check_name(
     otherwise: str = "",
 ) -> None:
     """Check that `name` is one of the known ones. Raises UsageError if it is not. The message says
-    that it was removed, or names the closest one or all of them, and `otherwise` after it."""
+    that it was removed, or names the closest one or the known ones, and `otherwise`."""
     names = [str(candidate) for candidate in known]
     if str(name) not in names:
-        known_names = f"known are {', '.join(sorted(names, key=str.lower)) or 'none'}"
         near = closest(name, names)
-        remedy = instead_of(name) or (f"did you mean {near}?" if near else known_names)
-        remedy += f" ({otherwise})" if otherwise else ""
+        if near or instead_of(name):
+            remedy = instead_of(name) or f"did you mean {near}?"
+            remedy += f" ({otherwise})" if otherwise else ""
+        else:
+            remedy = f"{otherwise}; " if otherwise else ""
+            remedy += f"known are {listed(name, names)}"
         raise UsageError(f"there is no {kind} {name!r}", remedy, where)
 
 

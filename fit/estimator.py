@@ -30,7 +30,7 @@ from inference.options import LoadOptions
 
 from .choice import Estimate
 from .command import pool_of, with_checksums
-from .labelled import check_labels, check_list, photos_of
+from .labelled import check_labels, check_list, column_of, photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, PAGE, contents_of, facts, images_of, options_of, write_contents
 from .report import leaderboard
@@ -51,8 +51,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
     minutes last, trained prompts are compared on images that they have not learned from.
 
     X has images: paths, PIL images, contents of files, or arrays (H, W, 3) of bytes; a column
-    of a Hugging Face `Dataset` has such images. Without a backbone X is a matrix of features that
-    were computed elsewhere, (images, width): heads that do not read class names are compared.
+    of a Hugging Face `Dataset` has such images, and a table of pandas their paths. Without a
+    backbone X is a matrix of features that were computed elsewhere, (images, width): heads that do
+    not read class names are compared.
 
     Args:
         backbone: a name or a file of weights, or a list of them to choose among; None for
@@ -343,7 +344,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if isinstance(X, str | PathLike) and is_bank(Path(X)):
             return Bank(Path(X)).predictions(self._model)
         check_list(X)
-        images = map(image_of, X)  # which may be read only now
+        images = map(image_of, column_of(X))  # which may be read only now
         found = []
         while part := list(islice(images, AT_A_TIME)):
             found.append(self._model.predict(part))

@@ -108,6 +108,7 @@ def unlabelled_in(place: Path) -> list[Photo]:
 def read_folders(place: Path) -> list[Photo]:
     """The images of class folders."""
     folder = OwnImages(place)
+    folder.remedy = f"{LAYOUT}; python tools/label.py helps to label images"
     names = folder.class_folders(place)
     parts = {part: place / part for part in PARTS if part in names}
     if "train" in parts:

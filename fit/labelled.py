@@ -29,6 +29,15 @@ def check_list(X: Any) -> None:
         raise UsageError(f"X is {type(X).__name__}, and no list of images", "give a list: [X]")
 
 
+def column_of(X: Any) -> Any:
+    """The images: of a table with several columns those of its column `path`."""
+    if not isinstance(X, pd.DataFrame):
+        return X
+    if len(X.columns) > 1 and "path" not in X.columns:
+        raise UsageError("X is a table without a column path", "give a column: X['file']")
+    return X["path"] if "path" in X.columns else X.iloc[:, 0]
+
+
 def check_labels(y: ArrayLike) -> None:
     """Raise ValueError for a missing label, and for numbers beside texts. Beside texts,
     `np.asarray` would make NaN or a number one.
@@ -72,6 +81,7 @@ def photos_of(
         photos = find(Path(X))
         return photos, class_names([photo.label for photo in photos], known)
     check_list(X)
+    X = column_of(X)
     images = X if hasattr(X, "__len__") else list(X)
     values = labels_of(y)
     if len(images) != len(values):

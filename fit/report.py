@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clip import is_known
 from common.errors import UsageError
 from common.names import csv_cell
 from common.pages import render
@@ -177,10 +176,8 @@ def page(fit: Fit) -> str:
     measured = [row for row in decision.rows if "accuracy" in row]
     measured.sort(key=lambda row: -row["accuracy"])
     doubtful = suspects(fit)
-    backbone = f" --backbone {shlex.quote(request.backbone)}"
-    if is_known(request.backbone):
-        backbone = ""
-    words = {"to": shlex.quote(str(request.to)), "backbone": backbone, "doubling": doubling}
+    to = shlex.quote(str(request.to))
+    words = {"to": to, "backbone": fit.backbone_option, "doubling": doubling}
     words["suspected"] = len(doubtful)
     tables = {
         "groups": fit.photos.largest_groups(MOST // 2),

@@ -1,5 +1,6 @@
 """A fit: its images, its decision, and its test; fit.json and the page show it."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clip import is_known
 from inference.calibrated import Calibration, sha256_of_images
 
 from .candidates import GUESSING
@@ -16,6 +18,8 @@ from .decision import Decision
 from .photos import Photos
 from .request import PRIORS, FitRequest
 from .unlabelled import Unlabelled
+
+MOST_NAMED = 3  # heads of a vote
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,7 @@ class Fit:
             cost = f"{row['ms']:.1f} ms an image, {row['megabytes']:.0f} MB"
             lines.append(f"{row['backbone']}: {row['accuracy']:.1f}% on held-out images, {cost}")
         on = f" on {self.request.backbone}" if self.decision.backbones else ""
-        lines += [*self.notes, f"Chosen: {self.decision.name}{on}"]
+        lines += [*self.notes, f"Chosen: {self.classifier}{on}"]
         if self.grouped:
             lines.append(self.grouped)
         lines += self.estimate_lines()
@@ -253,7 +257,21 @@ class Fit:
             lines.append(f"{len(paths):,} images like these are like no labelled one: {like}")
         if self.clusters:
             lines.append("A new class? See report.html; fit.json has their paths")
-        return [*lines, f"Written: {self.request.to}, with report.html"]
+        lines.append(f"Written: {self.request.to}, with report.html")
+        to = shlex.quote(str(self.request.to))
+        return [*lines, f"Next: python tools/predict.py {to} photo.jpg{self.backbone_option}"]
+
+    @property
+    def classifier(self) -> str:
+        """What was chosen, for people; fit.json names each head of a vote."""
+        heads = len(self.decision.chosen)
+        return self.decision.name if heads <= MOST_NAMED else f"a vote of {heads} heads"
+
+    @property
+    def backbone_option(self) -> str:
+        """The option by which other commands find the backbone; empty if its name says that."""
+        name = self.request.backbone
+        return "" if is_known(name) else f" --backbone {shlex.quote(name)}"
 
     def estimate_lines(self) -> Sequence[str]:
         at = self.estimate

@@ -124,6 +124,6 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
 def check_exists(model: Path, expected: str = "model") -> None:
     """Raise UsageError if there is nothing at the path of a model."""
     if not model.exists():
-        of_run = "give the output folder of a run that learned prompts"
+        of_run = "give a folder of fit.py or export.py, or the output folder of a run"
         remedy = of_run if expected == "model" else "check the path"
         raise UsageError(f"no {expected} at {model}", remedy, model)

@@ -39,6 +39,7 @@ from .tars import expanded, is_tar, members_in
 
 if TYPE_CHECKING:
     from .batches import Row
+    from .classifier import PromptedClassifier
     from .models import Model
 
 
@@ -263,8 +264,20 @@ def checked_names(
     names = list(options.class_names) or None
     for model in opened:
         model.classifier.check_asked(args.unknown, args.sets, names)
+        note_unknown(model.classifier, names or model.classifier.class_names)
     prepare(opened, names)
     return names
+
+
+def note_unknown(classifier: "PromptedClassifier", names: Sequence[str]) -> None:
+    """Print of which class names the small CLIP has read no word."""
+    from datasets.small_world.drawing import unknown_to_small
+
+    if classifier.method != "ZeroshotCLIP" or classifier.cfg.MODEL.BACKBONE.NAME != "small":
+        return
+    if unknown := unknown_to_small(names):
+        count = f"{len(unknown)} of {len(names)} class names, such as {unknown[0]!r}"
+        print(f"The backbone small has read no word of {count}: its answers do not mean these")
 
 
 def layout_of(

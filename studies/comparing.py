@@ -256,7 +256,8 @@ def smallest_shown(by_seed: NDArray[Any]) -> str:
     least = smallest_difference(list(by_seed))
     if math.isnan(least):
         return "All seeds have the same difference"
-    shown = f"The smallest difference that {len(by_seed)} such seeds can show: {least:.2f} points"
+    shown = f"The smallest difference that {len(by_seed)} such seeds can show"
+    shown += f" on these images: {least:.2f} points"
     return f"{shown} (power {POWER})"
 
 

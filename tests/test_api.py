@@ -264,6 +264,12 @@ def test_a_wrong_method_gets_the_allowed_one(port):
         assert (response.status, response.headers["Allow"]) == (405, "POST")
 
 
+@pytest.mark.parametrize(("path", "status"), [("/", 404), ("/predict", 405)])
+def test_a_wrong_address_says_which_there_are(path, status, port):
+    found, answer = ask(port, path=path)
+    assert found == status and "POST an image to /predict" in answer["error"]
+
+
 def test_a_body_of_many_values_stops_nobody(port):
     """Each of its faults was listed in the event loop: 2 MB stopped the server for 33 seconds."""
     body = b'{"image": [' + b"1," * 1_000_000 + b"1]}"

@@ -58,6 +58,13 @@ def test_what_else_a_name_may_be_stands_behind_the_question():
         )
 
 
+def test_of_many_known_names_the_closest_are_named_after_the_remedy():
+    names = [f"method {number}" for number in range(70)]
+    with one_line("'xyz': a file needs --plugin; known are 70, such as") as caught:
+        check_name("xyz", names, "trainer", otherwise="a file needs --plugin")
+    assert str(caught.value).count("method ") == 5
+
+
 def test_cell_of_a_csv_file_is_no_formula():
     cells = ["=1+1", "+1", "-1", "@a", "a\x1b", "a=1", -1.5, None]
     assert list(map(csv_cell, cells)) == ["'=1+1", "'+1", "'-1", "'@a", r"a\x1b", "a=1", -1.5, None]

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from marks import one_line
@@ -37,6 +38,16 @@ def model(tiny, images):
 
 def quick(tiny, **options):
     return Classifier(backbone=str(tiny), minutes=0, methods=("GDA",), **options)
+
+
+def test_a_table_has_its_images_in_a_column(model, images):
+    paths, _ = images
+    expected = model.predict(paths[:4]).tolist()
+    table = pd.DataFrame({"path": paths[:4], "size": range(4)})
+    for given in (table, table[["path"]], table[["path"]].rename(columns={"path": "file"})):
+        assert model.predict(given).tolist() == expected
+    with one_line("X is a table without a column path: give a column"):
+        model.predict(table.rename(columns={"path": "file"}))
 
 
 def test_one_method_may_be_a_text(tiny, images):

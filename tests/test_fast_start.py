@@ -97,7 +97,7 @@ def test_train_names_what_is_missing_without_torch():
 def test_missing_model_is_named_without_torch(command, tmp_path):
     module, *argv = command.replace("MODEL", str(tmp_path / "run")).split()
     _, errors = quick(f"inference.{module}", argv)
-    assert errors[0].startswith(f"error: no model at {tmp_path}/run: give the output folder")
+    assert errors[0].startswith(f"error: no model at {tmp_path}/run: give a folder of fit.py")
 
 
 @pytest.mark.parametrize(

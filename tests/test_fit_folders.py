@@ -238,3 +238,23 @@ def test_the_table_of_labels_can_be_given_back(photos, tmp_path, monkeypatch, fi
     assert {(photo.path, photo.label) for photo in find(table)} == given
     fitting.works(table, *QUICK, to="again")
     assert "=1+1" in read(tmp_path / "again")["names"]
+
+
+@pytest.mark.parametrize("name", ["", "a.jpg"])
+def test_a_folder_without_class_folders_says_what_to_do(name, fitting, tmp_path):
+    (tmp_path / "flat").mkdir()
+    if name:
+        (tmp_path / "flat" / name).touch()
+    error = fitting(tmp_path / "flat").error
+    assert "no class folders in" in error and "tools/label.py helps to label" in error
+
+
+def test_the_last_line_finds_the_backbone(fitting, photos, tiny, tmp_path):
+    lines = fitting.works(photos, *QUICK).printed.splitlines()
+    to = tmp_path / "model"
+    assert lines[-1] == f"Next: python tools/predict.py {to} photo.jpg --backbone {tiny}"
+
+
+def test_a_vote_of_many_heads_is_counted(fitting, photos, monkeypatch):
+    monkeypatch.setattr("fit.result.MOST_NAMED", 0)
+    assert "Chosen: a vote of " in fitting.works(photos, *QUICK).printed

@@ -234,6 +234,12 @@ def test_an_interrupted_prediction_leaves_what_was_there(
     assert file.read_text() == "of before"
 
 
+def test_small_says_which_class_names_it_has_never_read(command, photos):
+    line = "--backbone", "small", photos / "a.jpg", "--classes", "red stars", "teapot", "crescent"
+    errors = command.works(predict, *line).errors
+    assert "no word of 2 of 3 class names, such as 'teapot'" in errors[0]
+
+
 def test_images_in_lists_and_tars_are_answered(finished, command, photos, tmp_path):
     names = ["a.jpg", "b.png"]
     (tmp_path / "list.txt").write_text("".join(f"{photos / name}\n" for name in names))

@@ -19,6 +19,7 @@ FINE = 128  # pixels while drawing; averaging them makes edges smooth
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # each command waits for it
 DRAWN = yaml.load(Path(__file__).with_name("drawing.yaml").read_text(), Loader)
 COLOURS: dict[str, list[int]] = DRAWN["colours"]
+HELD_OUT = {"turquoise", "zigzag", "crescent"}  # words that the small CLIP has never read
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 GROUNDS = ("forest", "grassland", "desert", "snow", "farmland", "sea", "town")
 FEATURES = ("river", "road", "lake", "village")
@@ -329,3 +330,15 @@ def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np
             (x, y, x + dx - FINE / 4, y + dy - FINE / 4), fill=mark, width=int(rng.integers(2, 7))
         )
     return np.asarray(image, np.float32)
+
+
+def unknown_to_small(names: Sequence[str]) -> list[str]:
+    """The class names of which the small CLIP has read no word."""
+    known = {*COLOURS, *NUMBERS, *GROUNDS, *FEATURES, *TEXTURES, *SHAPES} - HELD_OUT
+    return [
+        name
+        for name in names
+        if not any(
+            word in known or word.removesuffix("s") in known for word in name.lower().split()
+        )
+    ]

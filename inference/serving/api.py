@@ -52,6 +52,12 @@ def answer_of(request: Request, error: Exception) -> JSONResponse:
     return fault(500, "the server has a fault: its log says more")
 
 
+def no_route(request: Request, error: HTTPException) -> JSONResponse:
+    where = f"{request.method} {request.url.path}: {error.detail}"
+    text = f"{where}: POST an image to /predict, or GET /model, /health or /openapi.json"
+    return fault(error.status_code, text, error.headers)
+
+
 FAULTS: dict[Any, Any] = dict.fromkeys(
     (HTTPException, UsageError, RequestValidationError, ClientDisconnect, Exception), answer_of
 )
@@ -132,7 +138,7 @@ def application(service: Service) -> FastAPI:
         lifespan=service.running,
         docs_url=None,
         redoc_url=None,
-        exception_handlers=FAULTS,
+        exception_handlers=FAULTS | dict.fromkeys((404, 405), no_route),
     )
     app.add_middleware(Gate, largest=lambda _: LARGEST, answer=fault)
     turn = asyncio.Semaphore()
