@@ -14,6 +14,7 @@ from importlib import import_module
 from itertools import count
 from pathlib import Path
 
+import pyarrow
 import torch
 import yaml
 from drawn import arguments, small_clip, write_eurosat
@@ -21,6 +22,7 @@ from finished import finish, slowdown
 from hostile import Witness, as_yaml
 from marks import of_json, to_json
 from published import packed
+from pyarrow import parquet
 from safetensors.torch import save_file
 from strangers import (
     fill_hub,
@@ -40,6 +42,7 @@ PROGRAMS |= {
     "compare": "studies.comparing",
     "embed": "inference.embed",
     "export": "inference.export",
+    "fit": "fit.command",
     "prepare": "datasets.preparing.main",
 }
 # Of one input
@@ -132,8 +135,13 @@ class Project:
             Path("run/config.yaml").read_text().replace("MAX_EPOCH: 2", "MAX_EPOCH: 3")
         )
         self.succeeds(["export", "run", "--to", "exported"])
-        self.succeeds(["embed", "data", "--backbone", "tiny.pt", "--to", "bank"])
+        features = ["embed", "data", "--backbone", "tiny.pt", "--to"]
+        self.succeeds([*features, "bank"])
+        self.succeeds([*features, "looks", "--look"])
+        self.succeeds([*features, "retrieval", "--layout", "clip-retrieval"])
+        self.succeeds(READERS["answers, predicted again"][1])
         Path("list.csv").write_text("path,label\nimage.png,red\n")
+        parquet.write_table(pyarrow.table({"path": ["image.png"]}), "list.parquet")
         with tarfile.open("images.tar", "w") as archive:
             archive.add("image.png")
         cached = READERS["cached features"][1]

@@ -13,9 +13,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import torch
 import yaml
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 NAMES = [
     "",
@@ -253,6 +255,43 @@ def changed_archive(draw, data: bytes) -> bytes:
     )
 
 
+# Columns of other types and values, by the number of rows
+COLUMNS = (
+    lambda rows: pyarrow.nulls(rows, pyarrow.string()),
+    lambda rows: pyarrow.array(["x\x1b\n" * 100] * rows),
+    lambda rows: pyarrow.array([""] * rows),
+    lambda rows: pyarrow.array([b"\xff"] * rows),
+    lambda rows: pyarrow.array([2**62] * rows),
+    lambda rows: pyarrow.array([float("nan")] * rows),
+    lambda rows: pyarrow.array([[1.0, None]] * rows),
+    lambda rows: pyarrow.FixedSizeListArray.from_arrays(pyarrow.array([0.0] * 3 * rows), 3),
+    lambda rows: pyarrow.array([{"a": [1]}] * rows),
+)
+
+
+@st.composite
+def changed_table(draw: Any, table: Any) -> bytes:
+    """A table as Parquet without a column, with another one, in another order, or without rows."""
+    for _ in range(draw(st.integers(1, 2))):
+        place = draw(st.integers(0, table.num_columns - 1))
+        name = table.schema.names[place]
+        how = draw(st.sampled_from(("drop", "change", "turn", "cut", "facts")))
+        if how == "drop" and table.num_columns > 1:
+            table = table.remove_column(place)
+        elif how == "change":
+            table = table.set_column(place, name, draw(st.sampled_from(COLUMNS))(len(table)))
+        elif how == "turn":
+            values = table[name].take(list(range(len(table)))[::-1])
+            table = table.set_column(place, name, values)
+        elif how == "cut":
+            table = table.slice(0, draw(st.integers(0, 1)))
+        else:
+            facts = draw(st.sampled_from((b"[" * 100_000, b"{}", b"\xff", b"null")))
+            table = table.replace_schema_metadata({b"embed": facts, b"predict": facts})
+    parquet.write_table(table, content := io.BytesIO())
+    return content.getvalue()
+
+
 def content_of(file: Path) -> st.SearchStrategy:
     """Other content for a file, by its kind: bytes, or the name of a special file."""
     data = file.read_bytes()
@@ -274,6 +313,8 @@ def content_of(file: Path) -> st.SearchStrategy:
         own = headers.map(
             lambda header: struct.pack("<Q", len(header)) + header + data[8 + length :]
         )
+    elif file.suffix == ".parquet":
+        own = changed_table(parquet.read_table(file))
     elif file.suffix == ".pkl":
         own = (
             changed_tree(pickle.loads(data), VALUES | st.sampled_from(CALLS)).map(pickle.dumps)
