@@ -240,6 +240,8 @@ def answers_of(
 def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextIO) -> list[str]:
     """Write or print the answers; returns the faults of images that could not be read."""
     opened, files = models_and_images(args, options)
+    if not len(files):
+        raise UsageError("the bank has no images", "embed some, or give another folder")
     names = checked_names(args, options, opened)
     opened, batches = answers_of(args, opened, files, names)
     skipped: list[str] = []

@@ -189,6 +189,16 @@ def test_a_bank_of_another_form_is_refused_in_one_line(
                 assert f"{file} is damaged" in error and "embed again" in error
 
 
+def test_a_bank_without_images_is_refused_in_one_line(banked, command, fitting, deep, photos):
+    folder = banked(photos)
+    file = folder / "00000.parquet"
+    parquet.write_table(parquet.read_table(file).slice(0, 0), file)
+    for options in ([], ["--csv"]):
+        done = command(predict, folder, "--backbone", deep, *options, *NAMES)
+        assert done.status == 2 and "the bank has no images" in done.error
+    assert "no image of" in fitting(folder, "--backbone", deep, "--methods", "GDA").error
+
+
 def test_a_feature_of_an_image_with_an_error_does_not_move_to_the_next_image(
     banked, command, deep, photos
 ):
