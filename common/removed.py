@@ -11,11 +11,13 @@ REMOVED = {
     "mlflow": "use wandb, or read TensorBoard's files",
     "random_clip": "--backbone small needs no download",
     "--base": "compare the state_dicts of clip.load_backbone",
+    "--pool": "label images that label.py chooses; predict --together reads the others",
+    "LABELLED": "fit the images again",
     "merge": "average seeds by the tables of a study; FineTune has WISE_FT, PEFT its own merging",
 }
 
 # Values of removed settings that did nothing
-WITHOUT_EFFECT = {"BANK": "", "CORRUPTION": "", "SEVERITY": 5, "FEATURES_OF": ""}
+WITHOUT_EFFECT = {"BANK": "", "CORRUPTION": "", "SEVERITY": 5, "FEATURES_OF": "", "LABELLED": 0}
 
 
 def instead_of(word: object) -> str:

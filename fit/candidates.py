@@ -13,16 +13,11 @@ SENTENCES = "CuPL"
 VISION = "VisionProbe"  # without texts, on features before the projection
 KERNEL = "KernelProbe"  # the same, by similarities to the training images
 WITHOUT_TEXTS = VISION, KERNEL
-MIXTURE = "TransCLIP"
 # The methods of a sum: of heads on projected features, some on those before the projection, and
 # one by similarities
 LINEAR_SUM = "Linear"
 ENSEMBLE = "Ensemble"
 KERNEL_ENSEMBLE = "KernelEnsemble"
-# How else a candidate learns from images without labels: by labels that reach these over a graph,
-# of all of them, or of those for which the head of labelled images says the same
-PROPAGATED = "propagated labels"
-AGREED = "agreed labels"
 # Whose sums are a model: linear in features of unit length, or in similarities to images
 SUMMED = (
     ZERO_SHOT,
@@ -52,7 +47,6 @@ class Candidate:
         method: its registered name.
         settings: of TRAINER.<NAME>.
         training: keys of OPTIM, of a head that learns by gradients.
-        pool: how it learns from images without labels; empty if it does not.
         offset: what is added to the logits of classes without images (`unseen.offset`), as a
             multiple of the spread of its logits on the images that it has learned from.
     """
@@ -60,16 +54,13 @@ class Candidate:
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    pool: str = ""
     offset: float = 0.0
 
     @property
     def name(self) -> str:
         values = {**self.settings, **self.training}
-        words = [self.method, *(f"{key} {value}" for key, value in values.items() if key in SHOWN)]
-        if self.pool:
-            words += ["with", self.pool]
-        return " ".join(words)
+        shown = (f"{key} {value}" for key, value in values.items() if key in SHOWN)
+        return " ".join([self.method, *shown])
 
 
 Weighted = Sequence[tuple[Candidate, float]]  # candidates, and the weights of their logits
@@ -108,18 +99,8 @@ CANDIDATES = (  # the first one of a method has its defaults
     Candidate("RLA", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.003}),
 )
 
-POOLED = (  # linear heads, which learn from images without labels, too
-    *(
-        Candidate(MIXTURE, {"SUPPORT": True, "LAMBDA": weight}, pool="unlabelled images")
-        for weight in (0.1, 0.5)
-    ),
-    *(Candidate(VISION, {"RIDGE": 0.1}, pool=rule) for rule in (PROPAGATED, AGREED)),
-)
 
-
-def ensemble(
-    candidates: Sequence[Candidate], evidence: float, pooled: bool = False
-) -> dict[int, float]:
+def ensemble(candidates: Sequence[Candidate], evidence: float) -> dict[int, float]:
     """The candidates that an ensemble may have, by their places, with their weights if nothing was
     held out.
 
@@ -128,13 +109,8 @@ def ensemble(
     Args:
         candidates: the first is zero-shot CLIP.
         evidence: of the training images for it (`choice.evidence`).
-        pooled: whether candidates that learn from images without labels are among them.
     """
-    summed = {
-        place: one.method
-        for place, one in enumerate(candidates)
-        if (pooled if one.pool else one.method in SUMMED)
-    }
+    summed = {place: one.method for place, one in enumerate(candidates) if one.method in SUMMED}
     careful = [place for place, method in summed.items() if method in CAREFUL]
     vision = [place for place, method in summed.items() if method in WITHOUT_TEXTS]
     weights = dict.fromkeys(summed, 0.0) | {0: evidence}

@@ -6,7 +6,7 @@ counts.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -276,7 +276,6 @@ def choose(
     sample: Sample,
     ensemble: Mapping[int, float],
     start: Floats | None = None,
-    without: NDArray[np.bool_] | None = None,
 ) -> Floats:
     """(candidates,): the weight of each candidate, of a single one or of the ensemble.
 
@@ -284,13 +283,10 @@ def choose(
     than the accuracy. The best single candidate must be better than the ensemble by more than one
     standard error. The winner must be better than the first candidate, zero-shot CLIP, and have no
     accuracy that is lower by more than one.
-
-    Args:
-        without: (candidates,), those that cannot be chosen as a single one.
     """
     singles = np.diag(inverse_temperatures(logits, sample))
     scores = [losses(combine(weights, logits), sample.labels) for weights in singles]
-    best = lowest(scores, sample, without)
+    best = int(np.argmin([sample.mean(score) for score in scores]))
     chosen = stack(logits, sample, ensemble, start)
     score = losses(combine(chosen, logits), sample.labels)
     # Names that mislead may have no weight
@@ -301,14 +297,6 @@ def choose(
     if sample.in_errors(scores[0] - score) > 0 and sample.in_errors(lead) <= 1:
         return chosen
     return singles[0]
-
-
-def lowest(scores: Sequence[Floats], sample: Sample, without: NDArray[np.bool_] | None) -> int:
-    """The place of the candidate with the lowest score (images,), on average."""
-    means = np.array([sample.mean(score) for score in scores])
-    if without is not None:
-        means[without] = np.inf
-    return int(np.argmin(means))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 estimate.
 """
 
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -15,12 +14,11 @@ from common.names import as_class_name, as_clip_reads, as_people_see, printable
 from common.start import Parser, any_seed, between, path, percent, required_packages
 from datasets.base import missing_files
 
-from .images import check_named, find, unlabelled_in
+from .images import check_named, find
 from .record import FORM, check_same_images, checksums, earlier_record, facts
 from .request import COVERAGES, GROUPS, PRIORS, SETS, FitRequest
 from .rows import Photo
 
-MOST_UNLABELLED = 20_000  # images
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
 DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this
 project, ensembles of them and, while the minutes last, prompts and CLIP-LoRA are compared on images
@@ -91,8 +89,6 @@ def parse(argv: list[str] | None) -> FitRequest:
     )
     words = "classes that have no images: heads that can work by their names alone are tried"
     add("--classes", nargs="+", default=[], metavar="NAME", help=words)
-    words = "folder, list or bank of images without labels, to learn from where that helps"
-    add("--pool", type=path, metavar="POOL", help=words)
     words = "CSV file with path and label, for a bank"
     add("--labels", type=path, metavar="FILE", help=words)
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
@@ -132,8 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     photos = with_checksums(photos)
     if not request.replace:
         check_same_images(earlier, photos, request)
-    pool = pool_of(request)
-    asked = facts(request, photos, pool)
+    asked = facts(request, photos)
     same = earlier.get("request") == asked
     record = earlier if same else {"form": FORM, "finished": False, "request": asked}
     record.setdefault("images", [asdict(photo) for photo in photos])
@@ -147,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{files} is gone or was changed: it is fitted again")
     with required_packages():
         from .story import fit  # imports torch, which takes seconds
-    for line in fit(request, photos, record, pool).summary():
+    for line in fit(request, photos, record).summary():
         print(printable(line))
 
 
@@ -164,18 +159,6 @@ def announce(request: FitRequest, photos: Sequence[Photo], classes: Sequence[str
         print(f"--max-error: at most {request.max_error:g}% of the answers may be wrong")
     if not request.sentences:
         note_joined_names([*classes, *more])
-
-
-def pool_of(request: FitRequest) -> list[Photo]:
-    """The images without labels; at most MOST_UNLABELLED, drawn at random."""
-    if not request.pool:
-        return []
-    found = unlabelled_in(request.pool)
-    print(f"{len(found):,} images without labels: reading their checksums")
-    if len(found) > MOST_UNLABELLED:
-        print(f"{MOST_UNLABELLED:,} of them, drawn at random, are used")
-        found = random.Random(request.seed).sample(found, MOST_UNLABELLED)
-    return with_checksums(found)
 
 
 def check_new(names: Sequence[str], classes: Sequence[str]) -> None:

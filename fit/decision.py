@@ -276,7 +276,7 @@ def untried(backbone: Backbone) -> Decision:
     """The default ensemble, for classes of one scene each."""
     heads = backbone.heads
     examples = backbone.examples
-    candidates = [one for one in backbone.candidates if not one.pool]
+    candidates = backbone.candidates
     by_names = heads.answers(candidates[0], examples.seen, examples.x)
     scale = logit_std(by_names)
     shares = default_shares(candidates, by_names.cpu().double().numpy() / scale, examples)

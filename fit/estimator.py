@@ -29,7 +29,7 @@ from inference.models import load
 from inference.options import LoadOptions
 
 from .choice import Estimate
-from .command import pool_of, with_checksums
+from .command import with_checksums
 from .labelled import check_labels, check_list, column_of, photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, PAGE, contents_of, facts, images_of, options_of, write_contents
@@ -39,7 +39,6 @@ from .rows import Photo
 from .story import fit
 from .update import update
 
-FILES_OF_USER = "sentences", "pool"  # options that name files, of which fit.json has checksums
 AT_A_TIME = 1000  # images that are in memory for a prediction
 # What `partial_fit` has done
 COMPUTED_AGAIN = "heads computed again: the choice and the estimate are of the earlier images"
@@ -70,7 +69,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         coverage_by: `images` or `class`, of which `predict_sets` covers a share.
         sets: `pooled` or `cross`, how sets are fitted.
         max_ms: most milliseconds of the image tower for an image on this machine; None for any.
-        pool: folder, list or bank of images without labels, to learn from where that helps.
 
     Attributes:
         classes_: (classes,), the labels in the order of `predict_proba`.
@@ -103,7 +101,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         verbose: bool = False,
         coverage_by: str = COVERAGES[0],
         max_ms: float | None = None,
-        pool: str | PathLike | None = None,
         sets: str = SETS[0],
     ):
         self.backbone = backbone
@@ -113,7 +110,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.max_error = max_error
         self.coverage_by = coverage_by
         self.max_ms = max_ms
-        self.pool = pool
         self.sets = sets
         self.methods = methods
         self.sentences = sentences
@@ -146,7 +142,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Learn more images, also of new classes; images that were learned before cost little, as
         their features are kept on the disk.
 
-        Without a pool, if all chosen heads are computed and not trained
+        If all chosen heads are computed and not trained
         (`fit.candidates.COMPUTED`), they are computed again from all images. The choice, the
         estimate and the calibration stay those of the earlier images, but a new class ends the
         calibration. Else everything is fitted and chosen again. `update_` says which.
@@ -178,10 +174,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if self.backbone_ in request.backbones:
             one = replace(request, backbone=self.backbone_, others=(), max_ms=None)
         record = json.loads(self._files[FILE])
-        for name in FILES_OF_USER:
-            if record["request"].get(name) and not getattr(self, name):
-                fault = f"the fit read {name}, which its folder does not hold"
-                raise UsageError(fault, f"give Classifier the same {name}")
+        if record["request"].get("sentences") and not self.sentences:
+            fault = "the fit read sentences, which its folder does not hold"
+            raise UsageError(fault, "give Classifier the same sentences")
         if missing_files(photo.path for photo in self._learned):
             request = replace(request, minutes=0.0)  # trainings read the images themselves
         same = one.backbone == self._model.cfg.MODEL.BACKBONE.NAME
@@ -189,7 +184,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         folder.mkdir()
         write_contents(folder, self._files)
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-            again = request.pool or request.sets == "cross"
+            again = request.sets == "cross"
             learned = None if again else update(one, self._learned, added, clip)
         if learned is None:
             rmtree(folder)
@@ -210,8 +205,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has {len(classes)} class: a classifier needs two")
-        if self.pool or self.sets == "cross":
-            fault = "pool and sets='cross' need images, and backbone is None"
+        if self.sets == "cross":
+            fault = "sets='cross' needs images, and backbone is None"
             raise UsageError(fault, "leave it out")
         request = self._request(Path("features"))
         model = update_matrix(request, self._model, X, labels) if again else None
@@ -248,7 +243,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
             others=tuple(others),
             device=self.device,
             sentences=Path(self.sentences) if self.sentences else None,
-            pool=Path(self.pool) if self.pool else None,
             **options,
         )
 
@@ -263,9 +257,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _fit(self, request: FitRequest, photos: list[Photo]) -> None:
         """Fit into the folder of the request."""
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-            pool = pool_of(request)
-            asked = facts(request, photos, pool)
-            fit(request, photos, {"form": FORM, "finished": False, "request": asked}, pool)
+            asked = facts(request, photos)
+            fit(request, photos, {"form": FORM, "finished": False, "request": asked})
 
     def _take(
         self, files: dict[str, bytes], labels: dict[str, Any], clip: CLIP | None = None
@@ -367,8 +360,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """The classifier of a folder that `save` or `tools/fit.py` has written.
 
         Args:
-            options: as for the class, by default those of the fit. Of `backbone`, `device`,
-                `sentences` and `pool` the default is that of the class. Labels are texts.
+            options: as for the class, by default those of the fit. Of `backbone`, `device`
+                and `sentences` the default is that of the class. Labels are texts.
         """
         for name in (FILE, PAGE):
             if not Path(folder, name).is_file():

@@ -25,6 +25,8 @@ from trainers.base.build import usable
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import cache_folder
 
+from .rows import Photo
+
 PART = 256  # images of a file: what a killed call loses at most
 BATCH = 32  # images at a time
 LIMIT = 20e9  # bytes of all files
@@ -38,6 +40,11 @@ class Row(NamedTuple):
     signature: NDArray[np.int8]  # `copies.signature`
     taken: copies.Taken  # by which camera, and when
     feature: Tensor  # (width,)
+
+
+def features_of(photos: Sequence[Photo], rows: Mapping[str, Row]) -> Tensor:
+    """(photos, width), on the CPU."""
+    return torch.stack([rows[photo.path].feature for photo in photos])
 
 
 class Features:

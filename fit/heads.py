@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -32,10 +32,7 @@ from trainers.base.training import learn
 from trainers.base.vision import FrozenTower
 
 from .candidates import (
-    AGREED,
     KERNEL,
-    LINEAR_SUM,
-    MIXTURE,
     SENTENCES,
     VISION,
     WITHOUT_TEXTS,
@@ -46,7 +43,6 @@ from .candidates import (
 )
 from .clock import Clock
 from .configurations import settings_of
-from .pooled import Neighbourhood, mixture
 
 ANSWERED = 4096  # features that are answered at a time: some heads compare them with all images
 PARTS = 5  # of the images, of which `freshness` leaves out one
@@ -65,12 +61,10 @@ class Heads:
 
     Args:
         zero_shot: zero-shot CLIP for the classes, with sentences for classes or without.
-        pool: (images, width), features of images without labels; None if there are none.
     """
 
-    def __init__(self, zero_shot: PromptedClassifier, seed: int = 0, pool: Tensor | None = None):
+    def __init__(self, zero_shot: PromptedClassifier, seed: int = 0):
         self.zero_shot = zero_shot
-        self.pool = pool
         self.clip = zero_shot.model_for().frozen
         self.seed = seed
         self.clock = Clock()  # of the candidate that is tried
@@ -123,10 +117,6 @@ class Heads:
             FloatingPointError: a loss is not finite.
         """
         torch.manual_seed(self.seed)
-        if candidate.method == MIXTURE:
-            return self.mixture(candidate, seen)
-        if candidate.pool:
-            candidate, seen = self.with_pool(candidate, seen)
         features, labels = seen
         method = self.method(candidate, len(labels))
         inputs = self.inputs(candidate.method, features)
@@ -138,39 +128,6 @@ class Heads:
             method.model.offset = (
                 candidate.offset * logit_std(answered(method, inputs)) * without_images
             )
-        return method
-
-    @cached_property
-    def unlabelled(self) -> Neighbourhood:
-        """The images without labels."""
-        assert self.pool is not None
-        return Neighbourhood(self.pool)
-
-    def with_pool(self, candidate: Candidate, seen: Seen) -> tuple[Candidate, Seen]:
-        """Examples of a candidate, with images of the pool and the labels that these get."""
-        assert self.pool is not None
-        features, labels = seen
-        found = self.unlabelled.labels(features, labels, len(self.names))
-        added = self.pool
-        if candidate.pool == AGREED:
-            alone = replace(candidate, pool="")
-            agrees = self.answers(alone, seen, self.pool).argmax(dim=1) == found
-            added = added[agrees]
-            found = found[agrees]
-        settings = {**candidate.settings, "LABELLED": len(labels)}
-        alone = Candidate(candidate.method, settings, candidate.training)
-        return alone, (torch.cat([features, added]), torch.cat([labels, found]))
-
-    def mixture(self, candidate: Candidate, seen: Seen) -> FeatureMethod:
-        """TransCLIP's mixture as a linear head."""
-        assert self.pool is not None
-        known, pool = (normalize(self.inputs(LINEAR_SUM, rows)) for rows in (seen[0], self.pool))
-        texts = normalize(self.fixed[ZERO_SHOT]).float()
-        weight = candidate.settings["LAMBDA"]
-        method = self.method(Candidate(LINEAR_SUM, {"MEMBERS": (candidate.name,)}), len(known))
-        found = mixture(pool, (known, seen[1]), texts, weight)
-        for tensor, values in zip((method.head.weight, method.head.bias), found, strict=True):
-            tensor.data.copy_(values)
         return method
 
     def learned(self, candidate: Candidate, seen: Seen) -> Callable[[Tensor], Tensor]:
@@ -244,7 +201,7 @@ class Heads:
 
     def check_size(self, candidate: Candidate, seen: Seen) -> None:
         """Raise UsageError if there are too many images for the head."""
-        if candidate.method in (*self.fixed, MIXTURE):
+        if candidate.method in self.fixed:
             return
         kind = trainers.predicting()[candidate.method]
         assert issubclass(kind, FeatureMethod)
@@ -282,8 +239,6 @@ class Heads:
             method=candidate.method,
             settings=settings_of(candidate),
         )
-        if candidate.pool and self.pool is not None:
-            key.add_tensors({candidate.pool: self.pool})
         if some is not None:
             key.add_tensors({"some": torch.from_numpy(some)})
         features, labels = seen

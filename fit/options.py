@@ -1,6 +1,4 @@
-"""The choice among backbones, each with candidates that learn from images without labels, or with
-none.
-"""
+"""The choice among backbones, and among the candidates of each."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,6 @@ from .choice import Floats, choose, combine, correct, losses, stack
 # By how much the cross-entropy of a backbone may be larger, for an accuracy larger by 1; chosen on
 # other data sets than those of docs/own_classes.md
 OF_ACCURACY = 3.0
-POOL_MARGIN = 1.0  # standard errors; chosen on other data sets than those of docs/labelling.md
 Ensemble = Callable[[NDArray[np.bool_]], Mapping[int, float]]
 
 
@@ -27,34 +24,10 @@ class Option:
         logits: (candidates, repeats, images, classes).
         ensemble: from the images that choose (images,) to those of an ensemble and their
             default weights.
-        pooled: (candidates,), whether a candidate learns from images without labels; None if none
-            does.
-        with_pool: the same as `ensemble`, with those candidates.
     """
 
     logits: Floats
     ensemble: Ensemble
-    pooled: NDArray[np.bool_] | None = None
-    with_pool: Ensemble | None = None
-
-
-def choose_with_pool(
-    option: Option, sample: Sample, inside: NDArray[np.bool_], start: Floats | None = None
-) -> Floats:
-    """`choose` by the images `inside` (images,), whose sample it is. Candidates that learn from
-    images without labels must make the choice better by more than POOL_MARGIN standard errors.
-    """
-    logits = option.logits[:, :, inside]
-    chosen = choose(logits, sample, option.ensemble(inside), start, option.pooled)
-    if option.with_pool is None:
-        return chosen
-    other = choose(logits, sample, option.with_pool(inside))
-    by_chosen, by_other = (combine(weights, logits) for weights in (chosen, other))
-    lead = losses(by_chosen, sample.labels) - losses(by_other, sample.labels)
-    worse = correct(by_chosen, sample.labels) - correct(by_other, sample.labels)
-    if sample.in_errors(lead) > POOL_MARGIN and sample.mean(worse) <= 0:
-        return other
-    return chosen
 
 
 def choose_each(
@@ -71,9 +44,10 @@ def choose_each(
     weights = []
     scores = []
     for option, start in zip(options, starts, strict=True):
-        chosen = choose_with_pool(option, part, inside, start)
+        logits = option.logits[:, :, inside]
+        chosen = choose(logits, part, option.ensemble(inside), start)
         weights.append(chosen)
-        answers = combine(chosen, option.logits[:, :, inside])
+        answers = combine(chosen, logits)
         accuracy = part.mean(correct(answers, part.labels))
         scores.append(part.mean(losses(answers, part.labels)) - OF_ACCURACY * accuracy)
     return scores, weights

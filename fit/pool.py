@@ -19,10 +19,9 @@ from trainers.base.prompted import normalize
 
 from . import banked, groups
 from .command import with_checksums
-from .features import Features, Row
+from .features import Features, Row, features_of
 from .images import unlabelled_in
 from .rows import Photo
-from .unlabelled import features_of
 
 
 class Asked(NamedTuple):

@@ -97,9 +97,7 @@ def digest(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def facts(
-    request: FitRequest, photos: Sequence[Photo], pool: Sequence[Photo] = ()
-) -> dict[str, Any]:
+def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
     """The facts that a fit depends on, for fit.json: the same facts give the same result."""
     with required_packages():
         from clip import weights_sha256  # imports torch, which takes seconds
@@ -119,8 +117,6 @@ def facts(
         later["asked"] = digest([photo.asked for photo in photos])
     if more := {*request.classes}.difference(photo.label for photo in photos):
         later["classes"] = sorted(more)
-    if pool:
-        later["pool"] = digest(sorted(photo.sha256 for photo in pool))
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     sentences = ""
     if request.sentences:

@@ -66,7 +66,6 @@ class FitRequest(FitOptions):
         others: more backbones to choose among.
         classes: names of classes, which may have no images.
         replace: whether a fit of other images may be replaced.
-        pool: folder, list or bank with images without labels; None for none.
     """
 
     images: Path
@@ -78,7 +77,6 @@ class FitRequest(FitOptions):
     test: Path | None = None
     group_by: str = ""
     labels: Path | None = None
-    pool: Path | None = None
     classes: tuple[str, ...] = ()
     replace: bool = False
 

@@ -17,7 +17,6 @@ from .choice import Estimate
 from .decision import Decision
 from .photos import Photos
 from .request import PRIORS, FitRequest
-from .unlabelled import Unlabelled
 
 MOST_NAMED = 3  # heads of a vote
 
@@ -81,7 +80,6 @@ class Fit:
     photos: Photos
     decision: Decision
     test: Tested | None = None
-    unlabelled: Unlabelled | None = None
 
     @property
     def estimate(self) -> Estimate | None:
@@ -106,31 +104,7 @@ class Fit:
     def notes(self) -> list[str]:
         """For the user."""
         of_test = self.test.notes if self.test else []
-        return [*self.photos.notes, *self.of_pool, *self.decision.notes, *of_test]
-
-    @property
-    def of_pool(self) -> list[str]:
-        """What became of the images without labels, for the user."""
-        if self.unlabelled is None:
-            return []
-        images = f"{len(self.unlabelled.photos):,} images without labels"
-        if self.learns_from_pool:
-            return [*self.unlabelled.notes, f"The model learned from {images}, too"]
-        trials = self.decision.trials
-        tried = trials is not None and any(candidate.pool for candidate in trials.logits)
-        better = "was clearly better" if tried else "could be tried"
-        reason = f"no candidate that learns from them {better}"
-        return [*self.unlabelled.notes, f"{images} are not used: {reason}"]
-
-    @property
-    def clusters(self) -> Sequence[Sequence[str]]:
-        """The paths of images without labels that are like no labelled one, by clusters."""
-        return self.unlabelled.clusters if self.unlabelled else ()
-
-    @property
-    def learns_from_pool(self) -> bool:
-        """Whether the classifier learned from images without labels."""
-        return any(candidate.pool for candidate, _ in self.decision.chosen)
+        return [*self.photos.notes, *self.decision.notes, *of_test]
 
     @property
     def grouped(self) -> str:
@@ -202,14 +176,9 @@ class Fit:
         decision = self.decision
         chosen = [asdict(candidate) | {"weight": weight} for candidate, weight in decision.chosen]
         estimates = {prior: asdict(one) for prior, one in decision.estimates.items()}
-        pool: dict[str, Any] | None = None
-        if self.unlabelled:
-            pool = {"images": len(self.unlabelled.photos), "learned": self.learns_from_pool}
-            pool["clusters"] = self.clusters
         facts = {
             "images": [asdict(photo) for photo in self.photos.images],
             "names": self.photos.names,
-            "pool": pool,
             "backbones": decision.backbones,
             "damaged": dict(self.photos.damaged),
         }
@@ -252,11 +221,6 @@ class Fit:
             lines.append(f"Test images: {accuracy:.1f}% of {self.test.images:,} right")
         if self.surprise:
             lines.append(self.surprise)
-        for paths in self.clusters:
-            like = ", ".join(paths[:2])
-            lines.append(f"{len(paths):,} images like these are like no labelled one: {like}")
-        if self.clusters:
-            lines.append("A new class? See report.html; fit.json has their paths")
         lines.append(f"Written: {self.request.to}, with report.html")
         to = shlex.quote(str(self.request.to))
         return [*lines, f"Next: python tools/predict.py {to} photo.jpg{self.backbone_option}"]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from clip import CLIP, load_backbone, reads_texts, weight_file, weights_sha256
 from common.errors import UsageError
@@ -37,7 +36,6 @@ class Source:
         request: the fit with this backbone alone.
         rows: of the images that can be read, by path.
         damaged: the faults of the other images, by path.
-        pool: (images, width), features of images without labels; None if there are none.
     """
 
     request: FitRequest
@@ -45,7 +43,6 @@ class Source:
     rows: Mapping[str, Row]
     damaged: Mapping[str, str]
     encoder: Features
-    pool: Tensor | None = None
 
     @property
     def read(self) -> tuple[Mapping[str, Row], Mapping[str, str]]:
@@ -53,13 +50,10 @@ class Source:
         return self.rows, self.damaged
 
     def of_classes(self, names: Sequence[str]) -> Heads:
-        """The heads for these classes, with the images without labels."""
-        heads = self.heads
-        if heads.names != names:
-            heads = heads_of(self.request, names, heads.clip)
-        if self.pool is not None:
-            heads.pool = self.pool.to(heads.zero_shot.device)
-        return heads
+        """The heads for these classes."""
+        if self.heads.names == names:
+            return self.heads
+        return heads_of(self.request, names, self.heads.clip)
 
 
 def heads_of(request: FitRequest, names: Sequence[str], clip: CLIP | None = None) -> Heads:

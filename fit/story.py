@@ -16,7 +16,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 
 from clip import is_vit
-from common.errors import UsageError, check_name
+from common.errors import check_name
 from common.files import write_json, write_text
 from common.lock import locked
 from common.results import CALIBRATION, FOLDS, SEEN
@@ -26,10 +26,10 @@ from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import groups, report
-from .candidates import CANDIDATES, COMPUTED, MIXTURE, POOLED, SENTENCES, ZERO_SHOT, Candidate
+from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
 from .cross import add_cross_sets, check_cross
 from .decision import Decision, decide_among
-from .features import Row
+from .features import Row, features_of
 from .heads import Heads, reads_names, transfers
 from .photos import Photos
 from .plan import Plan
@@ -40,9 +40,8 @@ from .rows import Photo
 from .sources import Source, price, read_by_all, sources_of
 from .towers import TRAINED, Towers
 from .trials import Backbone, Examples
-from .unlabelled import Unlabelled, features_of
 
-METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *POOLED, *TRAINED)))
+METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
 # They need a backbone with a projection of image features. Wide features, which other towers than
 # those of CLIP often have, make them the slowest heads: then they are tried if they are named
 OF_PROJECTION = {"RLA", "ProLIP"}
@@ -61,35 +60,27 @@ class Learner(Backbone):
     towers: Towers
 
 
-def fit(
-    request: FitRequest,
-    found: Sequence[Photo],
-    record: dict[str, Any],
-    pool: Sequence[Photo] = (),
-) -> Fit:
+def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> Fit:
     """Write the model, the page and, last, the record.
 
     Args:
         found: the images with the SHA-256 of their files.
         record: the content of fit.json so far: the request and, of a fit that was killed, its plan.
-        pool: images without labels, with the SHA-256 of their files.
 
     Raises:
-        UsageError: fewer than two classes have images, or sentences, pool or MODEL are invalid.
+        UsageError: fewer than two classes have images, or sentences or MODEL are invalid.
     """
-    check_asked(request, found)
+    check_methods(request.methods)
+    check_cross(request, found)
     plan = plan_of(request, record)
     sources = sources_of(request, found, plan)
     photos = photos_of(request, found, *read_by_all([source.read for source in sources]))
-    unlabelled = Unlabelled.of(pool, sources, photos) if request.pool else None
     with locked(request.to, option="--to"):
         write_text(request.to / FILE, json.dumps(record) + "\n")
         if plan.ms:
             plan.write()
         learner, decision = decided(request, sources, photos, plan)
-        if unlabelled:
-            unlabelled = unlabelled.clustered(learner)
-        result = Fit(learner.source.request, photos, decision, unlabelled=unlabelled)
+        result = Fit(learner.source.request, photos, decision)
         if any(source.encoder.changed for source in sources):
             # The same call again does not lack changed images
             record["request"] = {**record["request"], "images": ""}
@@ -115,14 +106,6 @@ def check_methods(names: Sequence[str]) -> None:
     """Raise UsageError for a method that is not known."""
     for name in names:
         check_name(name, METHODS, "method")
-
-
-def check_asked(request: FitRequest, found: Sequence[Photo]) -> None:
-    """Raise UsageError if a method is not known or has nothing to learn from; and `check_cross`."""
-    check_methods(request.methods)
-    if MIXTURE in request.methods and not request.pool:
-        raise UsageError(f"{MIXTURE} learns from images without labels", "give some by --pool")
-    check_cross(request, found)
 
 
 def plan_of(request: FitRequest, record: dict[str, Any]) -> Plan:
@@ -165,8 +148,7 @@ def learner_of(source: Source, photos: Photos, plan: Plan, several: bool) -> Lea
     request = source.request
     heads = source.of_classes(photos.names)
     images = len(photos.training)
-    known = CANDIDATES if heads.pool is None else (*CANDIDATES, *POOLED)
-    candidates = methods_of(request, known, heads, images)
+    candidates = methods_of(request, CANDIDATES, heads, images)
     trained: Sequence[Candidate] = ()
     if photos.without_images:  # trained methods would have to be trained for folds of classes, too
         candidates = [one for one in candidates if transfers(one.method)]
@@ -249,8 +231,6 @@ def final_classifier(result: Fit, made: Mapping[str, Any], learner: Learner) -> 
     facts = {"fit": decision.name, "images": images, **made}
     if result.estimate:
         facts["estimated_accuracy"] = round(result.estimate.accuracy, 2)
-    if result.unlabelled:
-        facts["images_seen_without_labels"] = len(result.unlabelled.photos)
     candidate, _ = decision.chosen[0]
     if candidate in TRAINED:
         method = learner.towers.fit(candidate, np.arange(images))
@@ -285,9 +265,6 @@ def write_model(result: Fit, classifier: PromptedClassifier, learner: Learner) -
     role = "learned" if learns else "chosen"
     photos = result.photos
     seen = seen_images(photos, learner.source.rows, role)
-    if result.unlabelled:
-        pool = result.unlabelled
-        seen += photos.seen(pool.photos, pool.rows, "unlabelled")
     save(classifier, result.request.to, seen if photos.looks else None)
     write_text(result.request.to / PAGE, report.page(result))
     write_text(result.request.to / TABLE, report.labels_csv(result))

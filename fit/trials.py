@@ -138,11 +138,7 @@ class Trials:
     @property
     def option(self) -> Option:
         """Their results, for a choice among backbones."""
-        pooled = np.array([bool(candidate.pool) for candidate in self.logits])
-        if not pooled.any():
-            return Option(self.stacked, self.ensemble)
-        with_pool = partial(self.ensemble, pooled=True)
-        return Option(self.stacked, self.ensemble, pooled, with_pool)
+        return Option(self.stacked, self.ensemble)
 
     @property
     def some(self) -> NDArray[np.int64] | None:
@@ -199,16 +195,14 @@ class Trials:
         correct = logits.argmax(axis=-1) == self.sample.labels
         return f"{100 * correct[np.array(part)].mean():.0f}%"
 
-    def ensemble(
-        self, inside: NDArray[np.bool_] | None = None, pooled: bool = False
-    ) -> dict[int, float]:
+    def ensemble(self, inside: NDArray[np.bool_] | None = None) -> dict[int, float]:
         """The candidates that an ensemble may have, with their default weights, by images `inside`
-        (held,); None for all. Those that learn from images without labels are there if `pooled`.
+        (held,); None for all.
         """
         inside = np.ones(len(self.held), dtype=bool) if inside is None else inside
         zero_shot = self.stacked[0, 0][inside]
         evidence = choice.evidence(zero_shot, self.sample.part(inside))
-        return ensemble(list(self.logits), evidence, pooled)
+        return ensemble(list(self.logits), evidence)
 
 
 def folds_of(examples: Examples, seed: int) -> tuple[NDArray[np.int64], int]:

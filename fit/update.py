@@ -110,7 +110,7 @@ def chosen_of(record: dict[str, Any]) -> list[tuple[Candidate, float]]:
     known = {one.name: one for one in CANDIDATES if one.method in COMPUTED}
     chosen = []
     for row in record["chosen"]:
-        asked = Candidate(row["method"], row["settings"], row["training"], row.get("pool", ""))
+        asked = Candidate(row["method"], row["settings"], row["training"])
         if asked.name not in known or row.get("offset"):
             return []
         chosen.append((known[asked.name], float(row["weight"])))

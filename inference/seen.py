@@ -25,6 +25,7 @@ from datasets import copies
 
 from .images import in_threads
 
+# The last one is in files of an older version
 ROLES = ("learned", "chosen", "calibrated", "tested", "unlabelled")
 DIGEST = 16  # bytes of the SHA-256 of an image's pixels
 SHAPES = {

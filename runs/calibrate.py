@@ -257,10 +257,6 @@ def without_learned(
         images = f"{equal:,} of {len(items):,} images for the calibration"
         fault = f"{images} are training images of {folder}"
         raise UsageError(fault, "give images that the model has not learned from", folder)
-    if unlabelled := count(seen, "unlabelled", asked):
-        images = f"{unlabelled:,} images for the calibration"
-        fault = f"{images} were seen by the model without their labels"
-        print(f"{fault}: others may have more errors")
     if len(asked) < len(items):
         return list(items), asked  # one cannot be read, which the prediction says
     near = learned.similar(asked)

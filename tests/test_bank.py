@@ -10,6 +10,7 @@ from marks import of_json, one_line, parquet_library, thorough_but, to_json
 from PIL import Image
 
 from common.lock import locked
+from fit import labelling
 from fit.banked import photos_in
 from fit.estimator import Classifier
 from fit.groups import NOT_KNOWN
@@ -282,14 +283,23 @@ def test_the_table_of_labels_of_a_bank_can_be_given_back(
 
 
 @pytest.mark.slow
-def test_a_damaged_image_leaves_a_pool_its_looks(banked, fitting, deep, classes, tmp_path):
+def test_a_damaged_image_leaves_a_pool_its_looks(banked, command, deep, tmp_path):
     for number in range(24):
         write_noise(tmp_path / "pool", number)
     (tmp_path / "pool/damaged.png").write_text("no image")
     folder = banked(tmp_path / "pool", "--look")
-    printed = fitting.works(
-        classes, "--backbone", deep, "--methods", "GDA", "--pool", folder
-    ).printed
+    words = (
+        "--backbone",
+        deep,
+        "--classes",
+        "cat",
+        "dog",
+        "--ask",
+        4,
+        "--to",
+        tmp_path / "asked.csv",
+    )
+    printed = command.works(labelling, folder, *words).printed
     assert "damaged.png" in printed and NOT_KNOWN not in printed
 
 

@@ -258,3 +258,10 @@ def test_the_last_line_finds_the_backbone(fitting, photos, tiny, tmp_path):
 def test_a_vote_of_many_heads_is_counted(fitting, photos, monkeypatch):
     monkeypatch.setattr("fit.result.MOST_NAMED", 0)
     assert "Chosen: a vote of " in fitting.works(photos, *QUICK).printed
+
+
+@pytest.mark.parametrize("words", [("--pool", "photos")])
+def test_an_option_of_an_older_version_says_what_to_do_instead(words, fitting, photos, tmp_path):
+    done = fitting(photos, *words)
+    assert f"{words[0]} was removed: " in done.error
+    assert not (tmp_path / "model").exists()

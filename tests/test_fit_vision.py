@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from marks import of_json, one_line, to_json
 from sklearn.gaussian_process.kernels import Matern
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
@@ -103,3 +104,20 @@ def test_heads_read_the_features_before_the_projection_of_every_tower(family, tm
             torch.testing.assert_close(
                 alone.logits(images), alone.model_for()(CachedOutput(before)), rtol=1e-4, atol=1e-4
             )
+
+
+@pytest.mark.parametrize("labelled", [0, 8])
+def test_a_probe_of_an_older_version_is_read_if_it_had_no_unlabelled_images(
+    labelled, tiny, tmp_path
+):
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green"]))
+    seen = torch.randn(8, 64), torch.arange(8) % 2
+    heads.classifier([(Candidate(VISION), 1.0)], seen, {}).save(tmp_path)
+    config = of_json(tmp_path / "config.json")
+    config["settings"]["LABELLED"] = labelled
+    to_json(tmp_path / "config.json", config)
+    if labelled:
+        with one_line("LABELLED was removed: fit the images again"):
+            PromptedClassifier.from_pretrained(tmp_path, str(tiny))
+    else:
+        PromptedClassifier.from_pretrained(tmp_path, str(tiny))

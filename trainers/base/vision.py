@@ -22,13 +22,10 @@ MOST_ROWS = 2_000  # training images that a model keeps for its kernel
 
 @dataclass(frozen=True)
 class VisionProbeSettings(FeatureSettings):
-    """RIDGE is the penalty of the regression, relative to the mean square of the features. LABELLED
-    is how many images, the first ones, give the mean of the features; 0: all of them.
-    """
+    """RIDGE is the penalty of the regression, relative to the mean square of the features."""
 
     RIDGE: int | float = 1.0
-    LABELLED: int = 0
-    ranges = {"RIDGE": (1e-6, 1e6), "LABELLED": (0, 10**9)}
+    ranges = {"RIDGE": (1e-6, 1e6)}
 
 
 def width_of(clip: CLIP) -> int:
@@ -153,8 +150,7 @@ class VisionProbe(UnprojectedMethod, FittedMethod):
         return VisionHead(len(classnames), clip)
 
     def fit(self, support: Support) -> None:
-        labelled = self.settings.LABELLED or len(support.rows)
-        self.head.mean.copy_(normalize(support.rows[:labelled]).mean(dim=0))
+        self.head.mean.copy_(normalize(support.rows).mean(dim=0))
         rows = self.head.centred(support.rows).double()
         targets = one_hot(support.row_labels, len(self.class_names))
         weight, bias = ridge(rows, targets, self.settings.RIDGE)
