@@ -8,6 +8,7 @@ REMOVED = {
     "FEATURES_OF": "embed the images by that run, then fit a head on the features",
     "TEST.CORRUPTION": "make a folder of corrupted images, and test on it as a dataset",
     **dict.fromkeys(RULES, "leave --method out: no rule was better than the default"),
+    "splits": "prepare.py fewshot prints the images of a run, or of CoOp's .pkl",
     "mlflow": "use wandb, or read TensorBoard's files",
     "random_clip": "--backbone small needs no download",
     "--base": "compare the state_dicts of clip.load_backbone",

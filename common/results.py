@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from .errors import UsageError
-from .records import LARGEST, Count, Phase, SelectionRecord, Texts, read
+from .records import Count, Phase, SelectionRecord, Texts, read
 from .run_files import RESULTS_FILE
 from .schema import Accepts
 from .text import read_json
@@ -20,8 +20,6 @@ MOST_BRIER = 2.001
 Percentage = Annotated[float, Accepts(float, 0, 100)]
 Nats = Annotated[float, Accepts(float, 0, MOST_NATS)]
 Brier = Annotated[float, Accepts(float, 0, MOST_BRIER)]
-# A number for all classes, a number for each class, or a file of these
-Shots = Annotated[int | list[int] | str, Accepts(int | list[int] | str, most=LARGEST)]
 
 
 class Measure(NamedTuple):
@@ -141,7 +139,7 @@ class RunResult:
     method: str = ""  # of two methods, such as `TransCLIP+CoOp`
     dataset: str = ""
     classes: str = ""
-    shots: Shots = -1
+    shots: int = -1
     seed: int = -1
     split: str | None = None
     backbone: str = ""

@@ -23,7 +23,7 @@ SETTINGS = {
     "DATASET.FEWSHOT_FILE": (
         "",
         TEXT,
-        "CoOp's .pkl or 2SFS' .jsonl with the few-shot images; may have {shots} and {seed}",
+        "CoOp's .pkl with the few-shot images; may have {shots} and {seed}",
     ),
     "DATASET.TITLE": (
         "",

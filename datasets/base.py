@@ -17,7 +17,7 @@ from common.errors import UsageError, one_line
 from common.names import CONTROL, as_people_see, check_known_names, check_template
 from common.text import lines_of, read_json, read_text
 
-from . import sentences, shots, splits
+from . import sentences, splits
 from .files import File
 
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ class FewShotDataset(DatasetBase):
     Registered in DATASET_REGISTRY and named in a YAML file of configs/datasets, it works
     everywhere; with `files`, tools/prepare.py can also download it.
 
-    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image; datasets/shots.py),
+    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image),
     DATASET.FEWSHOT_FILE (a file that chooses them), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
     `new`), DATASET.HOLD_OUT (validate on one training image of each class), DATASET.TEMPLATE
     (replaces `template`), DATASET.SENTENCES (a file with sentences for each class), TEST.MAX_IMAGES
@@ -239,9 +239,6 @@ class FewShotDataset(DatasetBase):
         if number != -1:
             # Python's generator, freshly seeded; training images first.
             random.seed(self.cfg.SEED if self.cfg.SEED >= 0 else None)
-        if not isinstance(number, int):
-            train, val = self.sample_counts(train, val) if train else (train, val)
-        elif number >= 1:
             train = self.generate_fewshot_dataset(train, num_shots=number) if train else train
             val = self.generate_fewshot_dataset(val, num_shots=min(number, 4)) if val else val
         if train and self.cfg.DATASET.get("FEWSHOT_FILE", ""):
@@ -266,16 +263,6 @@ class FewShotDataset(DatasetBase):
                 fault = f"{fault}, and DATASET.NUM_SHOTS {number} means {expected[item.label]}"
                 raise DatasetError(fault, "set NUM_SHOTS to its number, or to -1", file)
         return chosen
-
-    def sample_counts(self, train: Items, val: Items) -> tuple[Items, Items]:
-        """The few-shot images if NUM_SHOTS has a number for each class; at most four of each for
-        validation.
-        """
-        names = {item.label: item.classname for item in train}
-        counts = shots.read(self.cfg.DATASET.NUM_SHOTS, names, self.cfg.SEED, self.title)
-        of_val = self.split_dataset_by_label(val)
-        few = {label: min(counts[label], 4, len(items)) for label, items in of_val.items()}
-        return shots.sample(self.split_dataset_by_label(train), counts), shots.sample(of_val, few)
 
     def hold_out(self, train: Items) -> tuple[Items, Items]:
         """All images but the last of each class, and these."""

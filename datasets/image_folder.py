@@ -8,10 +8,10 @@ from shlex import quote
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
+from common.files import write_bytes
 from common.names import plain, printable
 from common.text import read_json
 
-from . import splits
 from .base import DatasetError, Items, Split
 from .folders import Classes, FolderDataset
 
@@ -136,7 +136,7 @@ class ImageFolder(FolderDataset):
         counts = " / ".join(f"{len(items):,} {part}" for part, items in parts.items())
         print(f"Split {self.root} with seed {seed}: {counts} images")
         try:
-            splits.write_missing({file: self.written(parts)})
+            write_bytes(file, self.written(parts))
             print(f"Saved as {file}; later runs use it")
         except OSError as error:
             # The images may be in a folder that is only read; the same seed splits them equally

@@ -1,17 +1,13 @@
-"""Few-shot choices as files: CoOp's pickles and the .jsonl files of 2SFS.
+"""Few-shot choices as CoOp's pickles.
 
 CoOp keeps `split_fewshot/shot_K-seed_S.pkl` in a dataset's folder: {"train": [Datum, ...], "val":
-[Datum, ...]}, without "val" for ImageNet. 2SFS publishes `shot_K-seed_S_train.jsonl` and
-`shot_K-seed_S_val.jsonl` with the attributes of a Datum on each line, the path relative to the
-folder of all datasets.
+[Datum, ...]}, without "val" for ImageNet.
 
 A file only chooses among the images of a dataset's own split. No path in it is opened, and a pickle
 can name no class but Datum.
 """
 
 import io
-import json
-import os
 import pickle
 from collections.abc import Mapping
 from hashlib import sha256
@@ -21,14 +17,12 @@ from pathlib import Path
 from dassl.data.datasets import Datum
 
 from common.errors import UsageError, one_line
-from common.files import scratch, write_bytes
 from common.names import printable
-from common.text import read_bytes, refuse
+from common.text import read_bytes
 
 FOLDER = "split_fewshot"  # in a dataset's folder
 MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
 DATUM = "dassl.data.datasets.base_dataset", "Datum"
-FIELDS = ("_impath", "_label", "_domain", "_classname")
 
 Parts = dict[str, list[Datum]]
 
@@ -46,72 +40,13 @@ class DatumUnpickler(pickle.Unpickler):
         return PickledDatum
 
 
-def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> list[Path]:
-    """Write a choice in both forms; a file that exists must have the same choice, and stays as it
-    is.
-
-    Args:
-        stem: path of the files without their ends: DATASET/split_fewshot/shot_K-seed_S.
-        parts: `train` and, if the dataset has validation images, `val`.
-        folder, data: as for `read`.
-
-    Returns:
-        the files: CoOp's, and one of 2SFS for each part.
-
-    Raises UsageError if a file exists with another choice.
-    """
-    contents = {Path(f"{stem}.pkl"): pickle.dumps(dict(parts), protocol=4)}
-    for part, items in parts.items():
-        text = "".join(line_of(item, data) for item in items)
-        contents[Path(f"{stem}_{part}.jsonl")] = text.encode()
-    for file, content in contents.items():
-        if not file.exists() or read_bytes(file, MOST) == content:
-            continue
-        if not has_choice(file, parts, folder, data):
-            fault = f"{file} exists and has another choice"
-            raise UsageError(fault, "move it elsewhere, or use another seed", file)
-    stem.parent.mkdir(exist_ok=True)
-    write_missing(contents)
-    return list(contents)
-
-
-def line_of(item: Datum, data: Path) -> str:
-    """An image in the form of 2SFS."""
-    row = vars(item) | {"_impath": below(item.impath, data)}
-    return json.dumps({key: row[key] for key in FIELDS}) + "\n"
-
-
-def write_missing(contents: Mapping[Path, bytes]) -> None:
-    """Write those of the files, which are in one folder, that do not exist; what a killed call left
-    is deleted.
-    """
-    missing = {file: content for file, content in contents.items() if not file.exists()}
-    if missing:
-        with scratch(next(iter(missing)).parent, ".partial-") as stage:
-            for file, content in missing.items():
-                write_bytes(stage / file.name, content)
-            for file in missing:
-                os.replace(stage / file.name, file)
-
-
-def has_choice(file: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> bool:
-    """Whether a pickle has these images in this order. The bytes of one choice differ: CoOp writes
-    another protocol.
-    """
-    try:
-        return file.suffix == ".pkl" and read(file, parts, folder, data)[0] == parts
-    except UsageError:
-        return False
-
-
 def read(
     file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path
 ) -> tuple[Parts, dict[str, str]]:
     """The images that a file chooses.
 
     Args:
-        file: a pickle, or a .jsonl file; the images for validation are in the file next to
-            `NAME_train.jsonl` that is called `NAME_val.jsonl`.
+        file: a pickle.
         split: all images for `train`, `val` and `test`.
         folder: the dataset's images, below `data`.
         data: the absolute folder of all datasets.
@@ -162,7 +97,7 @@ def chosen_image(
 def read_pairs(file: Path, content: bytes, most: int) -> dict[str, list[tuple[str, int]]]:
     """Path and label of each image of each part, `most` in all; UsageError for another content."""
     try:
-        rows = read_jsonl(file, content) if file.suffix == ".jsonl" else read_pickle(content)
+        rows = read_pickle(content)
         if sum(map(len, rows.values())) > most:
             raise ValueError("it has more rows than the dataset has images")
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
@@ -171,12 +106,9 @@ def read_pairs(file: Path, content: bytes, most: int) -> dict[str, list[tuple[st
         for path, label in chain(*chosen.values()):
             if type(path) is not str or type(label) is not int:
                 raise TypeError("an image has no path or no label")
-    except UsageError:
-        raise
     except Exception as error:  # as many kinds as there are ways to damage a pickle
-        fault = f"{file} is not a few-shot choice of CoOp or 2SFS ({one_line(error)})"
-        remedy = "replace it, or write one with: python tools/prepare.py splits"
-        raise UsageError(fault, remedy, file) from error
+        fault = f"{file} is not a few-shot choice of CoOp ({one_line(error)})"
+        raise UsageError(fault, "give a .pkl that CoOp's code wrote", file) from error
     return chosen
 
 
@@ -195,21 +127,6 @@ def check_part(file: Path, part: str, items: list[Datum], every: list[Datum]) ->
     if missing:
         fault = f"{file} has no image for {part} of the class {missing[0]!r}"
         raise UsageError(fault, "give each class an image", file)
-
-
-def read_jsonl(file: Path, content: bytes) -> dict[str, list[dict]]:
-    """The rows of each part of 2SFS' files: `file`, whose content is given, and the one for
-    validation beside it.
-    """
-    contents = {"train": content}
-    other = file.with_name(file.name.replace("_train", "_val"))
-    if other != file and other.is_file():
-        contents["val"] = read_bytes(other, MOST)
-    lines = {part: filter(bytes.strip, text.splitlines()) for part, text in contents.items()}
-    return {
-        part: [json.loads(line, parse_constant=refuse) for line in rows]
-        for part, rows in lines.items()
-    }
 
 
 def below(path: str, data: Path) -> str:

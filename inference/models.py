@@ -273,8 +273,11 @@ def read_model(path: Path, options: LoadOptions) -> Content:
     method = trainers.methods()[cfg.TRAINER.NAME]
     training: dict[str, Any] = {}
     if run:
-        shots = "by class" if isinstance(cfg.DATASET.NUM_SHOTS, str) else cfg.DATASET.NUM_SHOTS
-        training = {"classes": cfg.DATASET.SUBSAMPLE_CLASSES, "shots": shots, "seed": cfg.SEED}
+        training = {
+            "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "shots": cfg.DATASET.NUM_SHOTS,
+            "seed": cfg.SEED,
+        }
         training |= recorded_facts(run, epoch_of(path, options.epoch) if method.learns else None)
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
     if not method.learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):

@@ -58,9 +58,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def summary_line(run: RunResult) -> str:
     """The result of a run in one line."""
-    shots = f" {run.shots} shots" if isinstance(run.shots, int) else " with shots by class"
-    if run.shots == -1:
-        shots = ""
+    shots = "" if run.shots == -1 else f" {run.shots} shots"
     seed = f" seed {run.seed}" if run.seed >= 0 else ""
     images = f"{run.n_test:,} test images of {run.classes} classes"
     return (

@@ -56,8 +56,8 @@ class Variant:
         for dataset in self.dataset_overrides:
             check_dataset_name(dataset, known_datasets())
         for pairs in self.all_overrides:
-            for key, value in by_key(pairs).items():
-                self.check_key(key, "override", value)
+            for key in by_key(pairs):
+                self.check_key(key, "override")
 
     @property
     def all_overrides(self) -> list[Values]:
@@ -69,14 +69,12 @@ class Variant:
         """The keys."""
         return {key for pairs in self.all_overrides for key in by_key(pairs)}
 
-    def check_key(self, key: str, verb: str, value: str = "") -> None:
+    def check_key(self, key: str, verb: str) -> None:
         """UsageError if the study sets the key by one of its own, or the method has no such
         section.
         """
         group, _, rest = key.partition(".")
-        # A list or a file, no number
-        by_class = key == "DATASET.NUM_SHOTS" and value.strip("-0123456789")
-        if key in SET_BY_STUDY and not by_class:
+        if key in SET_BY_STUDY:
             raise UsageError(
                 f"{self.name} cannot {verb} {key}", f"use the study's own key {SET_BY_STUDY[key]}"
             )

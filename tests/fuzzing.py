@@ -3,6 +3,7 @@
 import gc
 import io
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -31,6 +32,7 @@ from strangers import (
 from trees import build_tree
 
 from common.names import CONTROL
+from datasets.preparing.sources import downloadable
 from runs.session import run_command
 
 PROGRAMS = {
@@ -149,10 +151,8 @@ class Project:
         shutil.rmtree("out")
         (file,) = Path("cache").glob("features*")
         READERS["cached features"] = (str(file), cached)
-        self.succeeds(["prepare", "splits", "eurosat", "--root", "data", "--shots", "1"])
-        for name in ("few.pkl", "few_train.jsonl"):
-            (made,) = Path("data").glob(f"**/*{name[3:]}")
-            shutil.copy(made, name)
+        few = downloadable()["eurosat"].read(Path("data").absolute(), "DATASET.NUM_SHOTS", "1")
+        Path("few.pkl").write_bytes(pickle.dumps({"train": few.train_x, "val": few.val}))
         to_json(Path("chosen.json"), {"settings": {"OPTIM.LR": "0.01"}, "choices": []})
         study = import_module("studies.study_file").load(Path("study.yaml"))
         for run in study.runs():

@@ -108,7 +108,7 @@ def test_seeded_split_is_saved_and_reused(unsplit, capsys):
     assert f"Saved as {file}; later runs use it" in capsys.readouterr().out
     assert [path for path in unsplit.iterdir() if path.is_file()] == [file]
 
-    (unsplit / splits.FOLDER).mkdir()  # by `prepare.py splits`
+    (unsplit / splits.FOLDER).mkdir()  # CoOp's
     write_image(unsplit / "robin/later.jpg", 0)  # is not in the split
     again = load(unsplit, "DATASET.SPLIT_SEED", 1)
     other = load(unsplit, "DATASET.SPLIT_SEED", 2)

@@ -372,10 +372,3 @@ def test_result_with_other_settings_is_refused(one_run, refused):
     to_json(run.folder / "results.json", content)  # copied from another run
     words = "holds a run with DATASET.NAME EuroSAT, this one has SmallLand (SEED also differ)"
     assert words in refused("tables", file)
-
-
-@pytest.mark.parametrize("shots", [[2, 0, 1], "counts/{dataset}.json"])
-def test_numbers_of_images_by_class_are_an_override(shots, write):
-    study = load(write(**variant(overrides={"DATASET.NUM_SHOTS": shots})))
-    (found,) = {str(cfg_from(*run.arguments).DATASET.NUM_SHOTS) for run in study.runs()[:3]}
-    assert found == str(shots)

@@ -6,8 +6,6 @@
     python tools/prepare.py --check birds  # a folder of your own images: all faults at once
     python tools/prepare.py --add birds  # add new images to its saved split
     python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16  # of a run
-    python tools/prepare.py splits eurosat --root data --seed 1 --shots 16  # as CoOp's files
-    python tools/prepare.py splits eurosat --root data --file FILE  # check such a file
     python tools/prepare.py sentences eurosat --root data --file FILE  # check them
     python tools/prepare.py backbone NAME  # a backbone with its tokeniser: see backbone --help
 
@@ -28,8 +26,7 @@ from common.files import checksum
 from common.names import plain, printable
 from common.start import Parser, at_least, path
 
-from .. import splits
-from ..base import FewShotDataset, Items, missing_files, same_names
+from ..base import FewShotDataset, missing_files, same_names
 from .arrange import Preparation
 from .own_images import listed, pixels_of
 from .sources import DatasetSource, downloadable, find, image_paths, images_by_split, names
@@ -44,9 +41,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         usage=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    text = (
-        "names in configs/datasets, or all; or: fewshot DATASET, splits DATASET, sentences DATASET"
-    )
+    text = "names in configs/datasets, or all; or: fewshot DATASET, sentences DATASET"
     add("names", nargs="*", metavar="DATASET", help=text)
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
@@ -62,16 +57,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     mirror = os.environ.get("PREPARE_MIRROR", "")
     add("--mirror", default=mirror, metavar="URL", help=text)
-    text = "for fewshot and splits: the seed of the run (default: 1)"
+    text = "for fewshot: the seed of the run (default: 1)"
     add("--seed", type=at_least(0), default=1, help=text)
-    text = "for fewshot and splits: images per class (default: 16; of --file: all)"
+    text = "for fewshot: images per class (default: 16; of --file: all)"
     add("--shots", type=at_least(1), help=text)
     parts = ("all", "base", "new")
     add("--classes", choices=parts, default="all", help="for fewshot: which classes")
-    text = (
-        "for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl; for "
-        "sentences: a JSON file"
-    )
+    text = "for fewshot: CoOp's .pkl with a choice of images; for sentences: a JSON file"
     add("--file", type=path, help=text)
     return checked(parser.parse_intermixed_args(argv))
 
@@ -133,15 +125,13 @@ def show_list(sources: list[DatasetSource], args: argparse.Namespace) -> None:
         print(f"{source.name:16} {state:10} {terms}")
 
 
-def read_fewshot(
-    sources: list[DatasetSource], args: argparse.Namespace
-) -> tuple[FewShotDataset, dict[str, Items]]:
-    """A dataset, and the images that a run trains and validates on, in its order."""
+def show_fewshot(sources: list[DatasetSource], args: argparse.Namespace) -> None:
+    """Print the images that a run trains and validates on, in its order, relative to the folder of
+    images.
+    """
     if len(sources) != 1:
-        fault = f"{args.names[0]} needs one dataset"
-        raise UsageError(
-            fault, f"python tools/prepare.py {args.names[0]} DATASET --seed 1 --shots 16"
-        )
+        remedy = "python tools/prepare.py fewshot DATASET --seed 1 --shots 16"
+        raise UsageError("fewshot needs one dataset", remedy)
     (source,) = sources
     if getattr(source.dataset, "test_only", False):
         raise UsageError(
@@ -151,36 +141,9 @@ def read_fewshot(
     options += ["DATASET.FEWSHOT_FILE", str(args.file)] if args.file else []
     with redirect_stdout(sys.stderr):
         dataset = source.read(args.root, *options, seed=args.seed)
-    return dataset, {"train": dataset.train_x, "val": dataset.val or []}
-
-
-def show_fewshot(sources: list[DatasetSource], args: argparse.Namespace) -> None:
-    """Print the images of a run, relative to the folder of images."""
-    dataset, parts = read_fewshot(sources, args)
-    for part, item in ((part, item) for part, items in parts.items() for item in items):
-        print(part, printable(os.path.relpath(item.impath, dataset.images)))
-
-
-def make_splits(sources: list[DatasetSource], args: argparse.Namespace) -> None:
-    """Write the images of a run as files, or check a file; print the SHA-256 of each file."""
-    if args.classes != "all":
-        raise UsageError(
-            "the files of splits have all classes",
-            "leave --classes out: a run takes its part of them",
-        )
-    dataset, parts = read_fewshot(sources, args)
-    if args.file:
-        print(f"{dataset.fewshot_file['file_sha256']}  {args.file}")
-    else:
-        parts = {
-            part: items
-            for part, items in parts.items()
-            if items and not (part == "val" and dataset.val_is_test)
-        }
-        stem = dataset.root / splits.FOLDER / f"shot_{args.shots}-seed_{args.seed}"
-        for file in splits.write(stem, parts, dataset.images, dataset.data):
-            print(f"{checksum(file)}  {file}")
-    print(f"{len(dataset.train_x):,} images of {dataset.num_classes:,} classes to learn from")
+    for part, items in {"train": dataset.train_x, "val": dataset.val or []}.items():
+        for item in items:
+            print(part, printable(os.path.relpath(item.impath, dataset.images)))
 
 
 def check_sentences(sources: list[DatasetSource], args: argparse.Namespace) -> None:
@@ -377,7 +340,7 @@ def own_folders(args: argparse.Namespace) -> list[Path]:
 
 def prepare_datasets(args: argparse.Namespace) -> None:
     """Do what the arguments ask of the datasets of CoOp's layout."""
-    commands = {"fewshot": show_fewshot, "splits": make_splits, "sentences": check_sentences}
+    commands = {"fewshot": show_fewshot, "sentences": check_sentences}
     choose = commands.get((args.names or [""])[0])
     names = args.names[1:] if choose else args.names
     every = "all" in names or (not args.names and (args.list or args.check))

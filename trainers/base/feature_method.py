@@ -151,7 +151,7 @@ class FeatureMethod(Method):
             fault = (
                 f"{type(self).__name__} has no training image of {self.class_names[min(missing)]!r}"
             )
-            raise UsageError(fault, "give each class one in DATASET.NUM_SHOTS, or use SSText")
+            raise UsageError(fault, "give each class one, or use SSText")
 
     # The model
 
@@ -225,7 +225,6 @@ class FeatureMethod(Method):
         as in CoOp's code. Raises UsageError if the dataset has no validation images."""
         dataset = self.images.dataset
         shots = self.cfg.DATASET.NUM_SHOTS
-        shots = shots if isinstance(shots, int) else 4
         if getattr(self.settings, "CHOOSE_ON", "validation") == "oracle":
             return dataset.test
         if not dataset.val:

@@ -80,10 +80,8 @@ def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRSche
 
 
 def shots_of(method: Method) -> int:
-    """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used, or
-    numbers by class.
-    """
+    """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used."""
     shots = method.cfg.DATASET.NUM_SHOTS
-    if isinstance(shots, int) and shots > 0:
+    if shots > 0:
         return shots
     return max(1, round(method.n_train / max(1, len(method.class_names))))

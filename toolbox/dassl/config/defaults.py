@@ -40,7 +40,7 @@ def is_ascending(values):
 
 
 SHARES = Accepts(tuple[float, float], 0.0001, 1, "ascending", is_ascending)
-SHOTS = Accepts(int | list[int] | str, -1, 1_000_000, "not 0; -1: all images", bool)
+SHOTS = Accepts(int, -1, 1_000_000, "not 0; -1: all images", bool)
 SETTINGS = {  # name: (default, what it accepts, its meaning)
     "VERSION": (1, COUNT, "of the form of the files"),
     "OUTPUT_DIR": ("./output", TEXT, "log, checkpoints and TensorBoard events"),
@@ -106,11 +106,7 @@ SETTINGS = {  # name: (default, what it accepts, its meaning)
     "DATASET.NAME": ("", TEXT, "name of its class"),
     "DATASET.SOURCE_DOMAINS": ((), TEXTS, "of datasets with domains"),
     "DATASET.TARGET_DOMAINS": ((), TEXTS, "of datasets with domains"),
-    "DATASET.NUM_SHOTS": (
-        -1,
-        SHOTS,
-        "images per class; a list, or a JSON file: a number for each class",
-    ),
+    "DATASET.NUM_SHOTS": (-1, SHOTS, "images per class"),
     "DATALOADER.NUM_WORKERS": (4, Accepts(int, 0, 256), "processes that read training images"),
     "DATALOADER.K_TRANSFORMS": (1, Accepts(int, 1, 100), "augmented views per training image"),
     "DATALOADER.RETURN_IMG0": (False, FLAG, "also return the image without augmentation"),
