@@ -5,6 +5,7 @@ checksum.
 import json
 import re
 import shlex
+import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from dassl.engine import TRAINER_REGISTRY
 from marks import of_json
+from method_checks import assert_method_works
 
 from common.start import ROOT
 from inference import export, predict
@@ -22,7 +24,6 @@ from runs import calibrate_command as calibrate
 from studies import command as study
 from trainers import methods
 from trainers.base import method_file, plugin
-from trainers.base.checks import assert_method_works
 from trainers.base.method_file import load_method_file
 
 METHOD = """
@@ -184,10 +185,22 @@ EXAMPLES = {  # file -> the method that it registers, and settings
 
 def test_every_block_of_the_page_is_an_example_that_runs_here_or_in_test_docs():
     assert sorted(FILES) == sorted(
-        ["mine/Growing/small.yaml", *(f"mine/{name}.py" for name in EXAMPLES)]
+        [
+            "mine/Growing/small.yaml",
+            "mine/test_growing.py",
+            *(f"mine/{name}.py" for name in EXAMPLES),
+        ]
     )
     # The other blocks: commands, and a diagram
-    assert PAGE.count("```") == 2 * (len(FILES) + 2) and len(PAGE.splitlines()) <= 300
+    assert PAGE.count("```") == 2 * (len(FILES) + 2) and len(PAGE.splitlines()) <= 315
+
+
+def test_the_test_of_the_page_runs_in_a_folder_of_its_own(tmp_path):
+    for name in ("growing", "test_growing"):
+        (tmp_path / f"{name}.py").write_text(FILES[f"mine/{name}.py"])
+    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
 
 
 def check_example(files, file, tmp_path):

@@ -4,16 +4,13 @@ computes in.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import CLIP, ClipError, WithAdded, image_tower, load_backbone
+from clip import CLIP, ClipError, image_tower, load_backbone
 from common.errors import UsageError
-
-from .prompted import PromptedCLIP
 
 if TYPE_CHECKING:
     from .method import Method
@@ -29,7 +26,7 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
     on `method.device` already is not moved, so that other models may compute with it meanwhile.
 
     Args:
-        method: a trainer, or the method of a prediction.
+        method: of a run, a fit or a prediction.
         towers: the form of the towers, a key of `clip.TOWERS`.
         clip: the backbone, if it is loaded already.
 
@@ -115,41 +112,3 @@ def print_backbone(cfg: CfgNode, clip: CLIP, precision: str, device: torch.devic
                 f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with "
                 f"{list(trained)}"
             )
-
-
-def untrained(model: PromptedCLIP) -> list[str]:
-    """The tensors of the prompt learner and its parts that require gradients, but
-    are not Parameters.
-    """
-    loose = []
-    for part in model.prompt_learner.modules():
-        attributes = {**vars(part), **dict(part.named_buffers(recurse=False))}
-        attributes.pop("_parameters")
-        for name, value in attributes.items():
-            values = value.values() if isinstance(value, dict) else value
-            if not isinstance(value, dict | list | tuple):
-                values = [value]
-            if any(isinstance(x, Tensor) and x.requires_grad for x in values):
-                loose.append(f"{type(part).__name__}.{name}")
-    return loose
-
-
-def unregistered(model: PromptedCLIP) -> list[str]:
-    """The tensors of a private copy of the backbone that a method has added, and that its prompt
-    learner lacks.
-    """
-    registered = set()
-    for part in (model, model.frozen):
-        registered |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
-    added: list[Any] = [model.clip]
-    for module in model.clip.modules():
-        added.append(getattr(module, "adapter", None))
-        if isinstance(module, WithAdded):
-            added.append(getattr(module.change, "__self__", module.change))
-    missing = []
-    for part in added:
-        if isinstance(part, nn.Module):
-            tensors = (*part.named_parameters(), *part.named_buffers())
-            names = [name for name, tensor in tensors if id(tensor) not in registered]
-            missing += [f"{type(part).__name__}.{name}" for name in names]
-    return missing
