@@ -32,7 +32,7 @@ STEP = 2
 NEIGHBOURS = 32  # images that are compared with an image: those with the most similar features
 QUERIES = 256  # images whose neighbours in other classes show how similar other scenes are
 NULL_NEIGHBOURS = 16  # of each of them
-NOT_COPIES = 0.99  # the share of these that must not look like copies
+NOT_COPIES = 0.97  # the share of these that must not look like copies
 # Of the threshold
 LEAST = 0.5
 MOST = 0.8
@@ -43,7 +43,7 @@ BANDS = 0.7, 0.85  # times the threshold: where two bands of pairs begin that ar
 SPOTS = 0.05
 NOISE = 4.0  # levels of grey that may part two copies
 PLAIN = 0.8  # similarity of an image with itself after noise: copies of others are recognised
-# Of pictures that are not plain: so many at least say how many images show one scene; and the
+# Of images that are not in doubt: so many at least say how many images show one scene; and the
 # share of scenes among images if there are fewer
 LEAST_KNOWN = 10
 USUAL_SHARE = 1 / 3
@@ -259,14 +259,14 @@ class NearCopies:
         threshold: the similarity from which on two images are near-copies; found on images of
             different classes.
         plain: (images,), whether an image has too little structure for its copies to be recognised.
-        uncertain: pairs of plain images of one class that may be near-copies, the most similar
-            ones first.
+        alike: pairs of images of one class that are near-copies or may be some, as they are plain
+            or a little less similar; the most similar ones first.
     """
 
     pairs: Pairs
     threshold: float
     plain: NDArray[np.bool_]
-    uncertain: Pairs
+    alike: Pairs
 
     @classmethod
     def of(
@@ -286,33 +286,38 @@ class NearCopies:
         unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
         threshold = threshold_of(signatures, unit, labels)
         joined = []
-        uncertain = []
+        alike = []
         for label in np.unique(labels):
             places = np.flatnonzero(labels == label)
             compared = places[pairs_of(neighbours(unit[places]))]
             scores = similarities(signatures, compared)
             joined.append(compared[scores > raised(threshold, scores)])
-            are_plain = plain[compared].all(axis=1)
-            uncertain.append(by_likeness(compared[are_plain], scores[are_plain], unit))
-        return cls(np.concatenate(joined), threshold, plain, np.concatenate(uncertain))
+            possible = plain[compared].all(axis=1) | (scores > BANDS[0] * threshold)
+            alike.append(by_likeness(compared[possible], scores[possible], unit))
+        return cls(np.concatenate(joined), threshold, plain, np.concatenate(alike))
 
     def guessed(
         self, groups: NDArray[np.int64], labels: NDArray[Any], inside: NDArray[np.bool_]
     ) -> Pairs:
-        """Pairs of plain images `inside` (images,) that leave these as many groups, for each image,
-        as the other images have.
+        """Pairs of images `inside` (images,) with which each class has as many groups, for each
+        image, as the other images. One image of a pair is plain or, where most images have copies,
+        has none.
 
         Args:
             groups: (images,), by pairs that are certain.
             labels: (images,).
         """
-        plain = self.plain & inside
-        known = np.bincount(groups, inside)[groups[inside & ~plain]]
+        size = np.bincount(groups, inside)[groups]
+        recognised = inside & ~self.plain
+        usual = np.median(size[recognised]) if recognised.any() else 1
+        is_stray = (size <= max(1, usual / 3)) & (usual >= 2)
+        uncertain = inside & (self.plain | is_stray)
+        known = size[inside & ~uncertain]
         share = float(np.mean(1 / known)) if len(known) >= LEAST_KNOWN else USUAL_SHARE
-        pairs = self.uncertain[plain[self.uncertain].all(axis=1)]
+        pairs = self.alike[inside[self.alike].all(axis=1) & uncertain[self.alike].any(axis=1)]
         found = [NO_PAIRS]
-        for label in np.unique(labels[plain]):
-            of_class = plain & (labels == label)
+        for label in np.unique(labels[uncertain]):
+            of_class = inside & (labels == label)
             own = pairs[of_class[pairs[:, 0]]]
             wanted = max(2, round(share * of_class.sum()))
             found.append(merged(groups, of_class, own, wanted, LARGEST / share))

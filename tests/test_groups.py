@@ -129,6 +129,26 @@ def test_plain_images_stay_apart_where_other_images_have_no_copies(random_seed):
     assert len(found.guessed(np.arange(24), labels, np.ones(24, dtype=bool))) == 0
 
 
+def test_where_most_images_have_copies_the_others_join_their_like():
+    """Of every third scene one copy is a part, too small to be surely recognised; one class has no
+    copies, and looks like none.
+    """
+    rng = np.random.default_rng(1)
+    scenes = [picture(rng, 0) for _ in range(24)]
+    box = (0, 0, 53, 53)
+    crops = [scene.crop(box).resize((64, 64), Image.Resampling.BICUBIC) for scene in scenes[::3]]
+    alone = [picture(rng, 2) for _ in range(8)]
+    images = [*scenes, *map(shifted, scenes), *crops, *alone]
+    labels = np.r_[np.tile(np.arange(24) % 2, 2), np.arange(0, 24, 3) % 2, np.full(8, 2)]
+    found = near_copies(images, labels)
+    certain = copies.components(64, [found.pairs])
+    guessed = found.guessed(certain, labels, np.ones(64, dtype=bool))
+    groups = copies.components(64, [found.pairs, guessed])
+    before, after = (np.sum(found[48:56] == found[:24:3]) for found in (certain, groups))
+    assert after > before + 2
+    assert len(np.unique(groups[56:])) > 5  # twice as many as by the share of the other classes
+
+
 def test_a_spot_in_front_of_a_scene_hides_few_copies():
     joined = []
     for seed in range(6):  # one draw finds 30 to 95% of the copies
