@@ -77,7 +77,11 @@ def add_behaviour(parser: Parser) -> None:
     add = parser.add_argument
     add("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
     add("--model-dir", default="", help="output folder of the run to test")
-    add("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
+    text = (
+        "the epoch to test (default: model-best.pth.tar; without one, the newest epoch, but for "
+        "trainers of your own, which need it)"
+    )
+    add("--load-epoch", type=int, help=text)
     text = (
         "datasets of out-of-distribution images to detect in the test (new: its new classes, "
         "for base ones)"

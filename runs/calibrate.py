@@ -14,6 +14,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from common.arrays import read_arrays
 from common.errors import UsageError, check_dataset_name
+from common.files import check_regular
 from common.names import plain, printable
 from common.run_files import RESULTS_FILE
 from inference.arguments import check_exists
@@ -93,6 +94,7 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     """Fit the calibration of one model, write it, and print what it changes on the images of the
     run's test.
     """
+    check_regular(folder, "folder")
     dataset = dataset_of(folder)
     classifier = model_in(folder, dataset, args)
     seen = seen_images(folder, dataset, classifier.method, args.accept_unknown_images)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from common.files import check_no_link, write_text
+from common.files import check_no_link, check_regular, write_text
 from common.names import csv_cell, printable
 from common.results import RunResult
 from common.start import Parser, at_least, of_project
@@ -152,6 +152,7 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     folder = study.output / "studies" / args.file.stem
     check_no_link(folder, study.output)
     folder.mkdir(parents=True, exist_ok=True)
+    check_regular(folder, "output of the study")
     return summary, folder
 
 

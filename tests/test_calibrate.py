@@ -251,6 +251,14 @@ def test_test_images_mark_a_calibration(calibrated, command, eurosat, tmp_path):
     assert calibration_in(folder).test_images == 12
 
 
+def test_a_folder_with_a_link_is_not_calibrated(calibrated, command, tmp_path):
+    folder = shutil.copytree(calibrated, tmp_path / "run")
+    before = (folder / CALIBRATION).read_bytes()
+    (folder / "notes.txt").symlink_to(tmp_path / "elsewhere")
+    assert f"{folder}/notes.txt is a link" in command(calibrate, folder).error
+    assert (folder / CALIBRATION).read_bytes() == before
+
+
 def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, tmp_path):
     folder = shutil.copytree(calibrated, tmp_path / "run")
 
