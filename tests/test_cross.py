@@ -314,5 +314,5 @@ def test_one_model_after_another(photos, paths, tiny, fitting, tmp_path):
     restored = Classifier.load(tmp_path / "saved", **options)
     restored.partial_fit(paths[1:2], labels[1:2])
     assert restored.update_ == FITTED_AGAIN
-    with one_line("sets='cross' need images"):
+    with one_line("sets='cross' needs images"):
         Classifier(backbone=None, sets="cross").fit(np.eye(4), [0, 0, 1, 1])

@@ -80,7 +80,6 @@ def test_terminal_has_few_lines_and_the_log_has_the_published_ones(
     ("facts", "run"),
     [
         ({"shots": 1, "seed": 0}, "CoOp on EuroSAT 1 shots seed 0"),
-        ({"shots": [1, 2]}, "CoOp on EuroSAT with shots by class"),
         ({"method": "TDA+CoOp"}, "TDA+CoOp on EuroSAT"),
     ],
 )
