@@ -32,7 +32,7 @@ from torch import Tensor
 from benchmarks.real import images as sets
 from common.errors import UsageError
 from common.start import Parser
-from datasets import copies
+from datasets import image_facts
 from fit import groups
 from fit.candidates import CANDIDATES, COMPUTED, SENTENCES
 from fit.decision import decide_among
@@ -211,7 +211,7 @@ def examples_of(
     x = features(heads, images)
     listed = [Photo(str(place), heads.names[label]) for place, label in enumerate(labels.tolist())]
     rows = {
-        photo.path: Row("", copies.signature(image), copies.Taken(), feature)
+        photo.path: Row("", image_facts.signature(image), image_facts.Taken(), feature)
         for photo, image, feature in zip(listed, images, x, strict=True)
     }
     photos = Photos(listed, heads.names, {}, []).in_groups(groups.find(listed, rows))

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UsageError
 from common.names import plain, printable
-from datasets import copies
+from datasets import image_facts
 from datasets.image_folder import PARTS
 from inference.bank import Bank, BankFiles
 
@@ -130,9 +130,9 @@ def row_of(known: Mapping[str, Any]) -> "Row":
 
     from .features import Row
 
-    signature = np.zeros(copies.SHAPE, dtype=np.int8)
+    signature = np.zeros(image_facts.SHAPE, dtype=np.int8)
     if "signature" in known:
-        signature = np.array(known["signature"], dtype=np.int8).reshape(copies.SHAPE)
-    taken = copies.Taken(known.get("camera", 0), known.get("second", float("nan")))
+        signature = np.array(known["signature"], dtype=np.int8).reshape(image_facts.SHAPE)
+    taken = image_facts.Taken(known.get("camera", 0), known.get("second", float("nan")))
     pixels = known.get("pixels_sha256") or known["sha256"]
     return Row(pixels, signature, taken, torch.from_numpy(known["before"].copy()))

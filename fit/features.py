@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from clip.digest import Key
 from common.cache import DIGEST, DiskCache, Table
-from datasets import copies
+from datasets import image_facts
 from inference.batches import Reader, read_batch
 from inference.classifier import PromptedClassifier
 from inference.images import in_threads
@@ -37,8 +37,8 @@ class Row(NamedTuple):
     """An image's facts in the bank."""
 
     pixels_sha256: str  # of its decoded pixels
-    signature: NDArray[np.int8]  # `copies.signature`
-    taken: copies.Taken  # by which camera, and when
+    signature: NDArray[np.int8]  # `image_facts.signature`
+    taken: image_facts.Taken  # by which camera, and when
     feature: Tensor  # (width,)
 
 
@@ -164,7 +164,7 @@ class Features:
         found = {}
         for key, row in self.table.get(bytes.fromhex(key) for key in keys).items():
             pixels = row["pixels"].tobytes().hex()
-            taken = copies.Taken(int(row["camera"]), float(row["second"]))
+            taken = image_facts.Taken(int(row["camera"]), float(row["second"]))
             feature = torch.from_numpy(row["feature"].copy())
             found[key.hex()] = Row(pixels, row["signature"].copy(), taken, feature)
         return found
@@ -173,5 +173,9 @@ class Features:
 def row_type(width: int) -> np.dtype[Any]:
     """The bytes of an image in the table."""
     hashes = [("key", np.uint8, DIGEST), ("pixels", np.uint8, DIGEST)]
-    look = [("signature", np.int8, copies.SHAPE), ("camera", np.uint64), ("second", np.float64)]
+    look = [
+        ("signature", np.int8, image_facts.SHAPE),
+        ("camera", np.uint64),
+        ("second", np.float64),
+    ]
     return np.dtype([*hashes, *look, ("feature", np.float32, width)])

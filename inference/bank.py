@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from common.errors import UsageError, one_line
 from common.lock import LOCK, is_locked
 from common.text import read_json
-from datasets.copies import SHAPE
+from datasets.image_facts import SHAPE
 
 from .outputs import opened, parts_of
 

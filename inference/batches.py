@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.errors import MissingFileError, UsageError
 from common.text import read_bytes
-from datasets.copies import Look
+from datasets.image_facts import Look
 
 from .addresses import Image, UnreachableError
 from .bank import BankFiles

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from common.errors import UsageError
 from common.files import checksum, replacing
 from common.start import Parser, at_least, path, required_packages
-from datasets.copies import SHAPE, Look, Taken
+from datasets.image_facts import SHAPE, Look, Taken
 
 from .addresses import Image, source
 from .arguments import add_image_options, add_model_options, check_exists, load_options

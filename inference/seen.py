@@ -1,7 +1,7 @@
 """seen.npz beside a model: the images that it has seen, and what for. A calibration asks it.
 
 It holds no image, but a checksum and, unless it was published, a signature of each
-(datasets/copies.py).
+(datasets/image_facts.py).
 """
 
 import io
@@ -21,7 +21,7 @@ from common.arrays import read_arrays
 from common.errors import UsageError
 from common.files import write_bytes
 from common.results import SEEN
-from datasets import copies
+from datasets import copies, image_facts
 
 from .images import in_threads
 
@@ -30,7 +30,7 @@ ROLES = ("learned", "chosen", "calibrated", "tested", "unlabelled")
 DIGEST = 16  # bytes of the SHA-256 of an image's pixels
 SHAPES = {
     "digest": (np.uint8, (DIGEST,)),
-    "signature": (np.int8, copies.SHAPE),
+    "signature": (np.int8, image_facts.SHAPE),
     "label": (np.int32, ()),
 }
 SHAPES |= {"group": (np.int32, ()), "role": (np.uint8, ())}
@@ -48,7 +48,7 @@ class SeenImages:
 
     Attributes:
         digest: (images, DIGEST), the first bytes of the SHA-256 of the pixels.
-        signature: (images, *copies.SHAPE); all 0 where it is not known.
+        signature: (images, *image_facts.SHAPE); all 0 where it is not known.
         label: (images,), places in the class names of the model.
         group: (images,): images of one scene have one number. Those of other roles have numbers of
             their own.
@@ -70,11 +70,11 @@ class SeenImages:
         role: str,
         groups: Iterable[int] | None = None,
     ) -> Self:
-        """Images of one role, by the SHA-256 of their pixels (`copies.pixels_sha256`)."""
+        """Images of one role, by the SHA-256 of their pixels (`image_facts.pixels_sha256`)."""
         bytes_of_images = [list(bytes.fromhex(each)[:DIGEST]) for each in sha256]
         count = len(bytes_of_images)
         digests = np.array(bytes_of_images, dtype=np.uint8).reshape(count, DIGEST)
-        looks = np.array(signatures, dtype=np.int8).reshape(count, *copies.SHAPE)
+        looks = np.array(signatures, dtype=np.int8).reshape(count, *image_facts.SHAPE)
         numbers = np.fromiter(range(count) if groups is None else groups, np.int32)
         roles = np.full(count, ROLES.index(role), dtype=np.uint8)
         return cls(digests, looks, np.fromiter(labels, np.int32), numbers, roles)
@@ -121,7 +121,7 @@ class SeenImages:
             threshold = self.threshold(own)
             for place in asked:
                 pairs = np.stack([np.full(len(own), place), own], axis=1)
-                scores = copies.similarities(images.signature, pairs, self.signature)
+                scores = image_facts.similarities(images.signature, pairs, self.signature)
                 found[place] = bool((scores > threshold).any())
         return found
 
@@ -133,7 +133,9 @@ class SeenImages:
             return KNOWN
         some = own[copies.evenly(len(own), MOST_COMPARED)]
         first, second = np.triu_indices(len(some), 1)
-        scores = copies.similarities(self.signature, np.stack([some[first], some[second]], axis=1))
+        scores = image_facts.similarities(
+            self.signature, np.stack([some[first], some[second]], axis=1)
+        )
         same_scene = self.group[some[first]] == self.group[some[second]]
         scores[same_scene | (scores > SURELY)] = 0
         nearest = np.zeros(len(some))
@@ -182,7 +184,7 @@ class NotedImages:
         self.max_pixels = max_pixels
         count = len(paths)
         self.digest = torch.zeros(count, DIGEST, dtype=torch.uint8).share_memory_()
-        self.signature = torch.zeros(count, *copies.SHAPE, dtype=torch.int8).share_memory_()
+        self.signature = torch.zeros(count, *image_facts.SHAPE, dtype=torch.int8).share_memory_()
         self.is_noted = torch.zeros(count, dtype=torch.bool).share_memory_()
 
     def note(self, path: str, image: Image.Image) -> None:
@@ -195,10 +197,10 @@ class NotedImages:
         with suppress(Exception):  # damaged EXIF data of a good image
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 image = ImageOps.exif_transpose(image)
-        sha256 = bytes.fromhex(copies.pixels_sha256(image))
+        sha256 = bytes.fromhex(image_facts.pixels_sha256(image))
         self.digest[place] = torch.tensor(list(sha256[:DIGEST]), dtype=torch.uint8)
         if place < self.with_signature:
-            self.signature[place] = torch.from_numpy(copies.signature(image))
+            self.signature[place] = torch.from_numpy(image_facts.signature(image))
         self.is_noted[place] = True  # last, as a worker may be killed
 
     def read(self, items: Sequence[Any]) -> None:

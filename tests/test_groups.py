@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from PIL.ExifTags import IFD, Base
 from scipy.ndimage import gaussian_filter
 
-from datasets import copies
+from datasets import copies, image_facts
 from datasets.preparing.own_images import check_folder
 from fit import choice, report
 from fit.rows import Photo
@@ -56,7 +56,7 @@ KINDS = {
 
 
 def near_copies(images, labels):
-    signatures = np.stack([copies.signature(image) for image in images])
+    signatures = np.stack([image_facts.signature(image) for image in images])
     features = np.stack([np.asarray(image.resize((4, 4))).ravel() for image in images]).astype(
         np.float32
     )
@@ -175,19 +175,19 @@ def test_one_image_has_no_near_copies():
 def test_memory_of_the_search_grows_with_the_images_alone(monkeypatch, random_seed):
     rng = np.random.default_rng(random_seed)
     compared = []
-    original = copies.similarity
+    original = image_facts.similarity
     monkeypatch.setattr(
-        copies,
+        image_facts,
         "similarity",
         lambda a, b: compared.append(len(a)) or original(a[:1], b[:1]).repeat(len(a)),
     )
     counts = []
     for images in (500, 2000):
-        signatures = rng.integers(-127, 128, (images, *copies.SHAPE)).astype(np.int8)
+        signatures = rng.integers(-127, 128, (images, *image_facts.SHAPE)).astype(np.int8)
         features = rng.normal(size=(images, 16)).astype(np.float32)
         copies.NearCopies.of(signatures, features, np.arange(images) % 2)
         counts.append(sum(compared))
-        assert max(compared) <= copies.BLOCK
+        assert max(compared) <= image_facts.BLOCK
         compared.clear()
     assert counts[1] < 5 * counts[0]
 
@@ -203,9 +203,16 @@ def test_photos_of_one_camera_within_seconds_are_a_burst():
             details[Base.SubsecTimeOriginal] = fraction
         file = io.BytesIO()
         image.save(file, "JPEG", exif=exif)
-        return copies.taken(Image.open(file).convert("RGB"))
+        return image_facts.taken(Image.open(file).convert("RGB"))
 
-    photos = [photo(0), photo(2), photo(30), photo(1, "B"), copies.Taken(), photo(33, fraction="5")]
+    photos = [
+        photo(0),
+        photo(2),
+        photo(30),
+        photo(1, "B"),
+        image_facts.Taken(),
+        photo(33, fraction="5"),
+    ]
     assert photos[5].second - photos[2].second == 3.5
     assert copies.bursts(photos, [0] * 6).tolist() == [[0, 1]]
     assert copies.bursts(photos, [0, 1, 0, 0, 0, 0]).tolist() == []

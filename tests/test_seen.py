@@ -14,7 +14,7 @@ from PIL import Image
 from test_groups import CLASSES, KINDS, picture
 
 import inference.seen
-from datasets import copies
+from datasets import image_facts
 from inference import export
 from inference.seen import ROLES, SeenImages
 from runs import calibrate_command as calibrate
@@ -192,7 +192,7 @@ def test_other_pictures_of_one_layout_are_no_near_copies():
     def ring():
         wave = 60 * np.sin(np.hypot(x, y) * rng.uniform(0.6, 1.4))[..., None] * np.ones(3)
         pixels = 128 + wave + rng.normal(0, 15, (64, 64, 3))
-        return copies.signature(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+        return image_facts.signature(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
 
     def rings(numbers, role):
         hashes = [f"{number:064x}" for number in numbers]
@@ -207,8 +207,8 @@ def test_other_pictures_of_one_layout_are_no_near_copies():
 def test_the_ledger_keeps_roles_groups_and_no_picture_when_published(tmp_path):
     rng = np.random.default_rng(1)
     images = [picture(rng, number % 3) for number in range(6)]
-    signatures = [copies.signature(image) for image in images]
-    hashes = [copies.pixels_sha256(image) for image in images]
+    signatures = [image_facts.signature(image) for image in images]
+    hashes = [image_facts.pixels_sha256(image) for image in images]
     first = SeenImages.of(hashes[:4], signatures[:4], [0, 1, 2, 0], "learned", [0, 0, 1, 2])
     second = SeenImages.of(hashes[4:], signatures[4:], [1, 2], "tested")
     both = first + second
@@ -226,8 +226,8 @@ def test_the_ledger_keeps_roles_groups_and_no_picture_when_published(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "type", "role", "missing", "large"])
 def test_a_damaged_ledger_is_one_line(damage, tmp_path, monkeypatch):
     images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(3)]
-    signatures = map(copies.signature, images)
-    hashes = map(copies.pixels_sha256, images)
+    signatures = map(image_facts.signature, images)
+    hashes = map(image_facts.pixels_sha256, images)
     SeenImages.of([*hashes], [*signatures], [0, 1, 1], "learned").write(tmp_path)
     file = tmp_path / "seen.npz"
     arrays = dict(np.load(file))

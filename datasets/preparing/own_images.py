@@ -21,7 +21,7 @@ from common.files import write_bytes
 from common.names import as_clip_reads, check_known_names, plain, printable
 from common.text import read_json
 
-from .. import copies
+from .. import copies, image_facts
 from ..base import Items, same_names
 from ..folders import files_below, is_image
 from ..image_folder import PARTS, ImageFolder
@@ -315,8 +315,8 @@ def pixels_of(
         except OSError as error:
             reason = str(error).replace(repr(path), "it").replace("the image it", "it")
             return None, reason if os.path.exists(path) else "it is a link to a file that is gone"
-        digest = bytes.fromhex(copies.pixels_sha256(image))
-        return ComparedFacts(digest, copies.signature(image), copies.colours(image)), ""
+        digest = bytes.fromhex(image_facts.pixels_sha256(image))
+        return ComparedFacts(digest, image_facts.signature(image), image_facts.colours(image)), ""
 
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
         yield from tqdm(
