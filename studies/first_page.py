@@ -143,6 +143,6 @@ def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str
         return f"The {len(seeds)} seeds show that it is better ({shown})."
     return (
         f"The seeds do not show that it is better ({shown}): with {len(seeds)} "
-        f"seeds only a difference above {least:.1f} points of this mean {part} over all datasets "
+        f"seeds only a difference above {least:.1f} points of this mean over all datasets "
         "would show (of one dataset, a larger one: tools/compare.py)."
     )

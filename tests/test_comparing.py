@@ -73,6 +73,8 @@ def test_sentences_have_the_numbers_of_an_independent_computation(runs, command)
         assert f"p = {stats.binomtest(mine, mine + other).pvalue:.3g}" in printed
     low, high = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
     assert f"95% interval {low:+.2f} to {high:+.2f} (paired t)" in printed
+    least = smallest_difference(list(by_seed))
+    assert f"that 3 such seeds can show on these images: {least:.2f} points" in printed
     assert "do not show which" not in printed
     one = compared("MPL/seed1", "CoOp/seed1")
     assert f"Difference: {by_seed[0]:+.2f} points" in one and "of this seed only" in one

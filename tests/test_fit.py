@@ -109,6 +109,15 @@ def test_a_model_of_other_images_is_replaced_on_request_alone(
     assert read(tmp_path / "model")["names"] == sorted(folder.name for folder in others.iterdir())
 
 
+def test_the_report_promises_an_error_only_where_the_images_are_enough(fitting, photos, tmp_path):
+    fitting.works(photos, *QUICK)
+    page = (tmp_path / "model/report.html").read_text()
+    assert "it says whether these images are enough to promise that" in page
+    fitting.works(photos, "--max-error", 2, *QUICK)
+    page = (tmp_path / "model/report.html").read_text()
+    assert "cannot promise the asked error" in page and "of the answers are wrong" not in page
+
+
 def test_a_link_in_the_folder_of_a_fit_is_not_copied(fitting, photos, tiny, tmp_path):
     fitting.works(photos, *QUICK)
     (tmp_path / "secret").write_text("secret")

@@ -12,6 +12,7 @@ from scipy import stats
 
 from common.start import ROOT
 from configs.methods import methods as facts
+from studies.comparing import smallest_difference
 from studies.first_page import headlines, overview
 from studies.render import Cell, build_tables, markdown
 from studies.report import versions
@@ -85,6 +86,19 @@ def test_intervals_and_tests_of_the_average_h_are_of_the_same_h(tmp_path):
     assert row["interval"] == pytest.approx((-high, -low))
     assert row["difference"] == pytest.approx(45 - sum(h) / 3)
     assert row["p_seeds"] == pytest.approx(test.pvalue)
+
+
+def test_seeds_that_show_nothing_say_of_which_mean_a_difference_would_show(tmp_path):
+    drawn = {"CoOp": (61, 53, 69), "MPL": (60, 60, 60)}
+
+    def accuracy(run):
+        return drawn[run.variant.name][run.seed - 1]
+
+    study = study_of(tmp_path, TWO, datasets=PAIR, seeds=(1, 2, 3))
+    (sentence,) = headlines(summarise(study, accuracy))
+    least = smallest_difference([1, -7, 9])
+    assert f"difference above {least:.1f} points of this mean over all datasets" in sentence
+    assert "of one dataset, a larger one" in sentence
 
 
 def test_the_seeds_of_an_average_have_all_datasets(tmp_path):
