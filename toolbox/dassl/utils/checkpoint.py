@@ -269,17 +269,17 @@ def check_finite(state, names, what):
 
 
 def _fitting_state(target, state):
-    """A state of an optimiser or a scheduler, checked by `matching_state`, as torch would take that
-    of another class.
+    """A state of an optimiser or a scheduler with the entries of this run's.
 
     An optimiser keeps this run's `KERNELS`: a checkpoint may be of another device.
     """
     current = target.state_dict()
     if not isinstance(target, torch.optim.Optimizer):
-        return matching_state(current, state)
-    groups = matching_state(current["param_groups"], state["param_groups"], "param_groups")
-    for group, this_group in zip(groups, current["param_groups"], strict=True):
-        group |= {key: this_group[key] for key in KERNELS if key in this_group}
+        return matching_entries(current, state)
+    groups = []
+    for this_group, group in zip(current["param_groups"], state["param_groups"], strict=True):
+        kernels = {key: this_group[key] for key in KERNELS if key in this_group}
+        groups.append(matching_entries(this_group, group) | kernels)
     parameters = [parameter for group in target.param_groups for parameter in group["params"]]
     for index, entries in state["state"].items():
         for key, value in entries.items():
@@ -299,66 +299,30 @@ def _is_state_of(parameter, key, value):
             else value is None and key == "momentum_buffer"
         )
     shape = torch.Size() if key == "step" else parameter.shape
-    if (
-        value.layout != torch.strided
-        or value.device.type == "meta"
-        or not value.is_floating_point()
-    ):
+    if value.layout != torch.strided or not value.is_floating_point():
         return False
     return value.shape == shape and bool(torch.isfinite(value).all())
 
 
-def matching_state(current, value, name=""):
-    """A part of a checkpoint, checked to have the form of `current`, the same part of what this run
-    would save now.
+def matching_entries(current, saved):
+    """The entries of a state in a checkpoint that `current`, what this run would save now, has.
 
-    Entries of dicts that `current` lacks are left out. Flags (None or a bool in `current`) and
-    private entries may be missing, because they differ between versions of torch. The values of
-    `current` are used then.
-
-    Args:
-        current: nested dicts and lists of tensors, numbers, flags and strings.
-        value: from a checkpoint.
-        name (str): of the part, for errors.
-
-    Raises ValueError if the form differs.
+    Flags (None or a bool in `current`) and private entries may be missing, because they differ
+    between versions of torch. The values of `current` are used then. Raises ValueError if another
+    one is missing.
     """
-    value = vars(value) if isinstance(value, PickledObject) else value
-    if isinstance(current, dict) and isinstance(value, dict):
-        for key in current.keys() - value.keys():
-            if not (isinstance(current[key], bool | None) or str(key).startswith("_")):
-                raise ValueError(f"it has no {name}.{key}")
-        saved = {
-            key: matching_state(current[key], value[key], f"{name}.{key}")
-            for key in current
-            if key in value
-        }
-        return type(current)({**current, **saved})
-    if (
-        isinstance(current, (list, tuple))
-        and isinstance(value, (list, tuple))
-        and len(value) == len(current)
-    ):
-        return type(current)(
-            matching_state(*pair, f"{name}.{i}")
-            for i, pair in enumerate(zip(current, value, strict=True))
-        )
-    if not _fits(current, value):
-        raise ValueError(f"{name} has another form")
-    return value
-
-
-def _fits(current, value):
-    """Whether a tensor, number, flag or string of a checkpoint may replace the present one."""
-    if isinstance(current, torch.Tensor):
-        if not isinstance(value, torch.Tensor):
-            return False
-        return value.shape == current.shape and value.dtype == current.dtype
-    if isinstance(current, bool | None) and value is None:
-        return True
-    if isinstance(current, numbers.Real | None):
-        return isinstance(value, numbers.Real)
-    return isinstance(current, str) and value == current
+    saved = vars(saved) if isinstance(saved, PickledObject) else saved
+    if not isinstance(current, dict):
+        return saved
+    entries = {}
+    for key, value in current.items():
+        if key in saved:
+            entries[key] = matching_entries(value, saved[key])
+        elif isinstance(value, bool | None) or str(key).startswith("_"):
+            entries[key] = value
+        else:
+            raise ValueError(f"it has no {key}")
+    return type(current)(entries)
 
 
 def load_pretrained_weights(model, weight_path):
