@@ -156,7 +156,7 @@ def label_on_page(
     rounds = Rounds(plan, work.fit, work.ask)
     where = address_of(args.host, args.port)
     try:
-        server = Server(application(rounds, args.host), grace=0)
+        server = Server(application(rounds), args.host, grace=0)
         serve(server, args.host, args.port, f"Open http://{where}/ in a browser.")
     finally:
         rounds.closed = True

@@ -222,6 +222,11 @@ def test_the_server_describes_itself(port, classifier):
     assert {str(status) for *_, status, _ in BAD} < {*predict["responses"]}
 
 
+def test_another_site_learns_nothing_of_the_model(port):
+    status, answer = ask(port, path="/model", Host="evil.example")
+    assert status == 403 and answer.keys() == {"error"}
+
+
 BAD_JSON = [
     (b"{", "Invalid JSON"),
     (b'{"image": "%"}', "image: it is not base64"),

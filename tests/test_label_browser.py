@@ -189,7 +189,7 @@ def test_many_classes_hostile_names_and_two_tabs(labels, tab):
         page.on("pageerror", lambda error: asked_for.append(str(error)))
         page.on("console", lambda line: asked_for.append(line.location["url"]))
     seen = tab.locator("body[aria-busy=false] #image:not([hidden],[data-seen=''])")
-    with served(application(labels.rounds, "127.0.0.1")) as port:
+    with served(application(labels.rounds)) as port:
         tab.goto(f"http://127.0.0.1:{port}/")
         seen.wait_for()
         assert tab.locator("#classes button").count() == 40

@@ -64,7 +64,7 @@ def labels(tmp_path):
 @pytest.fixture
 def ask(labels):
     """`ask(path, body)` -> the status, the answer, and its headers."""
-    with served(application(labels.rounds, "127.0.0.1")) as port:
+    with served(application(labels.rounds)) as port:
 
         def ask(path, body=None, **headers):
             content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
@@ -154,10 +154,6 @@ def test_a_file_that_is_changed_meanwhile_keeps_the_changes(ask, labels):
 def test_other_sites_and_wrong_requests_are_refused(ask, labels, tmp_path):
     key = images_of(ask, "a")[0]
     wrong = [
-        {"Host": "evil.example"},
-        {"Host": "evil.example:7860"},
-        {"Host": "["},
-        {"Host": ""},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Sec_Fetch_Site": "cross-site"},
@@ -169,8 +165,7 @@ def test_other_sites_and_wrong_requests_are_refused(ask, labels, tmp_path):
         assert ask("/state?visitor=a", **headers)[0] == 403
         assert ask(f"/images/{key}", **headers)[0] == 403
     assert ask("/", Sec_Fetch_Site="cross-site")[0] == 200
-    for host in ("localhost:1", "192.168.1.2", "[::1]:80"):
-        assert ask("/state?visitor=a", Host=host)[0] == 200
+    assert ask("/state?visitor=a", Host="evil.example")[0] == 403
     labelled = [given(key, after) for after in (("reed", ""), ("", "tired"), ("red" * 1000, ""))]
     for body in (*labelled, b"{", {"visitor": "a"}):
         assert ask("/label", body)[0] == 422

@@ -218,9 +218,9 @@ def test_only_uploads_are_read(server, host, photo, tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def get(connect, path):
+def get(connect, path, **headers):
     with closing(connect()) as connection:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         return connection.getresponse().status
 
 
@@ -233,6 +233,10 @@ def test_a_visitor_cannot_save_what_a_session_holds(server):
     for path in ("gradio_api/deep_link", "gradio_api/deep_link/", "gradio_api//deep_link"):
         assert get(server, f"/{path}?session_hash={session}") == 403
     assert not list(Path(gradio.utils.get_upload_folder()).rglob("deep_links"))
+
+
+def test_another_site_does_not_get_the_page(server):
+    assert get(server, "/config", Host="evil.example") == 403
 
 
 def test_a_visitor_gets_what_the_page_needs_alone(server):

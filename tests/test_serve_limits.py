@@ -21,8 +21,8 @@ from starlette.responses import PlainTextResponse  # noqa: E402, RUF100
 from inference.serving import command as serve_command  # noqa: E402, RUF100
 from inference.serving import limits, server  # noqa: E402, RUF100
 
-HALF = b"GET / HTTP/1.1\r\nHost: x"
-STALLED = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 40000000\r\n\r\n{"
+HALF = b"GET / HTTP/1.1\r\nHost: localhost"
+STALLED = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40000000\r\n\r\n{"
 
 
 async def echo(scope, receive, send):
@@ -126,7 +126,7 @@ from inference.serving.server import Server, listen
 from test_serve_limits import echo
 with listen("127.0.0.1", 0) as listening:
     print(listening.getsockname()[1], flush=True)
-    Server(echo).run([listening])
+    Server(echo, "127.0.0.1").run([listening])
 """
 
 
@@ -259,6 +259,32 @@ def test_a_visitor_has_a_network_of_ipv6():
     first, second = map(server.visitor_of, ("2001:db8::1", "2001:db8::ffff:1"))
     assert first == second != server.visitor_of("2001:db8:0:1::1")
     assert server.visitor_of("10.0.0.1") == "10.0.0.1" != server.visitor_of("10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "["]
+)
+def test_another_name_than_the_servers_is_refused(host):
+    """A site whose name leads to this machine read what only this machine may."""
+    with served(echo) as port:
+        status, text = ask(port, Host=host)
+    assert status == 403 and "Host is another server's name" in text
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "LOCALHOST", "192.168.1.2", "[::1]:80"])
+def test_localhost_and_addresses_are_names_of_the_server(host):
+    with served(echo) as port:
+        assert ask(port, Host=host)[0] == 200
+
+
+def test_the_name_of_host_and_that_of_the_machine_are_the_servers():
+    app = server.OwnHost(echo, "Photos.lab.example")
+    assert app.is_own("photos.lab.example:7860") and app.is_own(socket.gethostname())
+
+
+def test_a_proxy_sends_any_name():
+    with served(echo, "127.0.0.1/32") as port:
+        assert ask(port, Host="models.lab.example")[0] == 200
 
 
 def test_a_wrong_proxy_is_an_error(command):

@@ -28,15 +28,17 @@ def served(app: Any, *proxies: str, host: str = "127.0.0.1") -> Iterator[int]:
     """The port at which an application is served, in another thread."""
     from inference.serving import server as serving
 
-    server = serving.Server(app, proxies, grace=0)
+    server = serving.Server(app, host, proxies, grace=0)
     with serving.listen(host, 0) as listening:
         thread = Thread(target=server.run, args=([listening],))
         thread.start()
         while not server.started:
             sleep(0.01)
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
     assert not server.all.open and not server.all.number  # nothing of a connection is left
 
 

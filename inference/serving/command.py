@@ -116,7 +116,7 @@ def api_server(
         from .server import Server
         from .service import Service
     service = Service([classifier], names or None, args.sets)
-    return Server(application(service), args.proxy)
+    return Server(application(service), args.host, args.proxy)
 
 
 def page_server(
@@ -130,4 +130,4 @@ def page_server(
         from .server import Server
     shown = names or models[0].classifier.class_names
     page = Page(models, shown, examples, args.unknown, args.sets)
-    return Server(page.application(), args.proxy, grace=0)
+    return Server(page.application(), args.host, args.proxy, grace=0)

@@ -14,12 +14,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
+from socket import gethostname
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from common.errors import UsageError
@@ -122,21 +126,58 @@ class Connection(H11Protocol):
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 
 
+class OwnHost:
+    """ASGI middleware: refuses a request whose `Host` is another name than this server's.
+
+    A browser sends the name of the site that it shows. A site can let its name lead to this
+    machine, and would then read the answers (DNS rebinding). An address is no such name.
+
+    Args:
+        name: at which the server listens.
+    """
+
+    def __init__(self, app: ASGIApp, name: str):
+        self.app = app
+        self.names = "localhost", name.lower(), gethostname().lower()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http" and not self.is_own(Headers(scope=scope).get("host", "")):
+            text = "Host is another server's name: use the address, localhost, or --host NAME"
+            app = JSONResponse({"error": text}, 403)
+        await app(scope, receive, send)
+
+    def is_own(self, authority: str) -> bool:
+        try:
+            name = urlsplit(f"//{authority}").hostname or ""
+        except ValueError:  # an address of IPv6 without its end
+            return False
+        return name in self.names or is_address(name)
+
+
+def is_address(name: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(name))
+    return False
+
+
 class Server(uvicorn.Server):
     """A server of an ASGI application.
 
     Args:
-        proxies: addresses or networks of reverse proxies, whose X-Forwarded-For is trusted.
+        host: at which it listens: an address or a name.
+        proxies: addresses or networks of reverse proxies, whose X-Forwarded-For is trusted. They
+            decide which names the server has.
         grace: seconds for open requests when the server ends.
     """
 
-    def __init__(self, app: ASGIApp, proxies: Sequence[str] = (), grace: float = GRACE):
+    def __init__(self, app: ASGIApp, host: str, proxies: Sequence[str] = (), grace: float = GRACE):
         self.grace = grace
         limit = file_limit()
         most = max(limit // 2, limit - BACKLOG - SPARE)
         self.all = Connections(min(MOST, most), proxies)
         config = uvicorn.Config(
-            app,
+            app if proxies else OwnHost(app, host),
             loop="asyncio",
             http=partial(Connection, self.all),  # type: ignore[arg-type]
             ws="none",
