@@ -13,6 +13,7 @@ REMOVED = {
     "random_clip": "--backbone small needs no download",
     "--base": "compare the state_dicts of clip.load_backbone",
     "--pool": "label images that label.py chooses; predict --together reads the others",
+    "--sets": "label images apart, and run calibrate.py on them, or MAPIE over Classifier",
     "LABELLED": "fit the images again",
     "merge": "average seeds by the tables of a study; FineTune has WISE_FT, PEFT its own merging",
 }

@@ -13,7 +13,6 @@ from .schema import Accepts
 from .text import read_json
 
 CALIBRATION = "calibration.json"  # inference.calibrated has its form
-FOLDS = "folds"  # a folder; inference.classifier writes it
 SEEN = "seen.npz"  # inference.seen has its form
 MOST_NATS = 1e6  # of a mean negative log-likelihood
 MOST_BRIER = 2.001

@@ -16,7 +16,7 @@ from datasets.base import missing_files
 
 from .images import check_named, find
 from .record import FORM, check_same_images, checksums, earlier_record, facts
-from .request import COVERAGES, GROUPS, PRIORS, SETS, FitRequest
+from .request import COVERAGES, GROUPS, PRIORS, FitRequest
 from .rows import Photo
 
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
@@ -78,8 +78,6 @@ def parse(argv: list[str] | None) -> FitRequest:
     add("--prior", choices=PRIORS, default=PRIORS[0], help=words)
     words = "whether sets (`predict --sets`) cover a share of all images, or of those of each class"
     add("--coverage-by", choices=COVERAGES, default=COVERAGES[0], help=f"{words} (default: images)")
-    words = "scores of all folds for the final model, or cross-conformal sets, with a guarantee"
-    add("--sets", choices=SETS, default=SETS[0], help=f"{words} (default: pooled)")
     add(
         "--methods",
         nargs="+",

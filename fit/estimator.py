@@ -34,7 +34,7 @@ from .labelled import check_labels, check_list, column_of, photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, PAGE, contents_of, facts, images_of, options_of, write_contents
 from .report import leaderboard
-from .request import COVERAGES, PRIORS, SETS, FitOptions, FitRequest
+from .request import COVERAGES, PRIORS, FitOptions, FitRequest
 from .rows import Photo
 from .story import fit
 from .update import update
@@ -67,7 +67,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         random_state: of the folds and of the training.
         verbose: whether progress is printed.
         coverage_by: `images` or `class`, of which `predict_sets` covers a share.
-        sets: `pooled` or `cross`, how sets are fitted.
         max_ms: most milliseconds of the image tower for an image on this machine; None for any.
 
     Attributes:
@@ -101,7 +100,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         verbose: bool = False,
         coverage_by: str = COVERAGES[0],
         max_ms: float | None = None,
-        sets: str = SETS[0],
     ):
         self.backbone = backbone
         self.minutes = minutes
@@ -110,7 +108,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.max_error = max_error
         self.coverage_by = coverage_by
         self.max_ms = max_ms
-        self.sets = sets
         self.methods = methods
         self.sentences = sentences
         self.device = device
@@ -184,8 +181,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         folder.mkdir()
         write_contents(folder, self._files)
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-            again = request.sets == "cross"
-            learned = None if again else update(one, self._learned, added, clip)
+            learned = update(one, self._learned, added, clip)
         if learned is None:
             rmtree(folder)
             self._fit(request, [*self._learned, *added])
@@ -205,9 +201,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has {len(classes)} class: a classifier needs two")
-        if self.sets == "cross":
-            fault = "sets='cross' needs images, and backbone is None"
-            raise UsageError(fault, "leave it out")
         request = self._request(Path("features"))
         model = update_matrix(request, self._model, X, labels) if again else None
         update = COMPUTED_AGAIN

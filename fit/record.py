@@ -13,7 +13,7 @@ from common.files import checksum
 from common.lock import LOCK
 from common.names import printable
 from common.records import read
-from common.results import CALIBRATION, FOLDS, SEEN
+from common.results import CALIBRATION, SEEN
 from common.start import required_packages
 from common.text import MAX_JSON, read_bytes, read_json
 
@@ -74,23 +74,19 @@ def images_of(record: dict[str, Any]) -> list[Photo]:
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
-    """The files that a fit has written to its folder, by their paths in it. A link would lead to
-    a file that is not the model's.
+    """The files that a fit has written to its folder, by their names. A link would lead to a file
+    that is not the model's.
     """
-    files = [*(folder / name for name in WRITTEN), *folder.glob(f"{FOLDS}/[0-9]/*")]
+    files = [folder / name for name in WRITTEN]
     return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in files
-        if file.is_file() and not file.is_symlink()
+        file.name: file.read_bytes() for file in files if file.is_file() and not file.is_symlink()
     }
 
 
 def write_contents(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write the files of a fit, by their paths in its folder."""
+    """Write the files of a fit, by their names."""
     for name, content in contents.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        (folder / name).write_bytes(content)
 
 
 def digest(content: list[Any]) -> str:
@@ -105,8 +101,6 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
     later: dict[str, Any] = {}  # options that earlier versions lack
     if request.coverage_by == "class":
         later["coverage_by"] = "class"
-    if request.sets == "cross":
-        later["sets"] = "cross"
     if request.others:
         later["others"] = [weights_sha256(name) for name in request.others]
     if request.max_ms:
@@ -137,9 +131,8 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the files of a model and of those of its folds, by their paths."""
+    """The SHA-256 of the files of a model, by their names."""
     from inference.artefact import EXPORT_CONFIG_FILE, PROMPTS  # imports torch, which takes seconds
 
     files = [folder / name for name in (EXPORT_CONFIG_FILE, PROMPTS)]
-    files += sorted(folder.glob(f"{FOLDS}/*/*"))
-    return {file.relative_to(folder).as_posix(): checksum(file) for file in files if file.is_file()}
+    return {file.name: checksum(file) for file in files if file.is_file()}

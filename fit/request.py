@@ -9,7 +9,6 @@ from common.errors import UsageError, check_name
 PRIORS = "folder", "equal"
 COVERAGES = "images", "class"
 GROUPS = "auto", "none"
-SETS = "pooled", "cross"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +22,10 @@ class FitOptions:
         groups: `auto` or `none`.
         prior: how frequent the classes are in new images, one of PRIORS.
         coverage_by: whether sets cover a share of all images, or of those of each class.
-        sets: how sets are fitted, one of SETS.
         methods: to try besides zero-shot CLIP; empty for all.
 
-    Raises UsageError for another value of groups, prior, coverage_by or sets, and for another
-    number than 0 or more.
+    Raises UsageError for another value of groups, prior or coverage_by, and for another number
+    than 0 or more.
     """
 
     max_ms: float | None = None
@@ -36,7 +34,6 @@ class FitOptions:
     groups: str = "auto"
     prior: str = PRIORS[0]
     coverage_by: str = COVERAGES[0]
-    sets: str = SETS[0]
     methods: tuple[str, ...] = ()
     seed: int = 1
 
@@ -44,7 +41,6 @@ class FitOptions:
         check_name(self.groups, GROUPS, "value of groups")
         check_name(self.prior, PRIORS, "value of prior")
         check_name(self.coverage_by, COVERAGES, "value of coverage_by")
-        check_name(self.sets, SETS, "value of sets")
         for name in ("minutes", "max_error", "max_ms"):
             value = getattr(self, name)
             if value is None and name != "minutes":

@@ -19,7 +19,7 @@ from clip import is_vit
 from common.errors import check_name
 from common.files import write_json, write_text
 from common.lock import locked
-from common.results import CALIBRATION, FOLDS, SEEN
+from common.results import CALIBRATION, SEEN
 from common.version import made
 from inference.classifier import PromptedClassifier
 from inference.seen import SeenImages
@@ -27,14 +27,13 @@ from trainers.base.features import CachedOutput
 
 from . import groups, report
 from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
-from .cross import add_cross_sets, check_cross
 from .decision import Decision, decide_among
 from .features import Row, features_of
 from .heads import Heads, reads_names, transfers
 from .photos import Photos
 from .plan import Plan
 from .record import FILE, FORM, PAGE, TABLE, checksums
-from .request import SETS, FitRequest
+from .request import FitRequest
 from .result import Fit, Tested
 from .rows import Photo
 from .sources import Source, price, read_by_all, sources_of
@@ -71,7 +70,6 @@ def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> 
         UsageError: fewer than two classes have images, or sentences or MODEL are invalid.
     """
     check_methods(request.methods)
-    check_cross(request, found)
     plan = plan_of(request, record)
     sources = sources_of(request, found, plan)
     photos = photos_of(request, found, *read_by_all([source.read for source in sources]))
@@ -238,8 +236,6 @@ def final_classifier(result: Fit, made: Mapping[str, Any], learner: Learner) -> 
     else:
         classifier = heads.classifier(decision.chosen, learner.examples.seen, facts)
     classifier.calibration = result.calibration
-    if result.request.sets == SETS[1] and decision.trials and result.calibration:
-        add_cross_sets(classifier, learner, decision.trials, result.request)
     return classifier
 
 
@@ -279,7 +275,7 @@ def seen_images(photos: Photos, rows: Mapping[str, Row], role: str) -> SeenImage
 
 def save(classifier: PromptedClassifier, folder: Path, seen: SeenImages | None) -> None:
     """Write the model, in the place of that of an earlier fit."""
-    rmtree(folder / FOLDS, ignore_errors=True)
+    rmtree(folder / "folds", ignore_errors=True)  # models of an older version; no link is followed
     for name in (CALIBRATION, SEEN):
         (folder / name).unlink(missing_ok=True)
     classifier.save(folder)

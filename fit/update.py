@@ -8,7 +8,6 @@ from typing import Any
 from clip import CLIP
 from common.errors import UsageError
 from common.files import write_json
-from common.results import FOLDS
 from common.text import read_json
 from inference.calibrated import calibration_in
 from inference.classifier import PromptedClassifier
@@ -55,7 +54,7 @@ def update(
     check_found(before, read[1])
     record = read_json(request.to / FILE)
     chosen = chosen_of(record)
-    if not chosen or (request.to / FOLDS).exists():
+    if not chosen:
         return None
     photos = photos_of(request, found, *read)
     if photos.names != heads.names:

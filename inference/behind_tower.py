@@ -52,13 +52,9 @@ class BehindTower:
         """`PromptedClassifier.predict`, from the features of `before`."""
         self.check_width(before.shape[1])
         method = self.classifier._method_for(class_names)
-
-        def answer(part: Tensor) -> Tensor:
-            if self.classifier.folds and method is self.classifier._own:
-                return self.classifier.logits_with_folds(CachedOutput(part))
-            return method.model_inference(self.output(method.model, part))
-
-        logits = self.classifier._logits(method, before, answer)
+        logits = self.classifier._logits(
+            method, before, lambda part: method.model_inference(self.output(method.model, part))
+        )
         return self.classifier.predictions(logits, class_names)
 
     def check_width(self, width: int) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from common.version import made
 
 from .artefact import EXPORT_CONFIG_FILE
 from .calibration import Temperature, Threshold
-from .sets import MOST_FOLDS, Sets
+from .sets import Sets
 
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
 CONTENT = "content_sha256"  # key of calibration.json: of all its other keys
@@ -37,8 +37,6 @@ class Calibration:
         unknown_images: whether nobody knows which images the model has learned from.
         model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once
             it is written.
-        folds_sha256: of the description of the model of each fold, if the sets are
-            cross-conformal.
         date, version, commit: of the fit, once it is written; empty in files of earlier versions.
     """
 
@@ -57,7 +55,6 @@ class Calibration:
     date: str = ""
     version: str = ""
     commit: str = ""
-    folds_sha256: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         counts = [self.test_images, self.chosen_images, len(self.sets.label_scores)]
@@ -65,12 +62,9 @@ class Calibration:
             counts += [self.threshold.answered, self.threshold.wrong]
         counts += [len(cluster.label_scores) for cluster in self.sets.clusters]
         numbers = {number for cluster in self.sets.clusters for number in cluster.classes}
-        numbers |= {*self.sets.labels}
         unknown = not numbers <= {*range(len(self.class_names))}
         if max(counts) > self.images or not self.class_names or unknown:
             raise ValueError("a number of images or classes is out of range")
-        if len(self.folds_sha256) > MOST_FOLDS:
-            raise ValueError(f"it has models of more than {MOST_FOLDS} folds")
 
     def __str__(self) -> str:
         text = f"{self.images:,} {self.source}"
@@ -108,7 +102,10 @@ class Calibration:
         sha256 = sha256_of(written)
         if content.get(CONTENT, sha256) != sha256:  # earlier versions wrote none
             raise ValueError(f"its {CONTENT} is of another content")
-        return read(cls, written)
+        found = read(cls, written)
+        if content["sets"].get("folds"):
+            raise ValueError("its sets need the models of folds, which an older version wrote")
+        return found
 
 
 def sha256_of_images(images: Iterable[tuple[str, str]]) -> str:

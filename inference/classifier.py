@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -16,19 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 import trainers
-from clip import CLIP, ImageOutput, is_published, load_backbone, tokenizer_of, weights_sha256
+from clip import CLIP, is_published, load_backbone, tokenizer_of, weights_sha256
 from common.errors import UsageError, check_name
 from common.names import check_names, with_spaces
-from common.results import FOLDS
 from trainers.base import TEMPLATE
 from trainers.base.build import assemble_model
-from trainers.base.features import CachedOutput
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
-from trainers.base.vision import FrozenTower
 
 from .artefact import INPUT, Description, write_artefact
-from .calibrated import Calibration, sha256_of, write_calibration
+from .calibrated import Calibration, write_calibration
 from .description import check_description, predicting_configuration, zero_shot_description
 from .images import BATCH, Images, Pixels, image_of, in_batches
 from .options import DEFAULTS, LoadOptions
@@ -59,7 +56,6 @@ class PromptedClassifier:
         device: where the model is.
         transform: from a PIL image in RGB to a (3, H, W) tensor, or (views, 3, H, W) for a
             test-time method.
-        folds: the models that cross-conformal sets need: heads on the features of the same tower.
 
     Raises:
         UsageError: the class names are missing, the prompts do not fit the settings, or the weights
@@ -90,7 +86,6 @@ class PromptedClassifier:
         self.transform = trainers.predicting()[self.method].test_transform(self.cfg)
         self.clip = clip
         self.calibration = calibration
-        self.folds: list[PromptedClassifier] = []
         self._own = self._build(*with_spaces(self.class_names))
         self.clip = self._own.model.frozen  # all models have this one, which never moves
         self._other = lru_cache(OTHER_LISTS)(self._build)
@@ -208,18 +203,8 @@ class PromptedClassifier:
         )
         written = write_artefact(folder, description, self._own.saved_module().state_dict())
         if self.calibration:
-            folds = self.save_folds(folder / FOLDS)
-            write_calibration(folder, replace(self.calibration, folds_sha256=folds))
+            write_calibration(folder, self.calibration)
         return written
-
-    def save_folds(self, folder: Path) -> list[str]:
-        """Write the models of the folds to a folder; returns the SHA-256 of each description."""
-        found = []
-        for number, model in enumerate(self.folds):
-            place = folder / str(number)
-            place.mkdir(parents=True, exist_ok=True)
-            found.append(sha256_of(asdict(model.save(place))))
-        return found
 
     def pixels(
         self, images: Sequence[Pixels], read: Callable[..., Image.Image] = read_image
@@ -251,33 +236,12 @@ class PromptedClassifier:
 
     def predict(self, images: Images, class_names: Sequence[str] | None = None) -> Predictions:
         """Predictions for images; arguments and errors are those of `logits`."""
-        if not self.folds or self._method_for(class_names) is not self._own:
-            return self.predictions(self.logits(images, class_names), class_names)
-        logits = self._logits(self._own, images, self.logits_with_folds)
-        return self.predictions(logits, class_names)
-
-    def logits_with_folds(self, images: Tensor | ImageOutput) -> Tensor:
-        """(images, 1 + folds, classes), by the model and by those of the folds.
-
-        Args:
-            images: (images, 3, H, W), or their features before the projection of the tower.
-        """
-        tower = FrozenTower(self.model_for().frozen)
-        before = tower.model.image_output(images).feature.float()
-        logits = []
-        for one in (self, *self.folds):
-            model = one.model_for()
-            logits.append(model(CachedOutput(tower.inputs(type(model), before))))
-        return torch.stack(logits, dim=1)
+        return self.predictions(self.logits(images, class_names), class_names)
 
     def predictions(self, logits: Tensor, class_names: Sequence[str] | None = None) -> Predictions:
-        """What logits (images, classes) of these class names say, or `logits_with_folds`."""
+        """What logits (images, classes) of these class names say."""
         names = self.class_names if class_names is None else check_names(class_names)
-        of_folds = torch.empty(0)
-        if logits.dim() == 3:
-            of_folds = logits[:, 1:]
-            logits = logits[:, 0]
-        return Predictions(names, logits, self.calibration, self.source, of_folds)
+        return Predictions(names, logits, self.calibration, self.source)
 
     def probabilities(self, images: Images, class_names: Sequence[str] | None = None) -> Tensor:
         """`predict(...).probabilities`: (images, classes), fp32, on the CPU."""

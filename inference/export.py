@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.files import check_vacant, new_folder, write_text
 from common.names import printable
 from common.pages import render
-from common.results import CALIBRATION, FOLDS, SEEN
+from common.results import CALIBRATION, SEEN
 from common.start import Parser, path, required_packages
 
 from .arguments import MODELS, add_model_options, check_exists, load_options
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     files = [*written, "README.md"]
     print(f"Written: {', '.join(files)} to {args.to}")
     if args.push_to_hub:
-        optional = [*programs.FILES, CALIBRATION, f"{FOLDS}/*", SEEN]
+        optional = [*programs.FILES, CALIBRATION, SEEN]
         print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, optional)}")
 
 
@@ -120,8 +120,6 @@ def about(classifier: "PromptedClassifier") -> dict[str, str]:
         images = f"{classifier.calibration.images:,} images"
         text = f"temperature, threshold for unknown images and sets, fitted on {images}"
         written[CALIBRATION] = text
-    if classifier.folds:
-        written[f"{FOLDS}/*"] = "the models that the sets need"
     return written
 
 

@@ -9,10 +9,9 @@ from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
 from common.errors import UsageError, one_line
-from common.results import CALIBRATION, FOLDS, SEEN
+from common.results import CALIBRATION, SEEN
 
 from .artefact import EXPORT_CONFIG_FILE, PROMPTS
-from .sets import MOST_FOLDS
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 LOGIN = "log in by `hf auth login`, or set HF_TOKEN to a token that may read and write there"
@@ -26,20 +25,9 @@ def download(name: str, revision: str | None = None) -> Path:
     those of `inference.models.load`.
     """
     check_name(name)
-    model = EXPORT_CONFIG_FILE, PROMPTS
+    files = [EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION, SEEN]
     with answers(name):
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=[
-                    *model,
-                    *(f"{FOLDS}/{fold}/{file}" for fold in range(MOST_FOLDS) for file in model),
-                    CALIBRATION,
-                    SEEN,
-                ],
-            )
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
 
 
 def check_login(name: str) -> None:

@@ -1,7 +1,7 @@
 """Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import trainers
 from clip import CLIP
 from common.errors import UsageError, check_dataset_name, check_name, one_line
 from common.names import printable
-from common.results import FOLDS, read_results
+from common.results import read_results
 from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from configs.methods import check_method
 from datasets import sentences
@@ -34,8 +34,7 @@ from .artefact import (
     Description,
     read_artefact,
 )
-from .behind_tower import BehindTower
-from .calibrated import Calibration, calibration_in, sha256_of
+from .calibrated import Calibration, calibration_in
 from .classifier import PromptedClassifier
 from .description import configuration, describe, doubts
 from .options import DEFAULTS, LoadOptions
@@ -173,34 +172,9 @@ def classifier_of(
         description = replace(description, class_names=list(names))
     options = replace(options, backbone=backbone)
     classifier = PromptedClassifier(description, checkpoint, str(path), options, clip, calibration)
-    if calibration and calibration.sets.folds:
-        classifier.folds = models_of_folds(path, calibration, options, classifier)
     for line in doubts(description, method, classifier.cfg.MODEL.BACKBONE.NAME):
         print(printable(f"{path} {line}"))
     return classifier
-
-
-def models_of_folds(
-    path: Path, calibration: Calibration, options: LoadOptions, beside: PromptedClassifier
-) -> list[PromptedClassifier]:
-    """The models that cross-conformal sets need; UsageError if they are not those of the
-    calibration, or no heads for the model beside them.
-    """
-    options = replace(options, calibration=False)
-    folders = [path / FOLDS / str(fold) for fold in range(len(calibration.folds_sha256))]
-    known = {*calibration.sets.folds} <= {*range(len(folders))}
-    if not known or not all(folder.is_dir() for folder in folders):
-        fault = f"{path} lacks models that the sets need"
-        raise UsageError(fault, f"restore {FOLDS}/, or fit again by tools/fit.py", path)
-    models = []
-    for folder, sha256 in zip(folders, calibration.folds_sha256, strict=True):
-        model = classifier_of(folder, read_model(folder, options), options, beside.clip)
-        BehindTower(model)
-        is_other = sha256_of(asdict(model.description)) != sha256
-        if is_other or model.class_names != beside.class_names:
-            raise UsageError(f"{folder} is not the model that the sets need", REFIT, folder)
-        models.append(model)
-    return models
 
 
 def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> Calibration | None:

@@ -26,27 +26,23 @@ class Predictions:
         logits: (images, classes), fp32, on the CPU: as the model computes them.
         calibration: what was fitted for the model, if anything.
         source: the model, for errors.
-        of_folds: (images, folds, classes), the logits of the models that cross-conformal sets need;
-            else empty.
     """
 
     class_names: Sequence[str]
     logits: Tensor
     calibration: Calibration | None = None
     source: str = "the model"
-    of_folds: Tensor = torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.logits)
 
     def __getitem__(self, images: slice) -> "Predictions":
-        return replace(self, logits=self.logits[images], of_folds=self.of_folds[images])
+        return replace(self, logits=self.logits[images])
 
     def joined(self, others: Sequence["Predictions"]) -> "Predictions":
         """The same of these images and then of others."""
-        parts = [self, *others]
-        logits = torch.cat([part.logits for part in parts])
-        return replace(self, logits=logits, of_folds=torch.cat([part.of_folds for part in parts]))
+        logits = torch.cat([part.logits for part in (self, *others)])
+        return replace(self, logits=logits)
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -87,17 +83,12 @@ class Predictions:
         the images, between 0 and 1.
 
         Raises:
-            UsageError: as for `unknown`, there were too few images for this coverage, or the sets
-                are cross-conformal and `of_folds` is missing.
+            UsageError: as for `unknown`, or there were too few images for this coverage.
         """
         fitted = self.calibration_for(coverage=coverage).sets
         if not len(self):
             return []
-        if fitted.folds and not len(self.of_folds):
-            fault = f"the sets of {self.source} need the models of its folds, not its logits"
-            raise UsageError(fault, "predict the images by tools/predict.py or `load`")
-        logits = self.of_folds.transpose(0, 1) if fitted.folds else self.logits
-        inside = fitted.apply(logits, coverage)
+        inside = fitted.apply(self.logits, coverage)
         order = self.probabilities.argsort(descending=True, stable=True)
         found = []
         for row, indices, is_inside in zip(self.probabilities, order, inside, strict=True):

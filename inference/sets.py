@@ -1,8 +1,8 @@
 """Sets of classes for an image, among which is the right one for an asked share of the images."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -16,7 +16,6 @@ from .sample import Floats, Sample
 
 KINDS = ("lac", "aps", "raps")
 FEWEST_OF_CLASS = 20  # calibration images of a class with sets of its own
-MOST_FOLDS = 10  # whose models are read
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
 TRIFLE = 1e-12  # no difference between scores
 
@@ -80,21 +79,14 @@ class Sets:
     those of the calibration images, ascending; of images that do not count the same, quantiles of
     their scores. Of the images of each cluster of classes, the asked share is covered, too. A set
     may be empty.
-
-    Cross-conformal sets also have the fold and the label of each score, which is by the model that
-    has not learned from this fold. They need the logits of these models.
     """
 
     kind: Annotated[str, Accepts(Literal["lac", "aps", "raps"])]
     label_scores: tuple[float, ...]
     clusters: list[Cluster] = field(default_factory=list)
-    folds: tuple[int, ...] = ()
-    labels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_ascending(self.label_scores)
-        if self.folds and not len(self.folds) == len(self.labels) == len(self.label_scores):
-            raise ValueError("the folds and labels are not those of the scores")
 
     @classmethod
     def fit(
@@ -145,36 +137,6 @@ class Sets:
         places = np.searchsorted(up_to, np.arange(1, size + 1) / size - 1e-9)
         return cls(kind, tuple(of_label[order[np.minimum(places, len(order) - 1)]].tolist()))
 
-    def of_folds(
-        self, logits: ArrayLike, labels: NDArray[np.int64], folds: NDArray[np.int64]
-    ) -> Self:
-        """Cross-conformal sets of the same kind and clusters, from the logits of calibration images
-        (images, classes) by the models that have not learned from their folds (images,).
-        """
-        found = comparable(log_softmax(checked(logits, labels)), self.kind)
-        of_label = found[np.arange(len(found)), labels]
-        rows = sorted(zip(of_label.tolist(), folds.tolist(), labels.tolist(), strict=True))
-        scores, of_score, label_of_score = zip(*rows, strict=True)
-        return replace(self, label_scores=scores, folds=of_score, labels=label_of_score)
-
-    def p_values(self, logits: Iterable[ArrayLike]) -> Floats:
-        """(folds, images, classes) -> (images, classes): the cross-conformal p-value of each class
-        (Vovk, 2015), among the calibration images of its cluster and the image itself: the share
-        whose score is at least that of the class, both by the model of the fold.
-        """
-        found = np.stack([comparable(log_softmax(one), self.kind) for one in logits])
-        scores = np.array(self.label_scores)
-        p = np.empty_like(found[0])
-        parts = [[*range(p.shape[1])], *([*cluster.classes] for cluster in self.clusters)]
-        for some in parts:
-            inside = np.isin(self.labels, some)
-            counts = np.ones((len(p), len(some)))
-            for fold, by_model in enumerate(found):
-                ascending = scores[inside & (np.array(self.folds) == fold)]
-                counts += len(ascending) - np.searchsorted(ascending, by_model[:, some])
-            p[:, some] = counts / (inside.sum() + 1)
-        return p
-
     def quantile(self, coverage: float) -> float:
         """The largest score in a set, by the exact rule: infinite if there are too few images for
         this coverage.
@@ -182,13 +144,10 @@ class Sets:
         check_share("the asked coverage", coverage)
         return exact_quantile(self.label_scores, coverage)
 
-    def apply(self, logits: Any, coverage: float) -> NDArray[np.bool_]:
-        """(images, classes), from logits (images, classes) or, for cross-conformal sets, (folds,
-        images, classes): whether a class is in the set of an image.
+    def apply(self, logits: ArrayLike, coverage: float) -> NDArray[np.bool_]:
+        """(images, classes), from logits (images, classes): whether a class is in the set of an
+        image.
         """
-        if self.folds:
-            check_share("the asked coverage", coverage)
-            return self.p_values(logits) > 1 - coverage + 1e-10
         return self.of(log_softmax(logits), coverage)
 
     def of(self, log_p: Floats, coverage: float) -> NDArray[np.bool_]:

@@ -230,6 +230,13 @@ def test_options_below_0_are_refused(option, tiny, images):
         quick(tiny).set_params(max_error=100.0).fit(*images)
 
 
+@pytest.mark.parametrize("name", ["prior", "coverage_by", "groups"])
+def test_a_misspelt_option_is_one_line(name, tiny, images):
+    """Its default was taken: no guarantee, and nothing said so."""
+    with one_line(f"value of {name} 'Cross'"):
+        quick(tiny, **{name: "Cross"}).fit(*images)
+
+
 def test_a_column_of_labels_is_read_and_a_single_image_is_not(tiny, model, images):
     paths, labels = images
     column = quick(tiny).fit(paths, labels[:, None])

@@ -187,6 +187,28 @@ def test_a_model_that_is_gone_or_changed_is_fitted_again(fitting, photos, tmp_pa
     assert "Already done" in fitting(photos, *QUICK).printed
 
 
+def test_sets_of_an_older_version_are_refused_until_images_are_fitted_again(
+    command, fitting, photos, tiny, tmp_path
+):
+    model = tmp_path / "model"
+    answer = predict, model, next(photos.glob("*/*")), "--backbone", tiny
+    fitting.works(photos, *QUICK)
+    content = of_json(model / "calibration.json")
+    del content["content_sha256"]
+    content["sets"]["folds"] = [0] * len(content["sets"]["label_scores"])
+    to_json(model / "calibration.json", content)
+    error = command(*answer).error
+    assert "its sets need the models of folds, which an older version wrote" in error
+    kept = tmp_path / "elsewhere/kept.txt"
+    kept.parent.mkdir()
+    kept.touch()
+    (model / "folds").mkdir()
+    (model / "folds/0").symlink_to(kept.parent)
+    fitting.works(photos, "--methods", "GDA")
+    command.works(*answer)
+    assert not (model / "folds").exists() and kept.exists()
+
+
 def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green"])
     before = Features(zero_shot, zero_shot.model_for()).facts
