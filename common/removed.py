@@ -14,6 +14,7 @@ REMOVED = {
     "--base": "compare the state_dicts of clip.load_backbone",
     "--pool": "label images that label.py chooses; predict --together reads the others",
     "--sets": "label images apart, and run calibrate.py on them, or MAPIE over Classifier",
+    "--peft open_clip": "leave open_clip out: the adapter is for the CLIP of transformers",
     "LABELLED": "fit the images again",
     "merge": "average seeds by the tables of a study; FineTune has WISE_FT, PEFT its own merging",
 }

@@ -51,12 +51,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also write class_matrix.safetensors, for users of open_clip",
     )
-    text = (
-        "also write adapter_config.json and adapter_model.safetensors for PEFT, on the CLIP of "
-        "transformers (default) or of open_clip; for CLIPLoRA"
-    )
-    libraries = ("transformers", "open_clip")
-    add("--peft", nargs="?", const=libraries[0], default="", choices=libraries, help=text)
+    files = "adapter_config.json and adapter_model.safetensors"
+    text = f"also write {files} for PEFT on the CLIP of transformers; for CLIPLoRA"
+    library = "transformers"
+    add("--peft", nargs="?", const=library, default="", choices=[library], help=text)
     text = "also upload the folder to this repository of the Hugging Face Hub; a new one is private"
     add("--push-to-hub", default="", metavar="USER/NAME", help=text)
     add_model_options(parser, device="cpu")
@@ -82,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         classifier = models.load(args.model, options)
         names = list(options.class_names) or classifier.class_names
         if args.peft:
-            forms.append(programs.peft_form(args.peft, names))
+            forms.append(programs.peft_form(names))
         check_forms(classifier, names, forms)
         classifier.check_logits()
         description = classifier.save(folder)

@@ -1,11 +1,10 @@
 """CLIP-LoRA in PEFT's format, read: `adapter_config.json` and `adapter_model.safetensors`.
 
-PEFT adapts transformers' CLIP, whose q, k, v and output maps are modules, or open_clip's, whose q,
-k and v are one packed map. Formats as of PEFT 0.21.
+PEFT adapts transformers' CLIP, whose q, k, v and output maps are modules. The format is that of
+PEFT 0.21.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from clip import CLIP, image_blocks, is_known, load_backbone, text_blocks
 from common.errors import UsageError
-from common.names import printable
 from common.records import read
 from common.text import read_bytes, read_json
 from trainers.base.build import require_vit
@@ -36,20 +34,15 @@ REPOSITORIES = {
     "ViT-L/14": "openai/clip-vit-large-patch14",
     "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
 }
-# A map of attention, in either library
+# A map of attention
 KEY = re.compile(
-    r"base_model\.model\.(?:(?P<tower>vision_model|text_model)\.encoder\.layers"
-    r"|(?P<of_open_clip>visual\.trunk\.blocks|(?:visual\.|text\.)?transformer\.resblocks))"
-    r"\.(?P<layer>0|[1-9][0-9]{0,3})\."
-    r"(?:self_attn|attn)(?P<part>\.q_proj|\.k_proj|\.v_proj|\.out_proj|\.qkv|\.proj"
-    r"|\.base_layer\.out_proj|)\.lora_(?P<half>[AB])\.weight"
+    r"base_model\.model\.(?P<tower>vision|text)_model\.encoder\.layers"
+    r"\.(?P<layer>0|[1-9][0-9]{0,3})\.self_attn"
+    r"\.(?P<part>q_proj|k_proj|v_proj|out_proj)\.lora_(?P<half>[AB])\.weight"
 )
-PACKED = ("", ".qkv")  # parts of KEY: q, k and v in one map
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-TWICE = ".base_layer.out_proj"  # PEFT 0.21 adds this change two times, in each forward pass
 # Parts of `trainers.base.lora.LoRA`, and their letters in PARAMS
 LETTERS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
-PARTS = tuple(LETTERS)
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,7 @@ class Place(NamedTuple):
 
     tower: str  # text or vision
     layer: int
-    part: str  # one of PARTS
+    part: str  # one of LETTERS
 
 
 # (A, B) of each map, (rank, width) and (width, rank); B with its scale
@@ -148,7 +141,7 @@ def read_adapter(folder: Path, options: LoadOptions) -> tuple[Description, dict[
 
 
 def maps_of(file: Path, config: AdapterConfig) -> Maps:
-    """The low-rank maps in adapter_model.safetensors; without ranks that add nothing, if there are
+    """The low-rank maps in adapter_model.safetensors; without those that add nothing, if there are
     others.
     """
     tensors = tensors_in(read_bytes(file, LARGEST_PROMPTS), file)
@@ -158,31 +151,23 @@ def maps_of(file: Path, config: AdapterConfig) -> Maps:
         if not match:
             raise UsageError(
                 f"{file} holds more than low-rank maps of attention: {key[:120]}",
-                "train LoRA on q, k, v or the output projection alone",
+                "train LoRA on q, k, v or the output projection of transformers' CLIP alone",
                 file,
             )
         half, other = ("lora_A", "lora_B") if match["half"] == "A" else ("lora_B", "lora_A")
         if key.replace(half, other) not in tensors:
             raise UsageError(f"{file} has {key[:120]} alone", "copy it again", file)
         if match["half"] == "A":
-            found = dict(split(match, *factors_of(key, tensors, match["part"], config, file)))
-            for place in maps.keys() & found.keys():
-                raise UsageError(
-                    f"{file} has two maps of {place.part} in layer {place.layer}",
-                    "copy it again",
-                    file,
-                )
-            maps |= found
+            part = match["part"].removeprefix("out_")
+            place = Place(match["tower"], int(match["layer"]), part)
+            maps[place] = factors_of(key, tensors, config, file)
     if not maps:
         raise UsageError(f"{file} holds no low-rank map", "copy it again", file)
-    if all(key.startswith(f"{PREFIX}transformer.resblocks") for key in tensors):
-        print(printable(f"{file} names no tower: its maps are read as those of the text tower"))
-    used = {place: without_zeros(*pair) for place, pair in maps.items() if pair[1].any()}
-    return used or maps
+    return {place: pair for place, pair in maps.items() if pair[1].any()} or maps
 
 
 def factors_of(
-    key: str, tensors: dict[str, Tensor], part: str, config: AdapterConfig, file: Path
+    key: str, tensors: dict[str, Tensor], config: AdapterConfig, file: Path
 ) -> tuple[Tensor, Tensor]:
     """A, and B with its scale; UsageError if they are not a low-rank map of a tower's width, or
     not finite.
@@ -190,34 +175,11 @@ def factors_of(
     down = tensors[key]
     up = tensors[key.replace("lora_A", "lora_B")]
     fits = down.dtype in TYPES and up.dtype in TYPES and down.dim() == up.dim() == 2
-    fits = fits and 0 < len(down) == up.shape[1]
-    rows = (3 if part in PACKED else 1) * down.shape[-1] if fits else 0
-    if not rows or len(up) != rows or not (down.isfinite().all() and up.isfinite().all()):
+    fits = fits and 0 < len(down) == up.shape[1] and 0 < len(up) == down.shape[1]
+    if not fits or not (down.isfinite().all() and up.isfinite().all()):
         fault = f"{key[:120]} in {file} and its lora_B are not a low-rank map"
         raise UsageError(fault, "copy it again, or train it again", file)
     return down.float(), config.scale(len(down)) * up.float()
-
-
-def without_zeros(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The ranks of a map that add something."""
-    used = up.any(dim=0)
-    return down[used], up[:, used]
-
-
-def split(
-    match: re.Match[str], down: Tensor, up: Tensor
-) -> Iterator[tuple[Place, tuple[Tensor, Tensor]]]:
-    """The maps of q, k, v or the output projection in one module."""
-    name = match["tower"] or match["of_open_clip"]
-    tower = "vision" if name.startswith("vis") else "text"
-    part = match["part"].removeprefix(".")
-    parts = {part: up}
-    if match["part"] in PACKED:
-        parts = dict(zip(PARTS, up.chunk(3), strict=False))
-    elif part not in PARTS[:3]:
-        parts = {"proj": 2 * up if match["part"] == TWICE else up}
-    for part, rows in parts.items():
-        yield Place(tower, int(match["layer"]), part), (down, rows)
 
 
 def settings_for(maps: Maps, config: AdapterConfig, clip: CLIP, backbone: str) -> CLIPLoRASettings:

@@ -185,16 +185,16 @@ FORMS = {
 FILES = [*(form.file for form in FORMS.values()), FOLDED, peft.CONFIG, peft.TENSORS]
 
 
-def peft_form(library: str, class_names: Sequence[str]) -> Form:
-    """An adapter of PEFT, for the CLIP of a library (`peft_export.LIBRARIES`)."""
+def peft_form(class_names: Sequence[str]) -> Form:
+    """An adapter of PEFT, for the CLIP of transformers."""
 
     def write_adapter(classifier: PromptedClassifier, names: Sequence[str], file: Path) -> None:
-        peft_export.write(classifier, file.parent, library)
+        peft_export.write(classifier, file.parent)
 
     def run(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
         return run_peft(classifier, class_names, file, images)
 
-    return Form(peft.TENSORS, write_adapter, run, f"an adapter of PEFT for the CLIP of {library}")
+    return Form(peft.TENSORS, write_adapter, run, "an adapter of PEFT for the CLIP of transformers")
 
 
 def run_peft(

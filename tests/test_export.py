@@ -245,3 +245,8 @@ def test_other_methods_have_no_adapter(finished, command, tmp_path):
     error = command(export, finished("CoOp"), "--to", tmp_path / "out", "--peft").error
     assert "CoOp does not learn low-rank adapters alone" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_removed_adapter_for_open_clip_says_what_to_do_instead(command, tmp_path):
+    error = command(export, "model", "--to", tmp_path / "out", "--peft", "open_clip").error
+    assert "--peft open_clip was removed: leave open_clip out" in error

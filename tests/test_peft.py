@@ -9,15 +9,12 @@ from learned import images_of as images_of_dataset
 from marks import case_of, golden, of_json, one_line, thorough_but, to_json
 from safetensors.torch import load_file, save_file
 from test_golden import build, images_of
-from tiny_models import both
 
 from clip import load_backbone
 from inference import export, models, peft, peft_export, predict
 from inference.classifier import PromptedClassifier
 from inference.description import describe
 from inference.options import LoadOptions
-from trainers.base.prompted import PromptedCLIP
-from trainers.cliplora import CLIPLoRASettings, LoRALearner
 
 NAMES = ["red", "green field", "blue"]
 
@@ -49,25 +46,22 @@ def test_golden_files_of_peft(figures, learn, tmp_path, request):
     case = of_json(source)["case"]
     settings = case["cfg"] | {"DROPOUT_RATE": 0.25}
     classifier = learn(case["arch"], case["classnames"], **settings)
-    for library in set(figures) & set(peft_export.LIBRARIES):
-        expected = figures[library]
-        folder = tmp_path / library
-        folder.mkdir()
-        peft_export.write(classifier, folder, library)
-        config = of_json(folder / peft.CONFIG)
-        assert {key: config[key] for key in expected["config"]} == expected["config"]
-        tensors = load_file(folder / peft.TENSORS)
-        assert tensors.keys() == expected["tensors"].keys()
-        for key, tensor in tensors.items():
-            of_key = expected["tensors"][key]
-            assert list(tensor.shape) == of_key["shape"]
-            assert tensor.norm().item() == pytest.approx(of_key["norm"], rel=1e-5, abs=1e-7)
-            first = tensor.flatten()[:4].tolist()
-            assert first == pytest.approx(of_key["first4"], abs=1e-6)
-        backbone = classifier.cfg.MODEL.BACKBONE.NAME
-        again = models.load(folder, LoadOptions(backbone=backbone, class_names=case["classnames"]))
-        logits = again.logits(images_of(case["batch"], case["arch"]["image_resolution"]))
-        assert torch.allclose(logits, torch.tensor(expected["logits_before"]), atol=3e-5)
+    expected = figures["transformers"]
+    peft_export.write(classifier, tmp_path)
+    config = of_json(tmp_path / peft.CONFIG)
+    assert {key: config[key] for key in expected["config"]} == expected["config"]
+    tensors = load_file(tmp_path / peft.TENSORS)
+    assert tensors.keys() == expected["tensors"].keys()
+    for key, tensor in tensors.items():
+        of_key = expected["tensors"][key]
+        assert list(tensor.shape) == of_key["shape"]
+        assert tensor.norm().item() == pytest.approx(of_key["norm"], rel=1e-5, abs=1e-7)
+        first = tensor.flatten()[:4].tolist()
+        assert first == pytest.approx(of_key["first4"], abs=1e-6)
+    backbone = classifier.cfg.MODEL.BACKBONE.NAME
+    again = models.load(tmp_path, LoadOptions(backbone=backbone, class_names=case["classnames"]))
+    logits = again.logits(images_of(case["batch"], case["arch"]["image_resolution"]))
+    assert torch.allclose(logits, torch.tensor(expected["logits_before"]), atol=3e-5)
 
 
 ARCH = {"image_resolution": 32, "patch_size": 16, "vision_layers": 3, "text_layers": 2}
@@ -135,13 +129,10 @@ OTHER_NAMES = {
 
 @torch.no_grad()
 def logits_of(model, ids, images):
-    """Of open_clip's or transformers' model, with CLIP-LoRA's scale."""
-    if hasattr(model, "get_image_features"):
-        texts = model.get_text_features(input_ids=ids)
-        image = model.get_image_features(pixel_values=images)
-        texts, image = (getattr(found, "pooler_output", found) for found in (texts, image))
-    else:
-        texts, image = model.encode_text(ids), model.encode_image(images)
+    """Of transformers' model, with CLIP-LoRA's scale."""
+    texts = model.get_text_features(input_ids=ids)
+    image = model.get_image_features(pixel_values=images)
+    texts, image = (getattr(found, "pooler_output", found) for found in (texts, image))
     texts, image = (torch.nn.functional.normalize(found, dim=-1) for found in (texts, image))
     return 100 * image @ texts.T
 
@@ -154,18 +145,13 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", thorough_but(("vision",), SETTINGS))
-@pytest.mark.parametrize("library", peft_export.LIBRARIES)
-def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, learn, tmp_path):
+def test_peft_computes_the_same_and_what_it_saves_is_a_model(name, learn, tmp_path):
     library_of_peft = pytest.importorskip("peft")
     classifier = learn(ARCH, **SETTINGS[name])
     backbone = classifier.cfg.MODEL.BACKBONE.NAME
-    if library == "open_clip" and name == "vision":
-        with one_line("two times", "--peft transformers"):
-            peft_export.write(classifier, tmp_path, library)
-        return
-    peft_export.write(classifier, tmp_path, library)
+    peft_export.write(classifier, tmp_path)
     clip = load_backbone(backbone)
-    base = clip if library == "open_clip" else as_transformers(clip)
+    base = as_transformers(clip)
     images = images_of(2, 32)
     ids = clip.tokenizer([f"a photo of a {name}." for name in NAMES]).long()
     before = logits_of(base, ids, images)
@@ -182,47 +168,13 @@ def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, lear
         assert getattr(again._own.settings, key) == getattr(classifier._own.settings, key)
 
 
-def test_towers_of_timm_with_packed_maps(tmp_path):
-    """open_clip's own model of SigLIP, whose text tower has another name."""
-    library_of_peft = pytest.importorskip("peft")
-    arch = "ViT-B-16-SigLIP"
-    theirs, ours = both(arch)
-    settings = CLIPLoRASettings(R=2)
-    learner = LoRALearner(ours, NAMES, settings)
-    for number, parameter in enumerate(learner.extra_modules.values()):
-        for name, tensor in parameter.named_parameters():
-            torch.manual_seed(number)
-            tensor.data = torch.randn(tensor.shape) * (0.3 if name.endswith("B") else 0.1)
-    config, tensors = peft_export.for_open_clip(learner, settings, ours, arch)
-    to_json(tmp_path / peft.CONFIG, config | {"peft_type": "LORA", "bias": "none"})
-    state = {f"{peft.PREFIX}{key}": value.detach() for key, value in tensors.items()}
-    save_file(state, tmp_path / peft.TENSORS)
-    images = images_of(2, 32)
-    prompted = PromptedCLIP(ours, learner, "fast").eval()
-    with torch.no_grad():
-        expected = prompted.image_features(images)
-        model = library_of_peft.PeftModel.from_pretrained(theirs, tmp_path).base_model.model
-        found = model.encode_image(images, normalize=True)
-        assert torch.allclose(found, expected, atol=1e-5)
-        ids = ours.tokenizer([f"a photo of a {name}." for name in NAMES]).long()
-        texts = prompted.encode_text(expected[:1])
-        assert torch.allclose(model.encode_text(ids), texts, atol=1e-5)
-
-
-def test_attention_that_peft_does_not_reach_is_refused():
-    _, ours = both("EVA02-B-16")
-    settings = CLIPLoRASettings(R=2)
-    with one_line("PEFT does not reach q, k and v in the image tower of EVA02-B-16"):
-        peft_export.for_open_clip(LoRALearner(ours, NAMES, settings), settings, ours, "EVA02-B-16")
-
-
 class Adapter:
     """A folder of PEFT's form, its tensors, and the options to load it."""
 
     def __init__(self, classifier, folder):
         self.folder = folder
         folder.mkdir()
-        peft_export.write(classifier, folder, "transformers")
+        peft_export.write(classifier, folder)
         self.state = load_file(folder / peft.TENSORS)
         self.options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME, class_names=NAMES)
 
@@ -292,21 +244,17 @@ def test_a_damaged_map_is_one_line(case, adapter):
         adapter.load()
 
 
-def test_two_maps_of_one_place_and_maps_without_a_tower(adapter, capsys):
-    state = adapter.state
-    twice = {key.replace("self_attn", "attn"): value.clone() for key, value in state.items()}
-    adapter.save(state | twice)
-    with one_line("has two maps of"):
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    {
+        r"(vision|text)_model\.": "",  # as PEFT saves an adapter of an image tower alone
+        r"text_model\.encoder\.layers": "transformer.resblocks",  # of open_clip
+    }.items(),
+)
+def test_maps_of_another_model_are_one_line(pattern, name, adapter):
+    adapter.save({re.sub(pattern, name, key): value for key, value in adapter.state.items()})
+    with one_line("holds more than low-rank maps of attention", "transformers' CLIP"):
         adapter.load()
-    # As PEFT saves an adapter of an image tower alone
-    adapter.save({re.sub("(vision|text)_model.", "", key): state[key] for key in state})
-    with one_line("holds more than low-rank maps of attention"):
-        adapter.load()
-    place = "text_model.encoder.layers"
-    ours = {key: value for key, value in state.items() if f"{place}.0." in key}
-    adapter.save({key.replace(place, "transformer.resblocks"): ours[key] for key in ours})
-    assert adapter.load()._own.settings.ENCODER == "text"
-    assert "names no tower: its maps are read as those of the text tower" in capsys.readouterr().out
 
 
 def test_an_adapter_that_changes_nothing_is_zero_shot_clip(adapter):
