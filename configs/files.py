@@ -22,7 +22,7 @@ def config_folder(method: str) -> Path:
     folder = CONFIGS / "trainers" / method
     if folder.is_dir():  # no need to import the methods, which takes seconds
         return folder
-    folder = CONFIGS / "trainers" / methods()[method].config_folder
+    folder = CONFIGS / "trainers" / (methods()[method].config_folder or method)
     file = plugin_of(method)
     return folder if file is None or folder.is_dir() else file.parent / folder.name
 

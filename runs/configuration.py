@@ -324,7 +324,7 @@ def ignored(cfg: CfgNode, given: GivenOptions, trees: Iterable[dict]) -> list[st
 def sections_of_others(cfg: CfgNode, method: Any, file: str, trees: Iterable[dict]) -> list[str]:
     """A line about values in the section of another method, which this one has in its own."""
     name = cfg.TRAINER.NAME
-    if method.config_folder != name and Path(file).absolute().parent.name == method.config_folder:
+    if method.config_folder and Path(file).absolute().parent.name == method.config_folder:
         return []  # zero-shot CLIP reads the files of CoOp
     sections: dict[str, Any] = {}
     for tree in trees:

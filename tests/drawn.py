@@ -104,7 +104,9 @@ def arguments(
     """
     configs = ROOT / "configs"
     yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}.get(trainer)
-    yaml = f"{trainers.methods()[trainer].config_folder}/{config}.yaml" if config else yaml
+    yaml = (
+        f"{trainers.methods()[trainer].config_folder or trainer}/{config}.yaml" if config else yaml
+    )
     argv = [
         "--root",
         root,

@@ -36,7 +36,7 @@ def train_run(
 ) -> None:
     """A run of the method's published settings with two shots and one epoch."""
     configs = ROOT / "configs"
-    folder = trainers.methods()[method].config_folder
+    folder = trainers.methods()[method].config_folder or method
     yaml_file = configs / "trainers" / folder / f"{recipe(folder, 'base2new').cfg}.yaml"
     argv = [
         "--root",

@@ -131,7 +131,7 @@ def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
 def test_every_method_has_a_yaml_for_each_protocol():
     for method, found in trainers.methods().items():
         for protocol in ("base2new", "few_shot", "cross_dataset") if found.learns else ():
-            folder = ROOT / "configs/trainers" / found.config_folder
+            folder = ROOT / "configs/trainers" / (found.config_folder or method)
             assert (folder / f"{recipe(method, protocol).cfg}.yaml").is_file() and (
                 folder / "small.yaml"
             ).is_file()

@@ -216,17 +216,3 @@ def check_example(files, file, tmp_path):
 @pytest.mark.parametrize("file", EXAMPLES)
 def test_example_works(file, tmp_path):
     check_example(FILES, file, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    {
-        "def before_train(self): ...": "OwnContext defines before_train, a hook of Dassl's trainers",
-    }.items(),
-)
-def test_what_only_a_trainer_has_is_named(code, words, own, launch, argv):
-    own.write_text(f"{METHOD}    {code}\n")
-    config = own.parent / "OwnContext/mine.yaml"
-    given = ["--plugin", own, "--config-file", config, "--trainer", "OwnContext"]
-    with new_process():
-        assert words in launch(*argv("CoOp", options=given)).error

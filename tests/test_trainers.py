@@ -1,12 +1,13 @@
 """All trainers: each of their published settings trains, and each has its published size."""
 
 import itertools
+import pickle
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from drawn import METHODS, NEED_SENTENCES, cfg_from, differing, prompts_of, sentences_of
 from learned import NAMES
@@ -24,6 +25,7 @@ from trainers.base.feature_method import FeatureMethod
 from trainers.base.method import Classes
 from trainers.base.prompts import move_class_tokens
 from trainers.base.test_time import ViewsMethod
+from trainers.mpl import MPL
 
 CONFIGS = ROOT / "configs"
 YAMLS = {
@@ -50,6 +52,11 @@ def resnet(tmp_path_factory):
     vision = {"layers": (1, 1, 1, 1), "width": 16, "image_size": 64}
     torch.save(random_clip("RN50", vision, {"width": 64, "layers": 9}, 256).state_dict(), file)
     return file
+
+
+def test_the_registry_gives_back_the_class_of_a_method():
+    method = TRAINER_REGISTRY.get("MPL")
+    assert method is MPL and pickle.loads(pickle.dumps(method)) is MPL
 
 
 # ---------------------------------------------------------------- published settings

@@ -139,7 +139,7 @@ def dept(base: type[Method]) -> type[Method] | None:
     @dataclass(frozen=True)
     class Both(DePTSettings, base.Settings): ...  # type: ignore[name-defined, misc]
 
-    class Trainer(DePTMethod, base):  # type: ignore[valid-type, misc]
+    class OverMethod(DePTMethod, base):  # type: ignore[valid-type, misc]
         __doc__ = f"{name} with a linear head for the learned classes (DePT; CVPR 2024)."
         Settings = Both
         Model = type("Model", (DePTCLIP, base.Model), {})
@@ -148,7 +148,7 @@ def dept(base: type[Method]) -> type[Method] | None:
         published_unused = (*unused, "meta_net.*")
         published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
         saved_as = FILES.get(name, base.saved_as)
-        config_folder = f"DePT+{name}" if name in FILES else base.config_folder
+        config_folder = f"DePT+{name}" if name in FILES else ""
         of_learned_classes = (*by_class, f"{HEAD}.*")
 
-    return Trainer
+    return OverMethod

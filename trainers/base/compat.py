@@ -144,11 +144,9 @@ def stated(attribute: str) -> dict[str, tuple[str, ...]]:
     """The `published` or `published_unused` of each method with published checkpoints, by its
     name.
     """
-    entries = TRAINER_REGISTRY._obj_map.items()
-    methods = {name: getattr(entry, "method_class", entry) for name, entry in entries}
     return {
         name: getattr(method, attribute)
-        for name, method in methods.items()
+        for name, method in TRAINER_REGISTRY._obj_map.items()
         if getattr(method, "published", ())
     }
 

@@ -35,7 +35,7 @@ class Facts(Declares):
     together: ClassVar[bool] = False  # True: it answers for all images of a test together
     # What of its published results does not compare; tables show it, with a full stop
     caveat: ClassVar[str] = ""
-    # Of its YAML files in configs/trainers/; a registered method without one has its name
+    # Of its YAML files in configs/trainers/; empty: it has the method's name
     config_folder: ClassVar[str] = ""
     # Of --plugin, with the method (`method_file`); empty for one of this project
     plugin_file: ClassVar[str] = ""

@@ -71,6 +71,8 @@ class Method(Facts):
     reads_tests: ClassVar[bool] = False  # whether test images are read in a way of its own
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
+    # `build_trainer(cfg)` is Dassl's trainer of this method: see `trainer`
+    build_trainer: ClassVar[Callable[[CfgNode], Any]]
     model: PromptedCLIP
     training: Training  # since `start_training`
     # Behind prompts that were loaded; None: they do not say

@@ -18,7 +18,7 @@ from common.errors import UsageError, one_line
 from common.renaming import of_user
 from common.text import read_bytes
 
-from .plugin import MAKERS, register_plugins, registered
+from .plugin import MAKERS, register_plugins
 
 LARGEST = 1 << 20  # bytes
 LOADED: dict[Path, str] = {}  # the checksum of each file that was run
@@ -42,7 +42,7 @@ def load_method_file(path: Path) -> None:
     before = dict(TRAINER_REGISTRY._obj_map)
     run_file(path, content, f"plugin_{checksum[:16]}")
     for key in TRAINER_REGISTRY._obj_map.keys() - before.keys():
-        kind = registered().get(key, TRAINER_REGISTRY.get(key))
+        kind = TRAINER_REGISTRY.get(key)
         kind.plugin_file = str(path)
         kind.plugin_sha256 = checksum
     LOADED[path] = checksum

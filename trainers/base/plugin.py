@@ -4,10 +4,7 @@ from collections.abc import Callable
 
 from dassl.engine import TRAINER_REGISTRY
 
-from common.errors import UsageError
-
 from .method import Method
-from .trainer import MethodTrainer
 
 Maker = Callable[[type[Method]], type[Method] | None]
 MAKERS: dict[str, Maker] = {}
@@ -30,30 +27,12 @@ def plugin(name: str) -> Callable[[Maker], Maker]:
 
 
 def registered() -> dict[str, type[Method]]:
-    """The registered methods by name. The trainer of a method takes its place in the registry, for
-    Dassl's `build_trainer`.
-    """
-    methods = {}
-    for name, kind in TRAINER_REGISTRY._obj_map.items():
-        if isinstance(kind, type) and issubclass(kind, Method):
-            check_hooks(kind)
-            if "config_folder" not in vars(kind):
-                kind.config_folder = kind.__name__
-            facts = {"method_class": kind, "__doc__": kind.__doc__}
-            TRAINER_REGISTRY._obj_map[name] = type(kind.__name__, (MethodTrainer,), facts)
-            methods[name] = kind
-        elif isinstance(kind, type) and issubclass(kind, MethodTrainer):
-            methods[name] = kind.method_class
-    return methods
-
-
-def check_hooks(method: type[Method]) -> None:
-    """Raise UsageError if a method defines a hook of Dassl's trainers, which nothing would call."""
-    for parent in method.__mro__:
-        for name in vars(parent):
-            if hasattr(MethodTrainer, name) and not hasattr(Method, name):
-                fault = f"{method.__name__} defines {name}, a hook of Dassl's trainers alone"
-                raise UsageError(fault, "use the hooks of a method (docs/add_a_method.md)")
+    """The registered methods by name."""
+    return {
+        name: kind
+        for name, kind in TRAINER_REGISTRY._obj_map.items()
+        if isinstance(kind, type) and issubclass(kind, Method)
+    }
 
 
 def register_plugins() -> None:
@@ -62,10 +41,9 @@ def register_plugins() -> None:
         for base, method in registered().items():
             exists = f"{name}+{base}" in TRAINER_REGISTRY.registered_names()
             if not exists and "+" not in base and (made := make(method)):
-                if "config_folder" not in vars(made):
-                    made.config_folder = method.config_folder
+                own = vars(made).get("config_folder", "")
+                made.config_folder = own or method.config_folder or base
                 if "section" not in vars(made):
                     made.section = method.section  # type: ignore[method-assign]
                 made.__name__ = made.__qualname__ = f"{name}+{base}"
                 TRAINER_REGISTRY.register()(made)
-    registered()

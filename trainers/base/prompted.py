@@ -32,18 +32,12 @@ class Declares:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        known = {base for base in cls.__bases__ if issubclass(base, Declares)}
-        inherited = {part for base in known for part in base.__mro__}
-        defined = set[str]()
-        hidden = set[str]()  # by a base that comes first
-        for part in cls.__mro__:
-            if part in inherited:
-                hidden |= vars(part).keys()
-            else:
-                defined |= vars(part).keys() - hidden
+        bases = [base for base in cls.__bases__ if issubclass(base, Declares)]
         for fact, hooks in cls.declares.items():
-            if fact not in defined and not defined.isdisjoint(hooks):
-                setattr(cls, fact, True)
+            for hook in hooks:
+                inherited = [getattr(base, hook, None) for base in bases]
+                if fact not in vars(cls) and getattr(cls, hook) not in inherited:
+                    setattr(cls, fact, True)
 
 
 class PromptLearner(Declares, nn.Module):

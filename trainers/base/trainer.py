@@ -28,17 +28,19 @@ from .method import TEMPLATE, Classes, Method, RunImages
 class MethodTrainer(TrainerX):
     """Dassl's trainer of a method, `self.method`: data, epochs, checkpoints and tests of a run.
 
-    In the registry a subclass with its `method_class` takes the place of each method (`plugin`).
-
     Args:
         cfg: of the run.
+        method_class: the method.
     """
 
-    method_class: ClassVar[type[Method]]
     method: Method
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     persistent_workers: ClassVar[bool] = True  # of the loaders of the toolbox
     observers: Any = ()  # the published Dassl has none
+
+    def __init__(self, cfg: CfgNode, method_class: type[Method]):
+        self.method_class = method_class
+        super().__init__(cfg)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Check the settings; Dassl calls this first. Raises UsageError if a value cannot work."""
@@ -201,6 +203,10 @@ class MethodTrainer(TrainerX):
     def load_run_state(self, state: Mapping[str, Any]) -> None:
         super().load_run_state(state)
         self.method.load_run_state(state)
+
+
+# What Dassl's `build_trainer` calls for a registered method
+Method.build_trainer = classmethod(lambda cls, cfg: MethodTrainer(cfg, cls))  # type: ignore[assignment]
 
 
 def classes_of(data: Any, name: str) -> Classes:

@@ -26,10 +26,14 @@ __getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})
 
 
 def build_trainer(cfg):
-    """Build the registered trainer `cfg.TRAINER.NAME`; UsageError if there is none."""
+    """Build the registered trainer `cfg.TRAINER.NAME`; UsageError if there is none.
+
+    What is registered may have a `build_trainer(cfg)` of its own, as this project's methods do.
+    """
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)
+    registered = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    return getattr(registered, "build_trainer", registered)(cfg)
 
 
 class SimpleTrainer(TrainerBase):
