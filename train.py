@@ -13,19 +13,20 @@ import gc
 from common.start import required_packages
 
 with required_packages():
-    from runs.arguments import parse_arguments, per_seed
-    from runs.run_spec import RunSpec
+    from runs.arguments import check_places, parse_arguments, per_seed
     from runs.session import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
     """The runs of all seeds, one after another. The first run that fails ends the command."""
-    specs = [RunSpec(args) for args in per_seed(parse_arguments(argv))]
-    for spec in specs:  # help and errors of options, files and folders do not wait for torch
-        spec.check_places()
+    requests = per_seed(parse_arguments(argv))
+    for args in requests:  # help and errors of options, files and folders do not wait for torch
+        check_places(args)
     with required_packages():
         from runs.output_folder import OutputFolder
         from runs.run import train_and_test
+        from runs.run_spec import RunSpec
+    specs = [RunSpec(args) for args in requests]
     for spec in specs:  # no seed starts if another one cannot
         spec.check()
         if len(specs) > 1:

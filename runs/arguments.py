@@ -1,13 +1,21 @@
 """The command line of train.py. Nothing here waits for torch, unless --plugin is given."""
 
 import argparse
+import os
 import re
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from dassl.config import flatten, get_cfg_default, read_config
+from dassl.data.datasets import DATASET_REGISTRY
+
+import datasets
 from common.errors import UsageError
+from common.files import check_folder
 from common.removed import instead_of
+from common.run_files import RESULTS_FILE
 from common.start import ROOT, Parser, of_project
 from inference.arguments import add_plugin_option
 
@@ -133,20 +141,67 @@ def check_pairs(pairs: list) -> None:
         )
 
 
-def check_given(args: argparse.Namespace, trainer: str, dataset: str, cfg: Any) -> None:
-    """Check that what a run needs is given, by an option, a YAML file or KEY VALUE pairs; `cfg` has
-    all of them.
+def read_files(args: argparse.Namespace) -> dict[str, list[tuple[str, dict]]]:
+    """By option, the content of a YAML file after that of its bases: [(path, {key: value})]."""
+    named = {
+        "--dataset-config-file": args.dataset_config_file,
+        "--config-file": args.config_file,
+    }
+    return {option: read_config(file) for option, file in named.items() if file}
+
+
+def settings_of(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings by key that options give, and those of the KEY VALUE pairs, as text."""
+    options = {key: getattr(args, name) for key, name in OPTIONS.items()}
+    given = {key: x for key, x in options.items() if x not in (None, "", [], -1)}
+    return given, dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Check that what a run needs is given, by an option, a YAML file or KEY VALUE pairs, and that
+    the folders that these name exist.
     """
-    given = {
-        "--trainer": trainer,
-        "--dataset-config-file": dataset,
-        "--root": cfg.DATASET.ROOT,
-        "--output-dir": cfg.OUTPUT_DIR,
+    options, pairs = settings_of(args)
+    given: dict[str, Any] = {"OUTPUT_DIR": "./output"}
+    for content in read_files(args).values():
+        for _, tree in content:
+            given |= flatten(tree)
+    given |= options | pairs
+    output = given["OUTPUT_DIR"]
+    if args.skip_finished and output and Path(str(output), RESULTS_FILE).is_file():
+        return
+    if args.model_dir:
+        remedy = (
+            "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for "
+            "xd_test.sh, SOURCE)"
+        )
+        check_folder(Path(args.model_dir), "no trained prompts in", remedy)
+    needed = {
+        "--trainer": given.get("TRAINER.NAME"),
+        # A YAML file without a name of a dataset may have an unknown key, which is reported later
+        "--dataset-config-file": args.dataset_config_file or given.get("DATASET.NAME"),
+        "--root": given.get("DATASET.ROOT"),
+        "--output-dir": output,
         "--config-file": args.config_file or args.opts,  # all of its keys may be given as pairs
     }
-    for option, value in given.items():
+    for option, value in needed.items():
         if not value:
             raise UsageError(f"{option} is missing", "see python train.py --help")
+    check_dataset_folder(given.get("DATASET.NAME"), str(given["DATASET.ROOT"]))
+
+
+def check_dataset_folder(name: object, root: str) -> None:
+    """Raise UsageError if the folder of a dataset of this project is missing."""
+    known = name in DATASET_REGISTRY.registered_names()
+    kind: Any = DATASET_REGISTRY.get(name) if known else None
+    if getattr(kind, "is_synthetic", True):  # datasets of other projects do not say it
+        return
+    if not Path(os.path.expanduser(root), kind.dataset_dir).is_dir():
+        cfg = get_cfg_default()
+        datasets.extend_cfg(cfg)
+        cfg.DATASET.NAME = name
+        cfg.DATASET.ROOT = root
+        kind(cfg, images=False)  # raises its own error
 
 
 def names(text: str) -> list[str]:

@@ -1,11 +1,10 @@
 """From arguments and YAML files to the configuration of a run."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, reduce
-from operator import getitem
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from dassl.config import clean_cfg, flatten, get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -158,39 +157,16 @@ def defaults(method: str, *registered: object) -> CfgNode:
     return cfg
 
 
-class GivenOptions(NamedTuple):
-    """The options of a command for a run, besides the content of its YAML files."""
-
-    options: Mapping[str, Any]  # {key: value} of its options
-    words: Sequence[str]  # KEY, VALUE, ...; the last value of a key counts
-    pairs: Mapping[str, str]  # the same as {key: text}
-    chosen: Mapping[str, str]  # {key: text} of what the trials of a study have chosen
-    config_file: str
-    dataset_config_file: str
-
-
-def set_up(cfg: CfgNode, given: GivenOptions) -> list[str]:
-    """Add to the YAML files of a run its options, its KEY VALUE pairs and its chosen settings;
-    check and freeze all. Returns lines about settings that are those of the backbone.
+def set_up(cfg: CfgNode, keys: Collection[str], dataset_config_file: str) -> list[str]:
+    """Complete the settings of a run, whose `keys` the command line gives; check and freeze them.
+    Returns lines about settings that are those of the backbone.
 
     The method's YAML file may have values for single datasets (`merge_by_dataset`). All errors of
     keys and values are UsageError.
     """
-    # Not by yacs, which would take "--output-dir 2024" for a number
-    for key, value in given.options.items():
-        *groups, name = key.split(".")
-        reduce(getitem, groups, cfg)[name] = value
-    cfg.merge_from_list(list(given.words))
-    for key, value in given.chosen.items():
-        if key in given.options or key in given.pairs:
-            fault = f"--chosen has {key}, which the command line sets, too"
-            raise UsageError(fault, "leave one of them out")
-        check_chosen(key, cfg.TRAINER.NAME)
-        cfg.merge_from_list([key, value])
-    keys = [*given.options, *given.pairs, *given.chosen]
     if cfg.BY_DATASET:
         merge_by_dataset(cfg, keys)
-    datasets.set_title(cfg, given.dataset_config_file)
+    datasets.set_title(cfg, dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     of_backbone = follow_backbone(cfg, keys) if method and cfg.MODEL.BACKBONE.NAME else []
     if cfg.DATASET.SENTENCES or cfg.DATASET.SENTENCES_SHA256:
@@ -303,7 +279,9 @@ def weights_of(cfg: CfgNode) -> str:
     return sha256
 
 
-def ignored(cfg: CfgNode, given: GivenOptions, trees: Iterable[dict]) -> list[str]:
+def ignored(
+    cfg: CfgNode, pairs: Iterable[str], config_file: str, trees: Iterable[dict]
+) -> list[str]:
     """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file
     for another one.
 
@@ -312,12 +290,10 @@ def ignored(cfg: CfgNode, given: GivenOptions, trees: Iterable[dict]) -> list[st
     method = trainers.methods().get(cfg.TRAINER.NAME)
     name = cfg.TRAINER.NAME
     read = {*cfg.TRAINER, *(method.sections() if method else ())}
-    keys = [
-        key for key in given.pairs if key.startswith("TRAINER.") and key.split(".")[1] not in read
-    ]
+    keys = [key for key in pairs if key.startswith("TRAINER.") and key.split(".")[1] not in read]
     lines = [f"{name} does not read {', '.join(keys)}"] if keys else []
-    if method and given.config_file and method.Settings.schema().keys() - {"PREC"}:
-        return [*sections_of_others(cfg, method, given.config_file, trees), *lines]
+    if method and config_file and method.Settings.schema().keys() - {"PREC"}:
+        return [*sections_of_others(cfg, method, config_file, trees), *lines]
     return lines
 
 

@@ -114,7 +114,7 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
         print(f"  {key:{width}}  {now}", end="")
         print(f"  (was {before})" if before not in ("", None, ()) else "")
     print(f"All settings: {folder.path / RUN_CONFIG_FILE}")
-    for line in (*spec.ignored, *spec.of_backbone):
+    for line in spec.notes:
         print(line)
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())

@@ -1,86 +1,76 @@
-"""The request for one run: arguments and YAML files, read and checked once.
+"""The request for one run: arguments and YAML files, read and checked once."""
 
-Checks that need no torch come first, because its import takes seconds.
-"""
-
-import os
 from argparse import Namespace
-from functools import cached_property
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
 
-from dassl.config import flatten, get_cfg_default, read_config
+from dassl.config import flatten
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
 
-import datasets
+import trainers
+from clip.backbone import weight_file
 from common.errors import UsageError, check_name
 from common.files import check_folder
 from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from configs.methods import IN_A_FILE
 
-from .arguments import OPTIONS, check_given
-
-# Settings that a run cannot do without
-NAMES = (
-    "TRAINER.NAME",
-    "DATASET.NAME",
-    "DATASET.ROOT",
-    "OUTPUT_DIR",
-)
+from . import configuration, ood
+from .arguments import read_files, settings_of
+from .trackers import check_trackers
 
 
 class RunSpec:
     """The request for one run, from the options of train.py. Raises UsageError for a wrong YAML
     file or setting.
+
+    Attributes:
+        args: the options.
+        cfg: all settings, frozen.
+        chosen: the settings that the trials of a study have chosen.
+        changed: {key: (value in the YAML files, value in the run)}.
+        notes: lines about settings that the method does not read, or that are those of the
+            backbone.
     """
 
     def __init__(self, args: Namespace):
         self.args = args
-        named = {
-            "--dataset-config-file": args.dataset_config_file,
-            "--config-file": args.config_file,
+        self.files = read_files(args)
+        self.options, self.pairs = settings_of(args)
+        self.chosen = configuration.SelectedSettings({}, [])
+        if args.chosen:
+            self.chosen = configuration.read_chosen(args.chosen)
+        content = [pair for pairs in self.files.values() for pair in pairs]
+        cfg = configuration.merged(content, args.trainer or self.pairs.get("TRAINER.NAME", ""))
+        before = flatten(cfg)
+        self.merge_given(cfg)
+        keys = [*self.options, *self.pairs, *self.chosen.settings]
+        of_backbone = configuration.set_up(cfg, keys, args.dataset_config_file)
+        trees = [tree for _, tree in self.files.get("--config-file", ())]
+        unread = configuration.ignored(cfg, self.pairs, args.config_file, trees)
+        self.cfg = cfg
+        self.notes = [*unread, *of_backbone]
+        self.changed = {
+            key: (before[key], value)
+            for key, value in flatten(cfg).items()
+            if key in before and before[key] != value and not key.startswith("BY_DATASET.")
         }
-        # By option, the content of a YAML file after that of its bases: [(path, {key: value})].
-        self.files = {option: read_config(file) for option, file in named.items() if file}
-        self.pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
-        options = {key: getattr(args, name) for key, name in OPTIONS.items()}
-        # The settings that options of the command line give
-        self.options = {key: x for key, x in options.items() if x not in (None, "", [], -1)}
 
-    def check_places(self) -> None:
-        """Check that all options are given, and that the folders that they name exist. It needs no
-        torch.
-        """
-        folder = self.pairs.get("OUTPUT_DIR", self.args.output_dir)
-        if self.args.skip_finished and folder and Path(folder, RESULTS_FILE).is_file():
-            return
-        if self.args.model_dir:
-            remedy = (
-                "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for "
-                "xd_test.sh, SOURCE)"
-            )
-            check_folder(Path(self.args.model_dir), "no trained prompts in", remedy)
-        cfg = get_cfg_default()
-        datasets.extend_cfg(cfg)
-        cfg.set_new_allowed(True)  # the keys of methods are not known here
-        for content in self.files.values():
-            for path, tree in content:
-                cfg.merge_tree(tree, path)
-        given = self.options | self.pairs
-        cfg.merge_from_list(
-            [word for name in NAMES if name in given for word in (name, given[name])]
-        )
-        # A YAML file without a name of a dataset may have an unknown key, which is reported later.
-        check_given(
-            self.args, cfg.TRAINER.NAME, self.args.dataset_config_file or cfg.DATASET.NAME, cfg
-        )
-        registered = cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
-        kind: Any = DATASET_REGISTRY.get(cfg.DATASET.NAME) if registered else None
-        if getattr(kind, "is_synthetic", True):  # datasets of other projects do not say it
-            return
-        if not Path(os.path.expanduser(cfg.DATASET.ROOT), kind.dataset_dir).is_dir():
-            kind(cfg, images=False)  # raises its own error
+    def merge_given(self, cfg: CfgNode) -> None:
+        """Merge what the command line and --chosen give."""
+        # Not by yacs, which would take "--output-dir 2024" for a number
+        for key, value in self.options.items():
+            *groups, name = key.split(".")
+            reduce(getitem, groups, cfg)[name] = value
+        cfg.merge_from_list(self.args.opts)
+        for key, value in self.chosen.settings.items():
+            if key in self.options or key in self.pairs:
+                fault = f"--chosen has {key}, which the command line sets, too"
+                raise UsageError(fault, "leave one of them out")
+            configuration.check_chosen(key, cfg.TRAINER.NAME)
+            cfg.merge_from_list([key, value])
 
     @property
     def is_finished(self) -> bool:
@@ -88,38 +78,6 @@ class RunSpec:
         --skip-finished is given.
         """
         return self.args.skip_finished and Path(self.cfg.OUTPUT_DIR, RESULTS_FILE).is_file()
-
-    @cached_property
-    def cfg(self) -> CfgNode:
-        """All settings, frozen."""
-        from . import configuration
-
-        content = [pair for pairs in self.files.values() for pair in pairs]
-        cfg = configuration.merged(content, self.args.trainer or self.pairs.get("TRAINER.NAME", ""))
-        before = flatten(cfg)
-        # The settings that the trials of a study have chosen
-        self.chosen = configuration.SelectedSettings({}, [])
-        if self.args.chosen:
-            self.chosen = configuration.read_chosen(self.args.chosen)
-        given = configuration.GivenOptions(
-            self.options,
-            self.args.opts,
-            self.pairs,
-            self.chosen.settings,
-            self.args.config_file,
-            self.args.dataset_config_file,
-        )
-        # Lines about settings that are those of the backbone, and that the method does not read
-        self.of_backbone = configuration.set_up(cfg, given)
-        trees = [tree for _, tree in self.files.get("--config-file", ())]
-        self.ignored = configuration.ignored(cfg, given, trees)
-        now = flatten(cfg)
-        changed = [key for key in now if key in before and before[key] != now[key]]
-        # {key: (value in the YAML files, value in the run)}
-        self.changed = {
-            key: (before[key], now[key]) for key in changed if not key.startswith("BY_DATASET.")
-        }
-        return cfg
 
     @property
     def sources(self) -> dict[str, str]:
@@ -138,21 +96,13 @@ class RunSpec:
         """Check what takes no time, and fill in the checksum of the weights
         (MODEL.BACKBONE.SHA256), unless finished.
 
-        Raises UsageError if an argument is missing, or the trainer, the dataset, the backbone, a
+        Raises UsageError if the trainer, the dataset, the backbone, a
         package or the prompts to test do not exist.
         """
-        from dassl.engine import TRAINER_REGISTRY
-
-        import trainers
-
-        from . import ood
-        from .trackers import check_trackers
-
         args = self.args
         cfg = self.cfg
         if self.is_finished:
             return
-        check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg)
         check_name(
             cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer", otherwise=IN_A_FILE
         )
@@ -171,16 +121,12 @@ class RunSpec:
 
     def check_weights(self) -> None:
         """Check that there is a weight file, and fill in its checksum."""
-        from clip.backbone import weight_file
-
-        from .configuration import weights_of
-
         cfg = self.cfg
         if not cfg.MODEL.BACKBONE.NAME:
             remedy = "name the backbone in the YAML file or by --backbone"
             raise UsageError("MODEL.BACKBONE.NAME is missing", remedy)
         weight_file(cfg.MODEL.BACKBONE.NAME)
-        weights = weights_of(cfg)
+        weights = configuration.weights_of(cfg)
         cfg.defrost()
         cfg.MODEL.BACKBONE.SHA256 = weights
         cfg.freeze()
