@@ -1,6 +1,7 @@
-"""Images of other machines, by addresses such as s3://bucket/a.jpg and https://host/a.jpg.
+"""Images in storage of other machines, by addresses such as s3://bucket/a.jpg.
 
-Commands read them; the page and the API never do.
+Commands read them; the page and the API never do. Nothing asks a web server, which anybody's list
+could name.
 """
 
 import logging
@@ -20,10 +21,7 @@ from datasets.folders import is_image
 from .tars import MAX_BYTES, Member
 
 WEB = "http", "https"
-KNOWN = (*WEB, "s3", "gs", "gcs", "abfs", "az", "hdfs", "file", "memory")
-SECONDS = 10, 60  # to connect, and for each part of an answer
-
-
+KNOWN = "s3", "gs", "gcs", "abfs", "az", "hdfs", "file", "memory"
 # In the names of errors of libraries that cannot reach a storage
 UNREACHABLE = "Connection", "Timeout", "Credential"
 
@@ -55,9 +53,6 @@ class Address:
         if not self.url.endswith("/"):
             yield self
             return
-        if protocol in WEB:
-            fault = f"{self.url} may have any images"
-            raise UsageError(fault, "give the address of each, or a list of them")
         try:
             names = filesystem(protocol).find(self.url)
         except Exception as error:  # of any library behind fsspec
@@ -70,7 +65,7 @@ class Address:
         """The content of the image; UsageError if it cannot be read."""
         protocol = protocol_of(self.url)
         try:
-            content = of_web(self.url) if protocol in WEB else of_filesystem(self.url, protocol)
+            content = of_filesystem(self.url, protocol)
         except Exception as error:  # of any library behind fsspec
             raise unreadable(self.url, error) from error
         if len(content) > MAX_BYTES:
@@ -97,17 +92,28 @@ def is_address(text: str) -> bool:
 
 
 def place_of(name: str, folder: Path) -> "Path | Address":
-    """The image that a list in a folder names."""
-    return Address(name) if is_address(name) else folder / name
+    """The image that a list in a folder names; UsageError for one on the web."""
+    if not is_address(name):
+        return folder / name
+    check_storage(name)
+    return Address(name)
+
+
+def check_storage(url: str) -> str:
+    """The protocol of an address; UsageError for one on the web."""
+    protocol = url.partition("://")[0].lower()
+    if protocol in WEB:
+        remedy = "download images from the web by img2dataset, and give its folder or its tars"
+        raise UsageError(f"{one_line(url)} is not read", remedy)
+    return protocol
 
 
 def protocol_of(url: str) -> str:
     """The protocol of an address, for which there is a library; else UsageError."""
-    protocol = url.partition("://")[0].lower()
+    protocol = check_storage(url)
     if protocol not in KNOWN:
         raise UsageError(f"{one_line(url)} is not read", f"known are {', '.join(KNOWN)}")
-    if protocol not in WEB:
-        filesystem(protocol)
+    filesystem(protocol)
     return protocol
 
 
@@ -126,14 +132,6 @@ def filesystem(protocol: str) -> Any:
     return found
 
 
-def of_web(url: str) -> bytes:
-    import requests
-
-    with requests.get(url, stream=True, timeout=SECONDS) as answer:
-        answer.raise_for_status()
-        return answer.raw.read(MAX_BYTES + 1, decode_content=True)
-
-
 def of_filesystem(url: str, protocol: str) -> bytes:
     if protocol == "file":
         return read_bytes(filesystem(protocol)._strip_protocol(url), MAX_BYTES)
@@ -147,8 +145,7 @@ def unreadable(url: str, error: Exception) -> UsageError:
     if isinstance(error, FileNotFoundError):
         return UsageError(f"there is no {url}", "check the address")
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
-    is_store = not url.lower().startswith(WEB)
-    if is_store and any(word in names for word in UNREACHABLE):
+    if any(word in names for word in UNREACHABLE):
         fault = f"the storage of {url} cannot be reached ({one_line(error)})"
         return UnreachableError(fault, "run the same command again once it can")
     return UsageError(f"cannot read {url} ({one_line(error)})", "check the address")

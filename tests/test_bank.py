@@ -276,8 +276,8 @@ def test_the_table_of_labels_of_a_bank_can_be_given_back(
     given = {photo.path: photo.label for photo in photos_in(folder, table)}
     assert len(given) == 48 and given.items() <= labels.items()  # without the copy
 
-    table.write_text("path,label\nhttps://host/a.jpg,cat\n")
-    assert photos_in_rows(rows_of(table), table)[0].path == "https://host/a.jpg"
+    table.write_text("path,label\ns3://host/a.jpg,cat\n")
+    assert photos_in_rows(rows_of(table), table)[0].path == "s3://host/a.jpg"
     with one_line(f"no image of {folder} has a label in {table}"):
         photos_in(folder, table)
 
