@@ -21,6 +21,9 @@ from typing import Any
 
 from .errors import UsageError
 
+# Names of files in the output folder of a run
+RUN_CONFIG_FILE = "config.yaml"
+RESULTS_FILE = "results.json"
 BLOCK = 1 << 20
 LOOKED_AT = 200  # entries of a folder
 SHOWN = 20  # names in a message

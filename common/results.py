@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from .errors import UsageError
+from .files import RESULTS_FILE
 from .records import Count, Phase, SelectionRecord, Texts, read
-from .run_files import RESULTS_FILE
 from .schema import Accepts
 from .text import read_json
 

@@ -14,9 +14,9 @@ from yacs.config import CfgNode
 import trainers
 from clip import CLIP
 from common.errors import UsageError, check_dataset_name, check_name, one_line
+from common.files import RESULTS_FILE, RUN_CONFIG_FILE
 from common.names import printable
 from common.results import read_results
-from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from configs.methods import check_method
 from datasets import sentences
 from trainers.base import TEMPLATE

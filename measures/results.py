@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import UsageError
+from common.files import RESULTS_FILE
 from common.names import printable
 from common.results import RunResult, read_results
-from common.run_files import RESULTS_FILE
 from common.start import Parser
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study

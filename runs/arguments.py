@@ -13,9 +13,8 @@ from dassl.data.datasets import DATASET_REGISTRY
 
 import datasets
 from common.errors import UsageError
-from common.files import check_folder
+from common.files import RESULTS_FILE, check_folder
 from common.removed import instead_of
-from common.run_files import RESULTS_FILE
 from common.start import ROOT, Parser, of_project
 from inference.arguments import add_plugin_option
 

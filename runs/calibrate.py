@@ -14,9 +14,8 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 
 from common.arrays import read_arrays
 from common.errors import UsageError, check_dataset_name
-from common.files import check_regular
+from common.files import RESULTS_FILE, check_regular
 from common.names import plain, printable
-from common.run_files import RESULTS_FILE
 from inference.arguments import check_exists
 from inference.bank import Bank, is_bank
 from inference.calibrated import Calibration, calibration_in, write_calibration

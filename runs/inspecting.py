@@ -11,11 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.files import new_folder, write_text
+from common.files import RUN_CONFIG_FILE, new_folder, write_text
 from common.names import printable
 from common.pages import render, save_picture
 from common.results import read_results
-from common.run_files import RUN_CONFIG_FILE
 from common.start import Parser, path
 from configs.files import read_yaml
 from measures import predictions

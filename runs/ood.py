@@ -33,8 +33,8 @@ from measures.metrics import detection
 from trainers import MethodTrainer
 from trainers.base import Method
 from trainers.base.data_use import list_facts
-from trainers.base.local import local_logits
-from trainers.base.reading import loader_of
+from trainers.base.features import loader_of
+from trainers.base.prompted import local_logits
 
 from .neglabel import NegativeWords, read_words
 

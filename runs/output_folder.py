@@ -13,10 +13,9 @@ from typing import Any
 
 from dassl.utils import setup_logger
 
-from common.files import PARTIAL, write_text
+from common.files import PARTIAL, RESULTS_FILE, RUN_CONFIG_FILE, write_text
 from common.lock import LOCK, locked, not_writable
 from common.results import CALIBRATION, SEEN, RunResult, read_results
-from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from measures import predictions
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 

@@ -1,17 +1,23 @@
-"""The record of a run for results.json: what it measured, and its data-use card.
+"""The record of a run for results.json: what it measured, its data-use card, and its machine.
 
 The card says which images the run has seen in which phase, and where its settings come from.
 """
 
 import json
 import math
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import open_clip
+import PIL
 import torch
+import torchvision
 from dassl.config import flatten
+from yacs.config import CfgNode
 
 from common.names import title
 from common.records import Phase, SelectionRecord
@@ -21,9 +27,11 @@ from measures.results import RECORDED, SELECTED
 from trainers.base import data_use, streams
 from trainers.base.build import usable
 
-from .environment import versions
 from .run_spec import RunSpec
-from .tested import tested_images, tests_of
+
+DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's driver is loaded
+TESTS = "tests.jsonl"  # a line for each test that ended
+MOST_TESTS = 1 << 20  # lines
 
 
 class Record:
@@ -196,3 +204,91 @@ def to_json(records: list[Any] | None) -> list[dict] | None:
 def is_trainable(trainer: Any) -> bool:
     """Whether there is anything to train: zero-shot CLIP has nothing."""
     return bool(trainer.get_model_names())
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that the results depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "open_clip": open_clip.__version__,
+    }
+
+
+def environment() -> dict[str, str]:
+    """The facts that a bug report needs."""
+    facts = versions()
+    facts["numpy"] = np.__version__
+    facts["Pillow"] = PIL.__version__
+    facts["system"] = f"{platform.system()} {platform.release()} ({platform.machine()})"
+    capability = torch.backends.cpu.get_cpu_capability()
+    facts["processor"] = f"{capability}, {torch.get_num_threads()} threads"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    facts["GPU"] = f"{', '.join(gpus) or 'none'} ({libraries})"
+    return facts
+
+
+def unused_gpu() -> str:
+    """Why torch does not use an NVIDIA GPU of this machine, in its own words; empty without one, or
+    if it is hidden.
+    """
+    if (
+        torch.cuda.is_available()
+        or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+        or not DRIVER.is_file()
+    ):
+        return ""
+    try:
+        torch.cuda.init()
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # a driver too old, or a build of torch for CPUs
+        return str(error).split(". ")[0].splitlines()[0]
+    return "no reason is known"
+
+
+def tested_images(cfg: Any, trainer: Any) -> tuple[str, list]:
+    """The split of the last test, and its images: in the order of the dataset's list, also if a
+    method has another.
+    """
+    split = trainer.test_split
+    read_items = images_of(trainer, split)
+    listed = images_of(trainer.dm, split)
+    return split, listed if set(map(id, listed)) == set(map(id, read_items)) else read_items
+
+
+def images_of(owner: Any, split: str) -> list:
+    """The images of a split in the order in which a trainer, or its data manager, reads them."""
+    return (owner.val_loader if split == "val" else owner.test_loader).dataset.data_source
+
+
+def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
+    """Add a test to the list of all tests in the output folder, those of earlier starts among
+    them.
+    """
+    split, items = tested_images(cfg, trainer)
+    sha256 = data_use.list_digest(items, cfg.DATASET.ROOT)
+    test = {"date": made()["date"], "split": split, "images": len(items), "sha256": sha256}
+    file = Path(cfg.OUTPUT_DIR, TESTS)
+    # By the end of a process that wrote
+    is_torn = file.is_file() and not file.read_bytes().endswith(b"\n")
+    line = json.dumps(test | {"accuracy": next(iter(results.values()))})
+    with open(file, "a", encoding="utf-8") as lines:
+        if is_torn:
+            lines.write("\n")
+        lines.write(line + "\n")
+
+
+def tests_of(folder: Path, sha256: str) -> int:
+    """How many tests of the images with this checksum have ended in an output folder."""
+    file = folder / TESTS
+    if not file.is_file():
+        return 0
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        return sum(
+            f'"sha256": "{sha256}"' in line
+            for line, _ in zip(lines, range(MOST_TESTS), strict=False)
+        )

@@ -11,17 +11,15 @@ from dassl.utils import set_random_seed
 
 import trainers
 from common.errors import UsageError
+from common.files import RUN_CONFIG_FILE
 from common.names import title
-from common.run_files import RUN_CONFIG_FILE
 from measures.results import chance_hint, checked_summary, next_step, summary_line
 
 from . import calibrating, ood, open_world
-from .environment import environment, unused_gpu
 from .output_folder import OutputFolder
-from .record import Record, is_trainable
+from .record import Record, environment, is_trainable, unused_gpu
 from .run_spec import RunSpec
-from .saved_predictions import SavedPredictions
-from .seen_images import SeenByRun
+from .saved_predictions import SavedPredictions, SeenByRun
 from .trackers import reporting
 
 

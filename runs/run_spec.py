@@ -13,8 +13,7 @@ from yacs.config import CfgNode
 import trainers
 from clip.backbone import weight_file
 from common.errors import UsageError, check_name
-from common.files import check_folder
-from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
+from common.files import RESULTS_FILE, RUN_CONFIG_FILE, check_folder
 from configs.methods import IN_A_FILE
 
 from . import configuration, ood

@@ -16,12 +16,11 @@ from yacs.config import CfgNode
 import trainers
 from clip import ClipError
 from common.errors import UsageError
-from common.files import checksum_once
+from common.files import RESULTS_FILE, RUN_CONFIG_FILE, checksum_once
 from common.lock import ANOTHER
 from common.names import title
 from common.removed import had_no_effect
 from common.results import RunResult
-from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
 from common.text import read_json, read_text
 from configs.files import YAML_BYTES, read_yaml
 from measures.results import RECORDED

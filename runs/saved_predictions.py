@@ -1,4 +1,6 @@
-"""The predictions of a run's tests, which it writes to predictions.npz at its end."""
+"""What a run writes at its end besides its record: predictions.npz, the predictions of its tests,
+and seen.npz, the images that it learns from, chooses on and is tested on.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +12,7 @@ import numpy as np
 from common.errors import UsageError
 from common.names import title
 from common.results import MEASURES
+from inference.seen import NotedImages
 from measures import metrics
 from measures.predictions import (
     COLUMNS,
@@ -21,7 +24,9 @@ from measures.predictions import (
 )
 from trainers.base.data_use import list_digest, relative_paths
 
-from .tested import images_of, note_test, tested_images
+from .record import images_of, note_test, tested_images
+
+MOST_SEEN = 20_000  # training images, and test images
 
 
 class Recorder:
@@ -145,3 +150,34 @@ def order_of(items: list, read: list, labels: list[int]) -> list[int] | None:
     ):
         return None
     return order
+
+
+class SeenByRun:
+    """Notes the images of a run when it reads them, and writes seen.npz at its end: an observer
+    (`run.wanted_observers`).
+    """
+
+    def __init__(self, spec: Any, trainer: Any):
+        self.folder = Path(spec.cfg.OUTPUT_DIR)
+        data = trainer.dm.dataset
+        self.learned = data.train_x
+        by_val = any(choice.split == "val" for choice in trainer.method.choices)
+        self.chosen = data.val if by_val else []
+        self.tested = data.test if len(data.test) <= MOST_SEEN else []
+        self.noted = NotedImages(
+            [*self.learned, *self.chosen], self.tested, spec.cfg.INPUT.MAX_PIXELS
+        )
+        for loader in (trainer.dm.train_loader_x, trainer.dm.val_loader, trainer.dm.test_loader):
+            if loader is not None:
+                loader.dataset.on_read = self.noted.note
+
+    @staticmethod
+    def is_wanted(spec: Any, trainer: Any) -> bool:
+        return not spec.args.eval_only and len(trainer.dm.dataset.train_x) <= MOST_SEEN
+
+    def finish(self) -> dict[str, Any]:
+        seen = self.noted.seen(self.learned, "learned")
+        seen += self.noted.seen(self.chosen, "chosen")
+        seen += self.noted.seen(self.tested, "tested")
+        seen.write(self.folder)
+        return {}

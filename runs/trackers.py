@@ -18,7 +18,7 @@ from dassl.config import flatten
 from yacs.config import CfgNode
 
 from common.errors import UsageError, one_line
-from common.run_files import RESULTS_FILE, RUN_CONFIG_FILE
+from common.files import RESULTS_FILE, RUN_CONFIG_FILE
 
 PROJECT = "modular-prompt-learning"  # of wandb, unless its variable names another
 

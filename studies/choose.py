@@ -7,10 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from common.errors import UsageError
-from common.files import check_no_link, write_json
+from common.files import RESULTS_FILE, check_no_link, write_json
 from common.records import ImageList
 from common.results import RunResult, read_results
-from common.run_files import RESULTS_FILE
 from common.version import source
 
 from .planned import Run, Search

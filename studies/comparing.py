@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UsageError
+from common.files import RESULTS_FILE
 from common.names import printable
 from common.results import RunResult, read_results
-from common.run_files import RESULTS_FILE
 from common.start import Parser
 from configs.methods import methods
 from measures.predictions import read

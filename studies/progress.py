@@ -10,11 +10,10 @@ from statistics import fmean
 from tqdm import tqdm
 
 from common.errors import UsageError
-from common.files import check_no_link
+from common.files import RESULTS_FILE, check_no_link
 from common.lock import is_locked
 from common.names import printable
 from common.results import SECONDS, RunResult, read_results
-from common.run_files import RESULTS_FILE
 from common.text import read_text
 from measures.results import ERROR
 

@@ -20,8 +20,8 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from clip import load_backbone
+from common.files import RESULTS_FILE
 from common.results import CALIBRATION
-from common.run_files import RESULTS_FILE
 from common.version import __version__
 from inference import export, predict, programs
 from inference.calibrated import calibration_in

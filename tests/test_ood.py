@@ -14,7 +14,7 @@ from trees import build_tree
 
 import trainers
 from runs import ood
-from trainers.base.local import local_logits
+from trainers.base.prompted import local_logits
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,7 @@ from common.start import ROOT
 from runs.arguments import parse_arguments
 from runs.run_spec import setup_cfg
 from trainers.base.compat import other_methods
-from trainers.base.facts import Facts
-from trainers.base.settings import MethodSettings, PerLayer
+from trainers.base.settings import Facts, MethodSettings, PerLayer
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.ensemble import SEVEN
 from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec, Support
 from .base.head import Head
 from .base.prompted import normalize
+from .base.sentences import SEVEN
 from .base.settings import MethodSettings
 
 # The last one as the published code spells it

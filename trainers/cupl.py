@@ -6,7 +6,7 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError
 from common.names import plain
 
-from .base.ensemble import EIGHTY
+from .base.sentences import EIGHTY
 from .base.settings import MethodSettings
 from .base.texts import TextsMethod
 

@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from common.names import plain
 
-from .base.descriptors import which
+from .base.sentences import which
 from .base.texts import SeveralSettings, TextsMethod
 
 

@@ -6,7 +6,7 @@ from dassl.engine import TRAINER_REGISTRY
 from clip import has_local_features
 from common.errors import UsageError
 
-from .base.local import local_logits
+from .base.prompted import local_logits
 from .base.prompts import ContextMethod, ContextSettings
 
 

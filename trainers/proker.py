@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.ensemble import SEVEN
 from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Support
 from .base.head import Head
 from .base.prompted import normalize
+from .base.sentences import SEVEN
 
 MOST_ROWS = 20_000  # of training images: their kernels take 7.2 GB
 

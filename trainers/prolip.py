@@ -12,10 +12,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from clip import projection
 from common.errors import UsageError
 
-from .base.ensemble import SEVEN
 from .base.feature_method import FeatureSettings, FeatureSpec, FittedMethod, Support
 from .base.features import CachedOutput
 from .base.projection import LinearAdapter, ProjectedCLIP, Projection
+from .base.sentences import SEVEN
 from .base.steps import shots_of
 
 # Learning rates and weights of the variant with validation, in its order

@@ -4,10 +4,10 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import nn
 
-from .base.ensemble import SEVEN
 from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .base.head import Head
 from .base.prompted import normalize
+from .base.sentences import SEVEN
 
 
 @dataclass(frozen=True)

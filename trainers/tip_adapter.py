@@ -7,7 +7,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.errors import UsageError
 
-from .base.ensemble import SEVEN
 from .base.feature_method import (
     ChoosingSettings,
     FeatureMethod,
@@ -17,6 +16,7 @@ from .base.feature_method import (
 )
 from .base.head import SCALE, Head
 from .base.prompted import normalize
+from .base.sentences import SEVEN
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.names import plain
 from common.text import read_text
 
-from .base.descriptors import which
+from .base.sentences import which
 from .base.texts import SeveralSettings, TextsMethod
 
 END = "</w>"  # of a whole word in the vocabulary of CLIP

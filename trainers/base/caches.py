@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .ensemble import EIGHTY, SEVEN
+from .sentences import EIGHTY, SEVEN
 from .settings import MethodSettings
 from .test_time import State, TemplatesSettings, ViewsMethod, in_random_order, most_confident
 

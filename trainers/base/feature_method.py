@@ -19,12 +19,19 @@ from common.records import SelectionRecord
 from .checkpoints import tensors_of
 from .compat import build_transform
 from .data_use import choice
-from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_cache
+from .features import (
+    Batches,
+    CachedFeatures,
+    Support,
+    ViewsDataset,
+    feature_cache,
+    images_like,
+    loader_like,
+)
 from .head import Head, HeadCLIP
 from .learned import Checkpoints
 from .method import Method
 from .prompted import normalize
-from .reading import images_like, loader_like
 from .settings import MethodSettings
 from .teacher import mean_text_features
 

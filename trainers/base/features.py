@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from yacs.config import CfgNode
 
 from clip import ImageOutput
@@ -23,7 +23,6 @@ from common.errors import UsageError
 
 from .compat import read_of
 from .prompted import PromptedCLIP
-from .reading import loader_like
 
 PART = 256  # rows that are copied at a time
 
@@ -341,3 +340,27 @@ def by_class(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
         rows[label, : len(own)] = own
         used[label, : len(own)] = True
     return rows, used
+
+
+SAME = ("batch_size", "num_workers", "collate_fn", "worker_init_fn", "pin_memory", "generator")
+
+
+def loader_like(loader: Any, images: Any, **others: Any) -> DataLoader:
+    """A loader of other images in their order, with the options of a loader; `others` replace
+    them.
+    """
+    options: dict[str, Any] = {name: getattr(loader, name) for name in SAME}
+    return DataLoader(images, **options | others)
+
+
+def images_like(images: Any, items: list, transform: Any) -> Any:
+    """Other images (a list of `Datum`) that are read as `images` are, with another transform."""
+    others = type(images)(images.cfg, items, transform=transform)
+    others.on_read = getattr(images, "on_read", None)  # the published Dassl has none
+    return others
+
+
+def loader_of(items: list, loader: Any) -> DataLoader:
+    """A loader of other images (a list of `Datum`), which are read as those of a loader."""
+    images = loader.dataset
+    return loader_like(loader, images_like(images, items, images.transform))

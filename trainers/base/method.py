@@ -26,10 +26,10 @@ from . import streams
 from .checkpoints import find_checkpoint
 from .compat import build_schedule, build_transform, optimizer_of
 from .data_use import made_choices
-from .facts import Facts
 from .features import cached_features
 from .learned import Checkpoints, LearnedClasses
 from .prompted import Output, PromptedCLIP, PromptLearner
+from .settings import Facts
 from .training import Training
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own

@@ -19,10 +19,10 @@ from clip import CLIP, TextPrompts, encode_text, tokenizer_of
 from clip.digest import Key
 from common.cache import DiskCache
 
-from .ensemble import EIGHTY
 from .features import get_tensor, put_tensor
 from .method import Method
 from .prompted import Output, PromptedCLIP, normalize
+from .sentences import EIGHTY
 
 TEMPLATES = EIGHTY[:60]  # of PromptSRC
 ROWS = 256  # texts at a time

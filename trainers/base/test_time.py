@@ -21,10 +21,10 @@ from common.records import SelectionRecord
 from . import streams
 from .compat import require_stream
 from .data_use import choice
+from .features import loader_like
 from .method import Method
 from .partial import PartialTest
 from .prompts import TemplatePrompts
-from .reading import loader_like
 from .settings import MethodSettings
 from .teacher import unit_texts
 from .views import AREA, ViewsTransform

@@ -16,11 +16,10 @@ from common.errors import UsageError
 from . import streams
 from .compat import require_stream
 from .data_use import fit_phase
-from .features import CachedFeatures, cached_features, feature_cache
+from .features import CachedFeatures, cached_features, feature_cache, loader_of
 from .method import Method
 from .prompted import normalize
 from .prompts import TemplatePrompts
-from .reading import loader_of
 from .settings import MethodSettings
 from .teacher import unit_texts
 from .trained_run import learned_method, trained_run
