@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
@@ -19,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from clip import CLIP, weights_sha256
+from clip import weights_sha256
 from common.errors import UsageError, one_line
 from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
@@ -31,18 +30,14 @@ from inference.options import LoadOptions
 from .choice import Estimate
 from .command import with_checksums
 from .labelled import check_labels, check_list, column_of, photos_of
-from .matrix import fit_matrix, update_matrix
+from .matrix import fit_matrix
 from .record import FILE, FORM, PAGE, contents_of, facts, images_of, options_of, write_contents
 from .report import leaderboard
 from .request import COVERAGES, PRIORS, FitOptions, FitRequest
 from .rows import Photo
 from .story import fit
-from .update import update
 
 AT_A_TIME = 1000  # images that are in memory for a prediction
-# What `partial_fit` has done
-COMPUTED_AGAIN = "heads computed again: the choice and the estimate are of the earlier images"
-FITTED_AGAIN = "fitted and chosen again from all images"
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
@@ -77,7 +72,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         leaderboard_: a data frame with the accuracy of each candidate on held-out images.
         report_: the page about the fit, as HTML; empty for features.
         notes_: which images were left out, and other remarks, for people.
-        update_: what `partial_fit` has done; empty after `fit`.
 
     Example:
         >>> model = Classifier(backbone="small").fit(paths, labels)
@@ -132,17 +126,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
             request = self._request(Path(place) / "model")
             self._fit(request, with_checksums(photos))
             self._take(contents_of(request.to), labels)
-        self.update_ = ""
         return self
 
     def partial_fit(self, X: Any, y: ArrayLike | None = None, classes: Any = None) -> Self:
-        """Learn more images, also of new classes; images that were learned before cost little, as
-        their features are kept on the disk.
-
-        If all chosen heads are computed and not trained
-        (`fit.candidates.COMPUTED`), they are computed again from all images. The choice, the
-        estimate and the calibration stay those of the earlier images, but a new class ends the
-        calibration. Else everything is fitted and chosen again. `update_` says which.
+        """Fit all images, these and those of the fit so far, also of new classes. The features of
+        earlier images are kept on the disk.
 
         Args:
             X, y: as for `fit`; without an earlier fit, this is `fit`.
@@ -157,37 +145,19 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if self.backbone is None:
             X, y = self._matrix(X, y, reset=False)
             rows, labels = self._rows
-            return self._fit_matrix(np.concatenate([rows, X]), np.concatenate([labels, y]), True)
-        with TemporaryDirectory() as place:
-            photos, labels = photos_of(X, y, Path(place), self._labels)
-            self._update(Path(place) / "model", with_checksums(photos), labels)
-        return self
-
-    def _update(self, folder: Path, added: list[Photo], labels: dict[str, Any]) -> None:
-        """Learn more images, with a fit in this folder."""
-        request = self._request(folder)
-        request = replace(request, classes=tuple(self._labels))  # some may have no images
-        one = request
-        if self.backbone_ in request.backbones:
-            one = replace(request, backbone=self.backbone_, others=(), max_ms=None)
-        record = json.loads(self._files[FILE])
-        if record["request"].get("sentences") and not self.sentences:
+            return self._fit_matrix(np.concatenate([rows, X]), np.concatenate([labels, y]))
+        if json.loads(self._files[FILE])["request"].get("sentences") and not self.sentences:
             fault = "the fit read sentences, which its folder does not hold"
             raise UsageError(fault, "give Classifier the same sentences")
-        if missing_files(photo.path for photo in self._learned):
-            request = replace(request, minutes=0.0)  # trainings read the images themselves
-        same = one.backbone == self._model.cfg.MODEL.BACKBONE.NAME
-        clip = self._model.clip if same else None
-        folder.mkdir()
-        write_contents(folder, self._files)
-        with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-            learned = update(one, self._learned, added, clip)
-        if learned is None:
-            rmtree(folder)
-            self._fit(request, [*self._learned, *added])
-            clip = None if request.others else clip  # another one may be chosen
-        self._take(contents_of(folder), labels, clip)
-        self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
+        with TemporaryDirectory() as place:
+            added, labels = photos_of(X, y, Path(place), self._labels)
+            request = self._request(Path(place) / "model")
+            request = replace(request, classes=tuple(self._labels))  # some may have no images
+            if missing_files(photo.path for photo in self._learned):
+                request = replace(request, minutes=0.0)  # trainings read the images themselves
+            self._fit(request, [*self._learned, *with_checksums(added)], self._learned)
+            self._take(contents_of(request.to), labels)
+        return self
 
     def _matrix(self, X: Any, y: Any, reset: bool = True) -> Any:
         """Features (rows, width) and their labels (rows,), as scikit-learn checks them."""
@@ -195,21 +165,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
             check_labels(y)
         return validate_data(self, X, y, dtype=np.float32, reset=reset)
 
-    def _fit_matrix(self, X: Any, y: Any, again: bool = False) -> Self:
-        """Fit features; `again` keeps the choice, if that is possible."""
+    def _fit_matrix(self, X: Any, y: Any) -> Self:
+        """Fit features."""
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has {len(classes)} class: a classifier needs two")
-        request = self._request(Path("features"))
-        model = update_matrix(request, self._model, X, labels) if again else None
-        update = COMPUTED_AGAIN
-        if model is None:
-            update = FITTED_AGAIN if again else ""
-            with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-                result, model = fit_matrix(request, X, labels)
-            self._describe(result.to_json(), "")
-        self.update_ = update
+        with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
+            result, model = fit_matrix(self._request(Path("features")), X, labels)
+        self._describe(result.to_json(), "")
         self.backbone_ = ""
         self._rows = X, y
         self._model = model
@@ -247,22 +211,20 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise ValueError("backbone is an empty list: name one")
         return names
 
-    def _fit(self, request: FitRequest, photos: list[Photo]) -> None:
-        """Fit into the folder of the request."""
+    def _fit(self, request: FitRequest, photos: list[Photo], known: Sequence[Photo] = ()) -> None:
+        """Fit into the folder of the request; the known images must be readable."""
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
             asked = facts(request, photos)
-            fit(request, photos, {"form": FORM, "finished": False, "request": asked})
+            fit(request, photos, {"form": FORM, "finished": False, "request": asked}, known)
 
-    def _take(
-        self, files: dict[str, bytes], labels: dict[str, Any], clip: CLIP | None = None
-    ) -> None:
-        """Take the files of a fit, which are the model; the backbone may be loaded already."""
+    def _take(self, files: dict[str, bytes], labels: dict[str, Any]) -> None:
+        """Take the files of a fit, which are the model."""
         self._files = files
         self._labels = labels
         self.backbone_ = self._backbone_of(files)
         with self._folder() as folder:
             options = LoadOptions(backbone=self.backbone_, device=self.device)
-            self._model = load(folder, options, clip)
+            self._model = load(folder, options)
         of_columns = np.array([labels[name] for name in self._model.class_names])
         self.classes_, self._columns = np.unique(of_columns, return_index=True)
         self._describe(json.loads(files[FILE]), files[PAGE].decode())

@@ -1,7 +1,7 @@
 """A fit of features that were computed elsewhere: there are no images, and no names to read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -19,7 +19,7 @@ from inference.predictions import Predictions
 from trainers.base import TEMPLATE
 from trainers.base.head import Head
 
-from .candidates import CANDIDATES, COMPUTED, VISION, ZERO_SHOT, Candidate, Weighted
+from .candidates import CANDIDATES, VISION, ZERO_SHOT, Candidate
 from .decision import decide
 from .heads import Heads, reads_names
 from .photos import Photos
@@ -54,15 +54,10 @@ def guessing(width: int, names: Sequence[str], device: str) -> PromptedClassifie
 
 @dataclass(frozen=True, eq=False)
 class MatrixModel:
-    """A head on features.
-
-    Attributes:
-        chosen: the candidates whose weighted sum it is.
-    """
+    """A head on features."""
 
     head: Head
     class_names: Sequence[str]
-    chosen: Weighted
     calibration: Calibration | None = None
 
     @torch.no_grad()
@@ -84,47 +79,20 @@ def fit_matrix(
         x: (rows, width).
         labels: (rows,), from 0; each row is a scene of its own.
     """
-    heads, examples = prepared(request, x, labels)
-    decision = decide(heads, examples, free_of_names(request), request)
-    rows = [
-        Photo(f"row {place}", examples.names[label], sha256=sha256(row.tobytes()).hexdigest())
-        for place, (label, row) in enumerate(zip(labels, x, strict=True))
-    ]
-    result = Fit(request, Photos(rows, list(examples.names), {}, []), decision)
-    model = model_of(heads, examples, decision.chosen)
-    return result, replace(model, calibration=result.calibration)
-
-
-def update_matrix(
-    request: FitRequest, model: MatrixModel, x: NDArray[np.float32], labels: NDArray[np.int64]
-) -> MatrixModel | None:
-    """The same candidates, computed again from these rows; None if one of them is trained.
-
-    The calibration stays, if no class is new.
-    """
-    if not all(candidate.method in COMPUTED for candidate, _ in model.chosen):
-        return None
-    heads, examples = prepared(request, x, labels)
-    same = examples.names == model.class_names
-    updated = model_of(heads, examples, model.chosen)
-    return replace(updated, calibration=model.calibration if same else None)
-
-
-def prepared(
-    request: FitRequest, x: NDArray[np.float32], labels: NDArray[np.int64]
-) -> tuple[Heads, Examples]:
-    """What learns, and from what."""
     check_sizes(x)
     names = [f"class {label}" for label in np.unique(labels)]
     heads = Heads(guessing(x.shape[1], names, request.device), request.seed)
     features = torch.from_numpy(x).to(heads.zero_shot.device)
     y = torch.from_numpy(labels).to(features.device)
-    return heads, Examples(features, y, np.arange(len(labels)), names)
-
-
-def model_of(heads: Heads, examples: Examples, chosen: Weighted) -> MatrixModel:
-    """The chosen candidates after learning from the examples."""
-    return MatrixModel(heads.fit_sum(chosen, examples.seen).head, examples.names, chosen)
+    examples = Examples(features, y, np.arange(len(labels)), names)
+    decision = decide(heads, examples, free_of_names(request), request)
+    rows = [
+        Photo(f"row {place}", names[label], sha256=sha256(row.tobytes()).hexdigest())
+        for place, (label, row) in enumerate(zip(labels, x, strict=True))
+    ]
+    result = Fit(request, Photos(rows, list(names), {}, []), decision)
+    head = heads.fit_sum(decision.chosen, examples.seen).head
+    return result, MatrixModel(head, names, result.calibration)
 
 
 def free_of_names(request: FitRequest) -> list[Candidate]:

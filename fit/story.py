@@ -16,7 +16,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 
 from clip import is_vit
-from common.errors import check_name
+from common.errors import UsageError, check_name
 from common.files import write_json, write_text
 from common.lock import locked
 from common.results import CALIBRATION, SEEN
@@ -59,20 +59,29 @@ class Learner(Backbone):
     towers: Towers
 
 
-def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> Fit:
+def fit(
+    request: FitRequest,
+    found: Sequence[Photo],
+    record: dict[str, Any],
+    known: Sequence[Photo] = (),
+) -> Fit:
     """Write the model, the page and, last, the record.
 
     Args:
         found: the images with the SHA-256 of their files.
         record: the content of fit.json so far: the request and, of a fit that was killed, its plan.
+        known: images of an earlier fit, which must be readable.
 
     Raises:
-        UsageError: fewer than two classes have images, or sentences or MODEL are invalid.
+        UsageError: fewer than two classes have images, a known image is gone, or sentences or MODEL
+            are invalid.
     """
     check_methods(request.methods)
     plan = plan_of(request, record)
     sources = sources_of(request, found, plan)
-    photos = photos_of(request, found, *read_by_all([source.read for source in sources]))
+    rows, damaged = read_by_all([source.read for source in sources])
+    check_found(known, damaged)
+    photos = photos_of(request, found, rows, damaged)
     with locked(request.to, option="--to"):
         write_text(request.to / FILE, json.dumps(record) + "\n")
         if plan.ms:
@@ -104,6 +113,14 @@ def check_methods(names: Sequence[str]) -> None:
     """Raise UsageError for a method that is not known."""
     for name in names:
         check_name(name, METHODS, "method")
+
+
+def check_found(known: Sequence[Photo], damaged: Mapping[str, str]) -> None:
+    """Raise UsageError if an image of an earlier fit is gone."""
+    lost = [photo.path for photo in known if photo.path in damaged]
+    if lost:
+        fault = f"{len(lost)} images of the earlier fit are gone, such as {lost[0]}"
+        raise UsageError(fault, "restore them, or call fit with all images")
 
 
 def plan_of(request: FitRequest, record: dict[str, Any]) -> Plan:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from marks import one_line
 from PIL import Image
 from sklearn.base import clone
@@ -126,40 +125,24 @@ def test_a_folder_needs_no_labels(images, tiny, eurosat):
     assert model.classes_.tolist() == ["0", "1", "2", "3", "4", "5"]
 
 
-def chosen(model):
-    return json.loads(model._files["fit.json"])["chosen"]
-
-
 @pytest.fixture(scope="module")
 def grown(tiny, images):
-    """A model of four images of each of five classes, to which the others were added in turn."""
+    """A model of four images of each of five classes, to which the others were added."""
     paths, labels = images
-    first = (np.arange(48) % 8 < 4) & (np.arange(48) < 40)
-    model = quick(tiny).fit(paths[first], labels[first])
-    estimate = model.estimate_
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.classifier.load_backbone", None)  # it is loaded already
-        patch.setattr("trainers.base.build.load_backbone", None)
-        add_in_turn(model, paths, labels, first, estimate)
-    return model
+    model = quick(tiny).fit(paths[first_of(labels)], labels[first_of(labels)])
+    return model.partial_fit(paths[~first_of(labels)], labels[~first_of(labels)])
 
 
-def add_in_turn(model, paths, labels, first, estimate):
-    model.partial_fit(paths[:40][~first[:40]], labels[:40][~first[:40]])
-    assert model.classes_.tolist() == sorted(set(labels[:40]))
-    assert model.predict_sets(paths[:2], 0.8) and model.estimate_ == estimate
-    model.partial_fit(paths[40:], labels[40:])
-    assert "computed again" in model.update_ and model.estimate_ == estimate
+def first_of(labels):
+    return (np.arange(len(labels)) % 8 < 4) & (np.arange(len(labels)) < 40)
 
 
-def test_computed_heads_learn_more_images_as_if_all_had_come_at_once(grown, tiny, images):
+def test_more_images_are_fitted_as_if_all_had_come_at_once(grown, tiny, images):
     paths, labels = images
-    at_once = quick(tiny).fit(paths, labels)
-    assert chosen(grown) == chosen(at_once) and at_once.update_ == ""
-    grown_logits = grown._model.logits([*paths])
-    assert torch.allclose(grown_logits, at_once._model.logits([*paths]), atol=1e-5)
-    with one_line("has no calibration"):  # of the new class
-        grown.predict_sets(paths[:2])
+    order = np.argsort(~first_of(labels), kind="stable")
+    at_once = quick(tiny).fit(paths[order], labels[order])
+    assert grown.estimate_ == at_once.estimate_ and grown.estimate_.images == 48
+    assert np.allclose(grown.predict_proba(paths), at_once.predict_proba(paths), atol=1e-5)
 
 
 def test_a_saved_model_learns_a_new_class(grown, tiny, images, tmp_path):
@@ -177,13 +160,13 @@ def test_a_saved_model_learns_a_new_class(grown, tiny, images, tmp_path):
     assert f"Left out as they are copies of other images: 1 images, such as {paths[1]}" in copy
 
 
-def test_other_heads_are_chosen_again(tiny, images):
+def test_earlier_images_in_memory_are_learned_from_their_features(tiny, images):
     paths, labels = images
     arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     options = {"backbone": str(tiny), "minutes": 0, "methods": ("LinearProbe",)}
     model = Classifier(**options).fit(arrays[:40], labels[:40])
     model.partial_fit(arrays[40:], labels[40:])
-    assert "chosen again" in model.update_ and model.estimate_.images == 48
+    assert model.estimate_.images == 48
     at_once = Classifier(**options).fit(arrays, labels)
     assert np.array_equal(model.predict_proba(paths), at_once.predict_proba(paths))
 
