@@ -2,7 +2,6 @@
 it.
 """
 
-import asyncio
 import json
 import re
 import socket
@@ -147,22 +146,6 @@ def test_wrong_class_names_give_a_message(names, reason, page, photo):
     message, *bars = classified_by(page, photo, names)
     assert message["visible"] and reason in message["value"]
     assert bars == [None] * 3
-
-
-def test_questions_of_a_visitor_have_a_limit_and_are_given_back(page, photo, monkeypatch):
-    monkeypatch.setattr(serve_page, "MOST_QUESTIONS", 2)
-
-    async def ask(number):
-        asked = [page.classify(photo, "red\nblue", "somebody") for _ in range(number)]
-        return [message["value"] for message, *_ in await asyncio.gather(*asked)]
-
-    async def ask_often():
-        async with page.service.running(None):
-            return [await ask(number) for number in (2, 3, 2, 2, 1)]
-
-    refused = "too many of your questions wait: ask again later"
-    assert asyncio.run(ask_often()) == [[""] * 2, ["", "", refused], [""] * 2, [""] * 2, [""]]
-    assert not page.asked
 
 
 # Limits of requests

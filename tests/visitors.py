@@ -39,7 +39,7 @@ def served(app: Any, *proxies: str, host: str = "127.0.0.1") -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join()
-    assert not server.all.open and not server.all.number  # nothing of a connection is left
+    assert not server.server_state.connections
 
 
 @contextmanager

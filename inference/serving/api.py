@@ -20,7 +20,6 @@ from common.names import printable
 from common.version import __version__
 
 from .limits import LARGEST_REQUEST, Gate
-from .server import visitor_of
 from .service import MOST, Answer, Fault, Question, Service
 
 LARGEST = MAX_BYTES * 4 // 3 + LARGEST_REQUEST  # bytes of a request: base64 is longer than the file
@@ -147,8 +146,7 @@ def application(service: Service) -> FastAPI:
     async def predict(request: Request) -> Any:
         """The most probable classes of an image; of several, of each one, or why there are none."""
         files, several, question = await question_of(request, turn)
-        address = request.client.host if request.client else ""
-        results = await service.answers_of(visitor_of(address), files, question)
+        results = await service.answers_of(files, question)
         if not several and isinstance(results[0], UsageError):
             raise results[0]
         answers = [
@@ -187,5 +185,5 @@ def descriptions() -> dict[str, Any]:
     why = {"description": 'Why there is no answer, in one line: {"error": "..."}'}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
-        "responses": dict.fromkeys((400, 408, 411, 413, 415, 422, 429, 503), why),
+        "responses": dict.fromkeys((400, 408, 411, 413, 415, 422, 503), why),
     }

@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("models", type=path, nargs="*", metavar="MODEL")
     add_address_options(parser)
-    text = "a reverse proxy, or its network, whose X-Forwarded-For is trusted; may be repeated"
+    text = "a reverse proxy, or its network: it says the names of this server; may be repeated"
     add("--proxy", type=network, action="append", default=[], metavar="ADDRESS", help=text)
     text = "answer JSON over HTTP instead: see /openapi.json there"
     add("--api", action="store_true", help=text)

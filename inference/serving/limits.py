@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,17 +12,11 @@ from dassl.utils.images import MAX_BYTES
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .server import MOST_OF_ADDRESS as CONNECTIONS
-from .server import visitor_of
-
 LARGEST_REQUEST = 1 << 18  # bytes of any other request: the class names have most of them
 ALL_UPLOADS = 1 << 30  # bytes; the oldest files are deleted first
 SMALLEST = 1 << 18  # bytes that a file counts at least: each upload looks at all files
 SLOWEST = 300  # seconds of a request with a body
-BYTES_OF_ADDRESS = 96 << 20  # that have arrived of requests without an answer
-ALL_BYTES = 160 << 20
-MANY_OF_YOURS = "too many of your requests wait: send this one later"
-MOST_REQUESTS = 2 * CONNECTIONS  # of a visitor: one of a closed connection ends a little later
+ALL_BYTES = 160 << 20  # that have arrived of all requests without an answer
 # Seconds: how often Gradio deletes uploads, and from what age on
 EVERY = 600
 OLDEST = 3600
@@ -46,7 +39,7 @@ GETS = re.compile(
 
 
 class Gate:
-    """ASGI middleware: refuses a request that is too large, too slow, or one of too many.
+    """ASGI middleware: refuses a request that is too large or too slow, or while too much waits.
 
     The bytes of a body count that have arrived, not those that its head announces.
 
@@ -65,9 +58,7 @@ class Gate:
         self.app = app
         self.largest = largest
         self.answer = answer
-        self.bytes = Counter[str]()  # of requests without an answer, by visitor
-        self.requests = Counter[str]()
-        self.all_bytes = 0
+        self.bytes = 0  # of requests without an answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
@@ -104,36 +95,26 @@ class Gate:
             raise HTTPException(413, f"the request has more than {largest:,} bytes")
 
     async def counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on while its visitor, and all visitors, have few bytes here."""
-        visitor = visitor_of((scope["client"] or [""])[0])
+        """Pass a request on while all requests have few bytes here."""
         arrived = 0
 
         def count(size: int) -> None:
             nonlocal arrived
             arrived += size
-            self.all_bytes += size
-            self.bytes[visitor] += size
+            self.bytes += size
 
         async def part() -> Message:
             message = await receive()
             count(len(message.get("body", b"")))
-            if self.bytes[visitor] > BYTES_OF_ADDRESS:
-                count(-arrived)
-                raise HTTPException(429, MANY_OF_YOURS)
-            if self.all_bytes > ALL_BYTES:
+            if self.bytes > ALL_BYTES:
                 count(-arrived)  # at once, or the other requests would be refused, too
                 raise HTTPException(503, "too many requests wait: send this one later")
             return message
 
-        if self.requests[visitor] == MOST_REQUESTS:
-            raise HTTPException(429, MANY_OF_YOURS)
-        self.requests[visitor] += 1
         try:
             await self.app(scope, part, send)
         finally:
             count(-arrived)
-            self.bytes += Counter()  # which leaves no zeros
-            self.requests -= Counter({visitor: 1})
 
 
 class Limits:

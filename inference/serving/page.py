@@ -3,7 +3,6 @@ the other.
 """
 
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from io import BytesIO
@@ -24,14 +23,12 @@ from common.text import lines_of
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
 from ..models import Model
 from .limits import EVERY, OLDEST, Gate, Limits, is_file, is_text, largest_of
-from .server import visitor_of
 from .service import Job, Names, Question, Service
 
 BARS = 5  # classes of each model
 # Class names on the page and their characters: more would take minutes
 MOST_NAMES = 1000
 MOST_TEXT = 20_000
-MOST_QUESTIONS = 24  # of a visitor that wait
 MOST_WAITING = 100  # questions of all until Gradio takes them
 MOST_CLASSES = 100_000  # of an answer
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
@@ -46,7 +43,7 @@ CSS = """[data-testid="label-output-value"] { padding-top: 2rem !important }
     #examples .gallery { flex-wrap: nowrap; overflow-x: auto }
     #examples .gallery > * { flex: none }
 }"""
-# Gradio does not read the image, and the service says whose question is computed.
+# Gradio does not read the image, and the service computes questions in batches.
 OPTIONS: dict[str, Any] = {
     "concurrency_limit": None,
     "api_visibility": "private",
@@ -74,8 +71,7 @@ class Page:
     ):
         self.models = models
         classifiers = [model.classifier for model in models]
-        self.service = Service(classifiers, names, few=False)
-        self.asked = Counter[str]()  # questions without an answer, by visitor
+        self.service = Service(classifiers, names)
         self.unknown = unknown
         self.coverage = coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
@@ -163,19 +159,19 @@ class Page:
             theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
         )
 
-    async def answer(self, sent: Any, text: Any, request: gr.Request) -> list[Any]:
-        """`classify` for a visitor, whose image is an upload: `Limits` has checked that."""
-        return await self.classify(file_of(sent), str(text or ""), visitor(request))
+    async def answer(self, sent: Any, text: Any) -> list[Any]:
+        """`classify` an upload: `Limits` has checked that it is one."""
+        return await self.classify(file_of(sent), str(text or ""))
 
-    async def answer_looks(self, sent: Any, request: gr.Request) -> str:
+    async def answer_looks(self, sent: Any) -> str:
         """The roll-outs of an image as HTML; if it is unreadable, the message says it."""
         file = file_of(sent)
         try:
-            return str(await self.ask(file, self.look, visitor(request))) if file else figures([])
+            return str(await self.ask(file, self.look)) if file else figures([])
         except UsageError:
             return figures([])
 
-    async def classify(self, file: str | None, text: str, visitor: str = "") -> list[Any]:
+    async def classify(self, file: str | None, text: str) -> list[Any]:
         """A message, and the probabilities of each model as the value of its bars."""
         nothing: list[Any] = [None] * len(self.models)
         if not file:
@@ -183,24 +179,18 @@ class Page:
         try:
             names = names_in(text)
             given = None if names == self.names else tuple(check_names(names))
-            answers = await self.ask(file, self.service.answers, visitor, given)
+            answers = await self.ask(file, self.service.answers, given)
         except UsageError as error:
             return [self.message(str(error), file), *nothing]
         faults = dict.fromkeys(str(each) for each in answers if isinstance(each, UsageError))
         bars = [self.bar(answer, names) for answer in answers]
         return [self.message("\n".join(faults), file), *bars]
 
-    async def ask(self, file: str, work: Any, visitor: str, names: Names = None) -> Any:
+    async def ask(self, file: str, work: Any, names: Names = None) -> Any:
         """The result of the service for an image; UsageError if it has none."""
-        if self.asked[visitor] == MOST_QUESTIONS:
-            raise UsageError("too many of your questions wait", "ask again later")
-        self.asked[visitor] += 1
-        try:
-            sets = self.coverage if names is None else None
-            question = Question(image="", top_k=MOST_CLASSES, sets=sets)
-            (result,) = await self.service.results_of(visitor, [Path(file)], work, question, names)
-        finally:
-            self.asked -= Counter({visitor: 1})  # which leaves no zeros
+        sets = self.coverage if names is None else None
+        question = Question(image="", top_k=MOST_CLASSES, sets=sets)
+        (result,) = await self.service.results_of([Path(file)], work, question, names)
         if isinstance(result, UsageError):
             raise result
         return result
@@ -274,10 +264,6 @@ def file_of(sent: Any) -> str | None:
     """The file that a visitor has sent, if any."""
     file = sent.get("path") if isinstance(sent, dict) else None
     return file if isinstance(file, str) else None
-
-
-def visitor(request: gr.Request) -> str:
-    return visitor_of(request.client.host if request.client else "")
 
 
 def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:

@@ -1,17 +1,15 @@
 """Answers for the images of concurrent requests to the API and the page, in batches.
 
-Each image waits twice, to be read and to be classified, in turns by address: a client that has
-sent many, in one request or in several, waits behind a client that has sent one.
+Each image waits twice, to be read and to be classified, in the order of the requests.
 """
 
 import asyncio
 import re
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from math import inf
 from pathlib import Path
 from threading import Condition, Semaphore, Thread
 from time import monotonic
@@ -32,7 +30,7 @@ from ..classifier import PromptedClassifier
 from ..images import BATCH
 from .reading import PIXELS, Readers
 
-READERS = 3  # processes that read images; one address has at most two of them
+READERS = 3  # processes that read images
 MOST = 100  # images of a request
 REMEMBERED = 32  # image files: the page asks for each again when its class names are edited
 # Images of a batch that a thread waits for while others compute: of slow and of fast models
@@ -83,7 +81,6 @@ class Job:
     Jobs of the same `work` and `names` are computed together.
     """
 
-    address: str
     image: bytes | Path
     done: asyncio.Future[Any]
     work: Callable[[Sequence["Job"], Names], Sequence[Any]]
@@ -93,56 +90,35 @@ class Job:
 
 
 class Line:
-    """Jobs that wait, in turns by address. Several threads may take them.
+    """Jobs that wait. Several threads may take them."""
 
-    Args:
-        most: jobs of one address that are taken and not done.
-    """
-
-    def __init__(self, most: float = inf):
-        self.most = most
-        self.jobs: dict[str, deque[Job]] = {}  # the address whose turn is next comes first
-        self.taken = Counter[str]()  # jobs that are not done, by address
+    def __init__(self) -> None:
+        self.jobs = deque[Job]()
+        self.taken = 0  # jobs that are not done
         self.change = Condition()
         self.open = True
 
     def add(self, job: Job) -> None:
         with self.change:
-            self.jobs.setdefault(job.address, deque()).append(job)
+            self.jobs.append(job)
             self.change.notify_all()  # one thread alone may be one that waits for more jobs
 
     def take(self, most: int, few: int = 1) -> list[Job]:
-        """Up to `most` jobs; it waits for `few`, or for the first one if no other is taken. None
-        after the end.
+        """Up to `most` jobs; it waits for `few`, or for the first one if no other is taken. An
+        empty list after the end.
         """
         with self.change:
             while self.open:
-                if (not self.taken or self.waiting() >= few) and (
-                    jobs := list(self.next_jobs(most))
-                ):
+                if len(self.jobs) >= (few if self.taken else 1):
+                    jobs = [self.jobs.popleft() for _ in range(min(most, len(self.jobs)))]
+                    self.taken += len(jobs)
                     return jobs
                 self.change.wait()
             return []
 
-    def next_jobs(self, number: int) -> Iterator[Job]:
-        for _ in range(number):
-            address = next(
-                (address for address in self.jobs if self.taken[address] < self.most), None
-            )
-            if address is None:
-                return
-            self.taken[address] += 1
-            jobs = self.jobs.pop(address)
-            yield jobs.popleft()
-            if jobs:
-                self.jobs[address] = jobs
-
-    def waiting(self) -> int:
-        return sum(map(len, self.jobs.values()))
-
     def done(self, jobs: Sequence[Job]) -> None:
         with self.change:
-            self.taken -= Counter(job.address for job in jobs)  # which leaves no zeros
+            self.taken -= len(jobs)
 
     def close(self) -> None:
         with self.change:
@@ -157,7 +133,6 @@ class Service:
         classifiers: one, or several that answer for the same class names.
         names: class names instead of the models'; None: their own.
         coverage: the share of a set's images for requests that do not say it; None: no set.
-        few: whether a thread waits for a few images while others compute.
     """
 
     def __init__(
@@ -165,11 +140,9 @@ class Service:
         classifiers: Sequence[PromptedClassifier],
         names: Sequence[str] | None = None,
         coverage: float | None = None,
-        few: bool = True,
     ):
         self.classifiers = classifiers
         self.coverage = coverage
-        self.few = few
         self.names: Names = tuple(names) if names else None
         self.remembered = lru_cache(REMEMBERED)(self.pixels)
 
@@ -177,7 +150,7 @@ class Service:
     async def running(self, _: Any) -> AsyncIterator[None]:
         """Within it, jobs are worked on."""
         self.loop = asyncio.get_running_loop()
-        self.to_read = Line(READERS - 1)
+        self.to_read = Line()
         self.to_classify = Line()
         self.readers = Readers(READERS)
         on_gpu = any(each.device.type == "cuda" for each in self.classifiers)
@@ -211,7 +184,6 @@ class Service:
                 self.finish(jobs, [error])
             if not job.pixels:
                 self.room.release()
-            self.to_read.done(jobs)
 
     def pixels(self, image: bytes | Path) -> list[Tensor]:
         """The image as each model wants it, read once; UsageError if it is not readable."""
@@ -231,8 +203,9 @@ class Service:
         threads.
         """
         most = min(FEW, self.largest)
-        few = most if self.few else 1
-        while jobs := self.to_classify.take(most, few):
+        few = most
+        line = self.to_classify
+        while jobs := line.take(most, few):
             start = monotonic()
             torch.set_num_threads(threads if len(jobs) == 1 else 1)
             groups = defaultdict(list)
@@ -243,11 +216,11 @@ class Service:
                     self.finish(group, work(group, names))
                 except Exception as error:
                     self.finish(group, [error] * len(group))
-            self.to_classify.done(jobs)
+            line.done(jobs)
             self.room.release(len(jobs))
             pace = len(jobs) / max(monotonic() - start, 1e-6)  # images a second
             most = min(max(FEW, int(SHORT * pace)), self.largest)
-            few = min(SEVERAL, most) if self.few else 1
+            few = min(SEVERAL, most)
 
     def finish(self, jobs: Sequence[Job], results: Sequence[Any]) -> None:
         """Give each job its answer or its fault in the thread of the requests. One call wakes it
@@ -294,7 +267,7 @@ class Service:
             yield from said[number : number + 1].answers(*asked)
 
     async def answers_of(
-        self, address: str, files: Sequence[bytes], question: Question
+        self, files: Sequence[bytes], question: Question
     ) -> list[Answer | UsageError]:
         """The answer of the only model for each image file's content, or why it cannot be read.
 
@@ -308,12 +281,11 @@ class Service:
             classifier.check_asked(False, question.sets, self.names)
         except UsageError as error:
             raise without_source(error, classifier) from error
-        found = await self.results_of(address, files, self.answers, question)
+        found = await self.results_of(files, self.answers, question)
         return [result if isinstance(result, UsageError) else result[0] for result in found]
 
     async def results_of(
         self,
-        address: str,
         images: Sequence[bytes | Path],
         work: Callable[[Sequence[Job], Names], Sequence[Any]],
         question: Question,
@@ -322,7 +294,7 @@ class Service:
         """What `work` computes of each image, or a UsageError."""
         jobs = []
         for image in images:
-            job = Job(address, image, self.loop.create_future(), work, names, question)
+            job = Job(image, self.loop.create_future(), work, names, question)
             jobs.append(job)
             self.to_read.add(job)
         return list(await asyncio.gather(*(job.done for job in jobs)))
