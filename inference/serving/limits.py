@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,17 @@ from typing import Any
 from anyio import fail_after
 from dassl.utils.images import MAX_BYTES
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_REQUEST = 1 << 18  # bytes of any other request: the class names have most of them
-ALL_UPLOADS = 1 << 30  # bytes; the oldest files are deleted first
-SMALLEST = 1 << 18  # bytes that a file counts at least: each upload looks at all files
 SLOWEST = 300  # seconds of a request with a body
 ALL_BYTES = 160 << 20  # that have arrived of all requests without an answer
 # Seconds: how often Gradio deletes uploads, and from what age on
 EVERY = 600
 OLDEST = 3600
 # Requests of a browser with the page
-POSTS = (
-    "/upload",
-    "/queue/join",
-    "/run/predict",
-    "/cancel",
-    "/reset",
-)
-KEYS = "data", "fn_index", "session_hash", "trigger_id", "event_id"  # of a question
+POSTS = "/upload", "/queue/join", "/run/predict", "/cancel", "/reset"
 # Other routes of Gradio write files, ask other servers, or have a use for logins and recordings
 GETS = re.compile(
     "(/gradio_api)?(|/config|/info|/app_id|/startup-events|/queue/data|/upload_progress"
@@ -118,87 +110,45 @@ class Gate:
 
 
 class Limits:
-    """ASGI middleware: refuses requests before Gradio reads them, and deletes old uploads.
+    """ASGI middleware: which addresses of the page there are, and which files a request may name.
 
-    Gradio fetches any address that a request names as a file, and answers a path outside its folder
-    with a traceback. So only uploads may be named.
+    Gradio fetches any address that a request names as a file, and opens files outside its folder.
+    So only uploads and examples may be named.
 
     Args:
         app: the server's application.
-        uploads: the folder of the uploads. Files that are there already, such as examples, stay.
-        functions: for each function of the page what its values have to be.
+        uploads: the folder of the uploads and the examples.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        uploads: Path,
-        functions: Sequence[Sequence[Callable[[Any], bool]]],
-    ):
+    def __init__(self, app: ASGIApp, uploads: Path):
         self.app = app
         self.uploads = uploads
-        self.functions = functions
-        self.own = set(uploads.rglob("*"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").rstrip("/")
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            if scope["type"] == "http" and not GETS.fullmatch(path):
+        if scope["type"] == "http":
+            path = scope["path"].rstrip("/")
+            is_read = scope["method"] in ("GET", "HEAD", "OPTIONS")
+            if not (GETS.fullmatch(path) if is_read else path.endswith(POSTS)):
                 raise HTTPException(403, "the page has no such address")
-            await self.app(scope, receive, send)
-        elif not path.endswith(POSTS):
-            raise HTTPException(404, "there is no such function")
-        elif path.endswith("/upload"):
-            if not self.make_room(length_of(scope)):
-                raise HTTPException(503, "too many uploads, try again later")
-            await self.app(scope, receive, send)
-        else:
-            await self.question(scope, receive, send, length_of(scope))
+            if not is_read and not path.endswith("/upload"):
+                receive = await self.checked(scope, receive)
+        await self.app(scope, receive, send)
 
-    async def question(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
-        """Pass on a JSON text that names no other files than uploads; what Gradio reads is what was
-        checked.
-        """
-        body = b""
-        while len(body) < size:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            body += message.get("body", b"")
+    async def checked(self, scope: Scope, receive: Receive) -> Receive:
+        """The same request again, a JSON text that names no other files than uploads."""
+        body = await Request(scope, receive).body()
         try:
-            content = dict(json.loads(body))
-        except (ValueError, TypeError, RecursionError):
-            raise HTTPException(400, "this is not a JSON object") from None
-        is_question = scope["path"].rstrip("/").endswith(("/join", "/predict"))
-        if is_question and not self.is_asked(content):
-            raise HTTPException(400, "the page does not ask this")
-        if not all(self.is_upload(file) for file in files_in(content)):
+            files = [*files_in(json.loads(body))]
+        except (ValueError, RecursionError):
+            raise HTTPException(400, "this is not JSON") from None
+        if not all(map(self.is_upload, files)):
             raise HTTPException(403, "there is no such upload")
-        body = json.dumps({key: content[key] for key in KEYS if key in content}).encode()
-        await self.pass_on(body, scope, receive, send)
-
-    async def pass_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        """Give a request another body, a JSON text."""
-        lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        headers = [pair for pair in scope["headers"] if pair[0] not in dict(lengths)] + lengths
         messages = [{"type": "http.request", "body": body}]
 
-        async def checked() -> Message:
+        async def again() -> Message:
             return messages.pop() if messages else await receive()
 
-        await self.app({**scope, "headers": headers}, checked, send)
-
-    def is_asked(self, content: dict[str, Any]) -> bool:
-        """Whether the page asks such a question: Gradio answers others with a traceback."""
-        function = content.get("fn_index")
-        values = content.get("data")
-        if not isinstance(function, int) or not isinstance(content.get("session_hash"), str):
-            return False
-        if not 0 <= function < len(self.functions) or not isinstance(values, list):
-            return False
-        accepts = self.functions[function]
-        pairs = zip(accepts, values, strict=False)
-        return len(accepts) == len(values) and all(accept(value) for accept, value in pairs)
+        return again
 
     def is_upload(self, path: Any) -> bool:
         """Whether it is the path of an upload or an example: a visitor can send any."""
@@ -209,47 +159,12 @@ class Limits:
                 return file.is_relative_to(self.uploads.resolve()) and file.is_file()
         return False
 
-    def make_room(self, size: int) -> bool:
-        """Delete the oldest uploads until there are at most ALL_UPLOADS bytes with a new one of
-        this size.
-
-        Returns:
-            whether they have.
-        """
-        found = []
-        for path in set(self.uploads.rglob("*")) - self.own:
-            with suppress(OSError):  # deleted by another request, or a folder that is not empty
-                if path.is_dir():
-                    path.rmdir()
-                else:
-                    status = path.stat()
-                    found.append((status.st_mtime, max(SMALLEST, status.st_size), path))
-        excess = size + sum(each for _, each, _ in found) - ALL_UPLOADS
-        for _, freed, path in sorted(found):
-            if excess <= 0:
-                break
-            path.unlink(missing_ok=True)
-            excess -= freed
-        return excess <= 0
-
-
-def length_of(scope: Scope) -> int:
-    return int(dict(scope["headers"])[b"content-length"])
-
 
 def largest_of(scope: Scope) -> int:
     """The bytes of a request of the page."""
     if scope["path"].rstrip("/").endswith("/upload"):
         return MAX_BYTES + LARGEST_REQUEST  # a form has more than the file
     return LARGEST_REQUEST
-
-
-def is_file(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and "path" in value)
-
-
-def is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
 
 
 def files_in(content: Any) -> Iterator[Any]:

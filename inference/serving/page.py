@@ -22,14 +22,11 @@ from common.text import lines_of
 
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
 from ..models import Model
-from .limits import EVERY, OLDEST, Gate, Limits, is_file, is_text, largest_of
+from .limits import EVERY, OLDEST, Gate, Limits, largest_of
 from .service import Job, Names, Question, Service
 
 BARS = 5  # classes of each model
-# Class names on the page and their characters: more would take minutes
-MOST_NAMES = 1000
-MOST_TEXT = 20_000
-MOST_WAITING = 100  # questions of all until Gradio takes them
+MOST_NAMES = 1000  # class names on the page: more would take minutes
 MOST_CLASSES = 100_000  # of an answer
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
 # A model's label may have two lines: its answer is below them.
@@ -76,10 +73,6 @@ class Page:
         self.coverage = coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         self.is_editable = any(model.classifier.transfers for model in models)
-        self.functions = [[is_file, is_text], [is_file]]
-        if examples:  # the number of one
-            numbers = list(range(len(examples)))
-            self.functions.insert(0, [lambda value: type(value) is int and value in numbers])
         with gr.Blocks(
             title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)
         ) as self.blocks:
@@ -141,16 +134,11 @@ class Page:
             redoc_url=None,
             openapi_url=None,
         )
-        uploads = Path(self.blocks.GRADIO_CACHE)
-        app.add_middleware(
-            Limits,
-            uploads=uploads,
-            functions=self.functions,
-        )
+        app.add_middleware(Limits, uploads=Path(self.blocks.GRADIO_CACHE))
         app.add_middleware(Gate, largest=largest_of, answer=refusal)
         return gr.mount_gradio_app(
             app,
-            self.blocks.queue(max_size=MOST_WAITING),
+            self.blocks.queue(),
             "/",
             ssr_mode=False,
             mcp_server=False,
@@ -282,9 +270,6 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
 
 def names_in(text: str) -> list[str]:
     """The class names in the lines of a text; UsageError for none, or too many."""
-    if len(text) > MOST_TEXT:
-        fault = f"the class names have {len(text):,} characters"
-        raise UsageError(fault, f"give at most {MOST_TEXT:,}")
     names = lines_of(text)
     if not 0 < len(names) <= MOST_NAMES:
         fault = f"there are {len(names) or 'no'} class names"
