@@ -79,6 +79,7 @@ class Parser(ArgumentParser):
     """
 
     completes = False
+    command = ""  # in front of its removed options in common/removed.py, if others may have them
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # `--se 1 2` or `--deb` would be understood in part
@@ -109,7 +110,7 @@ class Parser(ArgumentParser):
             begun = [name for name in known if name.startswith(option[0])]
             near = begun[0] if len(begun) == 1 else closest(option[0], known)
             remedy = f"did you mean {near}?" if near else remedy
-            remedy = instead_of(option[0]) or remedy
+            remedy = instead_of(f"{self.command} {option[0]}") or instead_of(option[0]) or remedy
         if value := re.match(r"argument (\S+): invalid choice: '([^']*)'", message):
             remedy = instead_of(" ".join(value.groups())) or remedy
         self.exit(2, f"error: {message}: {remedy}\n")

@@ -47,14 +47,11 @@ class Candidate:
         method: its registered name.
         settings: of TRAINER.<NAME>.
         training: keys of OPTIM, of a head that learns by gradients.
-        offset: what is added to the logits of classes without images (`unseen.offset`), as a
-            multiple of the spread of its logits on the images that it has learned from.
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    offset: float = 0.0
 
     @property
     def name(self) -> str:

@@ -127,31 +127,6 @@ def possible(
     return found
 
 
-def of_classes(
-    folds: NDArray[np.int64], labels: NDArray[Any], missing: int, seed: int
-) -> NDArray[np.int64]:
-    """(repeats, images): the folds, but for some classes all images are in one fold.
-
-    Their share is twice that of the classes without images, which are `missing`.
-    """
-    classes = np.unique(labels[folds[0] != NEVER])
-    classes = np.random.default_rng(seed).permutation(classes)
-    known = len(classes)
-    number = min(known, max(1, round(2 * known * missing / (known + missing))))
-    found = folds.copy()
-    for repeat, row in enumerate(found):
-        for place in range(number):
-            whole = labels == classes[(repeat * number + place) % known]
-            row[whole & (row != NEVER)] = place % (folds.max() + 1)
-    return found
-
-
-def is_whole(row: NDArray[np.int64], labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """(images,): whether all images of a class are in one of the folds `row` (images,)."""
-    of_class = {label: len(np.unique(row[labels == label])) for label in np.unique(labels)}
-    return np.array([of_class[label] == 1 for label in labels])
-
-
 def losses(logits: Floats, labels: NDArray[Any]) -> Floats:
     """(images,): the cross-entropy of logits (repeats, images, classes), the mean over repeats."""
     return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import UsageError
 from common.files import checksum
-from common.names import as_class_name, as_clip_reads, as_people_see, printable
+from common.names import as_clip_reads, printable
 from common.start import Parser, any_seed, between, path, percent, required_packages
 from datasets.base import missing_files
 
@@ -36,6 +36,7 @@ and more images cost only what is new.
 
 def parse(argv: list[str] | None) -> FitRequest:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
+    parser.command = "fit"
     add = parser.add_argument
     words = "folder of class folders, or a CSV file"
     add("images", type=path, nargs="?", metavar="IMAGES", help=words)
@@ -85,8 +86,6 @@ def parse(argv: list[str] | None) -> FitRequest:
         metavar="NAME",
         help="methods to try besides zero-shot CLIP (default: all)",
     )
-    words = "classes that have no images: heads that can work by their names alone are tried"
-    add("--classes", nargs="+", default=[], metavar="NAME", help=words)
     words = "CSV file with path and label, for a bank"
     add("--labels", type=path, metavar="FILE", help=words)
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
@@ -102,7 +101,6 @@ def request_of(options: dict[str, Any]) -> FitRequest:
     """The request by the values of all options."""
     backbone, *others = options["backbone"]
     lists = {"methods": tuple(options["methods"]), "others": tuple(others)}
-    lists["classes"] = tuple(as_class_name(name) for name in options["classes"])
     values = {**options, **lists, "backbone": backbone}
     return FitRequest(**{field.name: values[field.name] for field in fields(FitRequest)})
 
@@ -113,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(
             "--groups none and --group-by contradict each other", "leave out one of them"
         )
-    photos = find(request.images, request.test, request.group_by, request.labels, request.classes)
+    photos = find(request.images, request.test, request.group_by, request.labels)
     if request.groups != "none":
         check_named(photos, request.images)
     earlier = earlier_record(request.to)
@@ -146,9 +144,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def announce(request: FitRequest, photos: Sequence[Photo], classes: Sequence[str]) -> None:
     """Say what a fit is about to read."""
-    if more := sorted({*request.classes}.difference(classes)):
-        check_new(more, classes)
-        print(printable(f"Classes without images: {', '.join(more)}"))
     tests = sum(photo.part == "test" for photo in photos)
     besides = f", and {tests:,} test images" if tests else ""
     count = f"{len(photos) - tests:,} images in {len(classes)} classes{besides}"
@@ -156,16 +151,7 @@ def announce(request: FitRequest, photos: Sequence[Photo], classes: Sequence[str
     if request.max_error:
         print(f"--max-error: at most {request.max_error:g}% of the answers may be wrong")
     if not request.sentences:
-        note_joined_names([*classes, *more])
-
-
-def check_new(names: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise UsageError for a class without images that is one with images in other letters."""
-    letters = {as_people_see(name).replace(" ", ""): name for name in classes}
-    for name in names:
-        if other := letters.get(as_people_see(name).replace(" ", "")):
-            fault = f"--classes has {name!r}, and there are images of {other!r}"
-            raise UsageError(fault, f"write {other!r}, or another name")
+        note_joined_names(classes)
 
 
 def note_joined_names(classes: Sequence[str]) -> None:

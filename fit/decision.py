@@ -22,7 +22,7 @@ from .heads import Heads, logit_std
 from .options import Selection, select
 from .plan import Plan
 from .request import PRIORS, FitRequest
-from .trials import Backbone, Examples, Trials, folds_of, try_candidates
+from .trials import Backbone, Examples, Trials, try_candidates
 
 LEAST_DRAWN = 10  # scenes that were drawn at random, of an estimate
 
@@ -145,13 +145,13 @@ def decide_among(
     """
     plan = plan or Plan()
     examples = backbones[0].examples
-    folds, repeats = folds_of(examples, request.seed)
-    if not repeats:
+    folds = choice.folds(examples.labels, examples.scenes, request.seed)
+    if not len(folds):
         return 0, untried(backbones[0])
     trials = trials_of(backbones, folds, plan, request.prior)
     selection = select([one.option for one in trials], trials[0].sample, trials[0].of_folds)
     place = selection.place
-    chosen = chosen_by(selection, backbones[place], trials[place], repeats)
+    chosen = chosen_by(selection, backbones[place], trials[place])
     if examples.drawn is None:
         decision = with_curve(estimated(chosen), chosen, request, plan.end)
     else:
@@ -165,12 +165,10 @@ def decide_among(
     return place, replace(decision, reads_names=backbones[place].heads.reads_names)
 
 
-def chosen_by(selection: Selection, backbone: Backbone, trials: Trials, repeats: int) -> Chosen:
-    """The classifier, with the first repeats, which hold out images and no classes."""
-    outside = selection.outside
-    own = trials.of_images(outside, repeats, backbone.examples.labels)
+def chosen_by(selection: Selection, backbone: Backbone, trials: Trials) -> Chosen:
+    """The classifier that was selected."""
     scales = scales_of(trials, selection.weights, backbone)
-    return Chosen(backbone, own, selection.weights, outside[:repeats], scales)
+    return Chosen(backbone, trials, selection.weights, selection.outside, scales)
 
 
 def of_draws(chosen: Chosen, drawn: NDArray[np.bool_]) -> Decision:
@@ -247,8 +245,7 @@ def scales_of(trials: Trials, weights: NDArray[Any], backbone: Backbone) -> dict
     scales = {}
     for candidate, weight in zip(trials.logit_stds, weights, strict=False):
         if weight:
-            plain = replace(candidate, offset=0.0)
-            logits = backbone.heads.answers(plain, examples.seen, answered)
+            logits = backbone.heads.answers(candidate, examples.seen, answered)
             scales[candidate] = trials.logit_stds[candidate] * logit_std(logits)
     return scales
 
@@ -303,7 +300,7 @@ def default_shares(
     evidence = choice.evidence(by_names, Sample.of(examples.labels, examples.scenes))
     weights = ensemble(candidates, evidence)
     shares = {candidates[place]: weight for place, weight in weights.items() if weight}
-    if [*shares] == [candidates[0]] and not examples.lacks_images:
+    if [*shares] == [candidates[0]]:
         return {candidates[-1]: 1.0}
     return shares
 

@@ -152,7 +152,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         with TemporaryDirectory() as place:
             added, labels = photos_of(X, y, Path(place), self._labels)
             request = self._request(Path(place) / "model")
-            request = replace(request, classes=tuple(self._labels))  # some may have no images
             if missing_files(photo.path for photo in self._learned):
                 request = replace(request, minutes=0.0)  # trainings read the images themselves
             self._fit(request, [*self._learned, *with_checksums(added)], self._learned)

@@ -123,11 +123,6 @@ class Heads:
         batches = method.begin(Support(inputs[None], labels))
         with redirect_stdout(io.StringIO()):
             learn(method, batches, method.cfg.OPTIM.MAX_EPOCH, self.clock.check)
-        if candidate.offset:
-            without_images = torch.bincount(labels, minlength=len(self.names)) == 0
-            method.model.offset = (
-                candidate.offset * logit_std(answered(method, inputs)) * without_images
-            )
         return method
 
     def learned(self, candidate: Candidate, seen: Seen) -> Callable[[Tensor], Tensor]:
@@ -311,10 +306,6 @@ class Heads:
         description = replace(
             self.zero_shot.description, method=name, training=dict(facts), **values
         )
-        if method and method.model.offset is not None:
-            offset = method.model.offset.tolist()
-            lacking = [each for each, added in zip(self.names, offset, strict=True) if added]
-            description = replace(description, offset=max(offset), without_images=lacking)
         options = LoadOptions(backbone=description.backbone, device=self.zero_shot.device.type)
         return PromptedClassifier(description, checkpoint, "the fit", options, self.clip)
 
@@ -336,10 +327,3 @@ def reads_names(method: str) -> bool:
     """Whether a method reads the names of classes."""
     kind = trainers.predicting()[method]
     return not issubclass(kind, FeatureMethod) or kind.spec.reads_text
-
-
-def transfers(method: str) -> bool:
-    """Whether a method tells classes without images by their names."""
-    kind = trainers.predicting()[method]
-    needs_all = issubclass(kind, FeatureMethod) and kind.spec.needs_all
-    return kind.transfers and not kind.together and not needs_all

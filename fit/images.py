@@ -31,7 +31,6 @@ def find(
     test: Path | None = None,
     group_by: str = "",
     labels: Path | None = None,
-    classes: Sequence[str] = (),
 ) -> list[Photo]:
     """The labelled images of a folder or a CSV file, and the test images of another one, sorted by
     class and path.
@@ -39,7 +38,6 @@ def find(
     Args:
         group_by: as for `named`; empty if only a column may name groups.
         labels: a CSV file with path and label for the images of a bank.
-        classes: those that may have no images to learn from.
 
     Raises:
         UsageError: there are fewer than two classes with images, an image of a CSV file is missing,
@@ -54,8 +52,8 @@ def find(
     if len(learned) < 2:
         fault = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"
         raise UsageError(fault, f"a classifier needs two: {LAYOUT}", place)
-    check_known_names(sorted({*learned, *classes}), place)
-    if unknown := {photo.label for photo in photos}.difference(learned, classes):
+    check_known_names(sorted(learned), place)
+    if unknown := {photo.label for photo in photos}.difference(learned):
         fault = f"the test images have the class {min(unknown)!r}, which the training images lack"
         raise UsageError(fault, "rename or remove it", test or place)
     if group_by:

@@ -198,7 +198,6 @@ class Work:
             place = [self.args.pool, "--labels", self.args.to]
         words = ["--to", self.model, "--backbone", self.backbone, "--minutes", 0]
         words += ["--seed", self.args.seed, "--device", self.options.device]
-        words += ["--classes", *shown_names(self.classifier.class_names)]
         if self.options.sentences:
             words += ["--sentences", self.options.sentences]
         self.apart.run(list(map(str, [*place, *words])))

@@ -52,7 +52,6 @@ class Photos:
         photos: Sequence[Photo],
         rows: Mapping[str, Row],
         damaged: Mapping[str, str],
-        classes: Sequence[str] = (),
     ) -> "Photos":
         """The images without damaged ones and copies. Of copies the first is kept: one for training
         before one for a test. An image that has two labels is left out, as one of them must be
@@ -60,16 +59,14 @@ class Photos:
 
         Args:
             rows: what is known of an image, by path; of damaged images there is none.
-            classes: those that may have no images.
 
         Raises:
             UsageError: fewer than two classes are left.
         """
         kept, notes = without_copies(photos, rows)
-        learned = learned_classes(kept)
-        if len(learned) < 2:
+        names = sorted(learned_classes(kept))
+        if len(names) < 2:
             raise too_few(damaged, notes)
-        names = sorted(learned.union(classes))
         lost = sorted({photo.label for photo in photos}.difference(names))
         if lost:
             notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
@@ -114,11 +111,6 @@ class Photos:
     @cached_property
     def training(self) -> list[Photo]:
         return [photo for photo in self.images if photo.part != "test"]
-
-    @property
-    def without_images(self) -> list[str]:
-        """The classes that have no training images."""
-        return sorted(set(self.names) - learned_classes(self.images))
 
     @property
     def drawn(self) -> NDArray[np.bool_] | None:

@@ -109,8 +109,6 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
         later["bank"] = True
     if any(photo.asked for photo in photos):
         later["asked"] = digest([photo.asked for photo in photos])
-    if more := {*request.classes}.difference(photo.label for photo in photos):
-        later["classes"] = sorted(more)
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     sentences = ""
     if request.sentences:

@@ -60,7 +60,6 @@ class FitRequest(FitOptions):
         to: folder for the model.
         backbone: the only one, or the first to choose among.
         others: more backbones to choose among.
-        classes: names of classes, which may have no images.
         replace: whether a fit of other images may be replaced.
     """
 
@@ -73,7 +72,6 @@ class FitRequest(FitOptions):
     test: Path | None = None
     group_by: str = ""
     labels: Path | None = None
-    classes: tuple[str, ...] = ()
     replace: bool = False
 
     @property

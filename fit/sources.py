@@ -79,8 +79,7 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
         UsageError: two backbones have the same weights, or none is fast enough.
     """
     check_different(request.backbones)
-    with_images = learned_classes(found)
-    names = sorted(with_images.union(request.classes))
+    names = sorted(learned_classes(found))
     sources = []
     for name in request.backbones:
         own = replace(request, backbone=name, others=())
@@ -92,7 +91,7 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
             print(f"Left out: {name} takes {plan.ms[name]:.1f} ms for an image")
             continue
         sources.append(Source(own, heads, *banked.features_of(found, encoder), encoder))
-    check_texts(request, sources, len(names) > len(with_images))
+    check_texts(request, sources)
     if not sources:
         fastest = min(plan.ms, key=plan.ms.__getitem__)
         raise UsageError(
@@ -102,13 +101,12 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
     return sources
 
 
-def check_texts(request: FitRequest, sources: Sequence[Source], lacks_images: bool) -> None:
+def check_texts(request: FitRequest, sources: Sequence[Source]) -> None:
     """Raise UsageError for an option that needs texts, if no backbone reads any."""
     if not sources or any(source.heads.reads_names for source in sources):
         return
     asked = [name for name in request.methods if reads_names(name)]
     asked += ["--sentences"] if request.sentences else []
-    asked += ["a class without images"] if lacks_images else []
     if asked:
         fault = f"{asked[0]} needs texts, and {request.backbone} has no text tower"
         raise UsageError(fault, "leave it out, or choose a CLIP as --backbone")

@@ -29,7 +29,7 @@ from . import groups, report
 from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
 from .decision import Decision, decide_among
 from .features import Row, features_of
-from .heads import Heads, reads_names, transfers
+from .heads import Heads, reads_names
 from .photos import Photos
 from .plan import Plan
 from .record import FILE, FORM, PAGE, TABLE, checksums
@@ -151,8 +151,6 @@ def decided(
     place, decision = decide_among(learners, request, plan)
     priced = [row | price(row["backbone"], plan.ms[row["backbone"]]) for row in decision.backbones]
     notes = [*decision.notes, *left_out(request, photos, several)]
-    if photos.without_images and decision.estimates:
-        notes.append("The estimate is of the classes with images")
     return learners[place], replace(decision, backbones=priced, notes=notes)
 
 
@@ -165,9 +163,7 @@ def learner_of(source: Source, photos: Photos, plan: Plan, several: bool) -> Lea
     images = len(photos.training)
     candidates = methods_of(request, CANDIDATES, heads, images)
     trained: Sequence[Candidate] = ()
-    if photos.without_images:  # trained methods would have to be trained for folds of classes, too
-        candidates = [one for one in candidates if transfers(one.method)]
-    elif request.minutes and not several and not photos.from_bank:
+    if request.minutes and not several and not photos.from_bank:
         trained = methods_of(request, TRAINED, heads, images)
     towers = Towers(heads, photos)
     return Learner(
@@ -189,9 +185,6 @@ def left_out(request: FitRequest, photos: Photos, several: bool) -> Iterator[str
             f"Heads that train were not tried on {images:,} images of {len(photos.names):,} classes"
         )
         yield f"{not_tried}: name some by --methods to try them"
-    if without := photos.without_images:
-        some = ", ".join(without)
-        yield f"Heads that can do without images of a class were tried: there is none of {some}"
     if several and request.minutes:
         yield "Of several backbones heads alone were compared: name one to train prompts, too"
 
@@ -203,7 +196,7 @@ def photos_of(
     damaged: Mapping[str, str],
 ) -> Photos:
     """The images that can be used, in groups."""
-    photos = Photos.usable(found, rows, damaged, request.classes)
+    photos = Photos.usable(found, rows, damaged)
     if request.minutes and photos.from_bank:
         photos.notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
     looks = groups.looks_known(found, rows)

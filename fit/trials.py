@@ -1,7 +1,7 @@
 """The candidates, each tried on images that it has not learned from."""
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import inf
@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import UsageError
 from inference.sample import Sample
 
-from . import choice, unseen
+from . import choice
 from .candidates import GUESSING, Candidate, ensemble
 from .clock import TooLong
 from .heads import Heads, logit_std
@@ -60,11 +60,6 @@ class Examples:
     def seen(self) -> tuple[Tensor, Tensor]:
         """Features and labels, which `Heads` learn from."""
         return self.x, self.y
-
-    @property
-    def lacks_images(self) -> bool:
-        """Whether a class has no image."""
-        return len(np.unique(self.labels)) < len(self.names)
 
     @property
     def unit(self) -> str:
@@ -169,32 +164,6 @@ class Trials:
         logits = {one: values[:, inside] for one, values in self.logits.items()}
         return replace(self, held=self.held[inside], sample=self.sample.part(inside), logits=logits)
 
-    def of_images(self, outside: NDArray[Any], repeats: int, labels: NDArray[np.int64]) -> "Trials":
-        """The same without the repeats after the first ones, which held out whole classes; a note
-        has what the choice says of those.
-
-        Args:
-            outside: (repeats, held, classes), by `options.nested`.
-            labels: (images,), also of images that are not held out.
-        """
-        if repeats == len(self.folds):
-            return self
-        whole = [choice.is_whole(row, labels)[self.held] for row in self.folds[repeats:]]
-        chosen = self.share_of(outside[repeats:], whole)
-        zero_shot = self.share_of(self.stacked[0][repeats:], whole)
-        note = (
-            f"Of classes whose images were all held out, as if they had none, {chosen} of the "
-            f"images are right (zero-shot CLIP: {zero_shot})"
-        )
-        logits = {one: values[:repeats] for one, values in self.logits.items()}
-        notes = [*self.notes, note]
-        return replace(self, folds=self.folds[:repeats], logits=logits, notes=notes)
-
-    def share_of(self, logits: NDArray[Any], part: Sequence[NDArray[np.bool_]]) -> str:
-        """How many answers of a part (repeats, held) are correct, for people."""
-        correct = logits.argmax(axis=-1) == self.sample.labels
-        return f"{100 * correct[np.array(part)].mean():.0f}%"
-
     def ensemble(self, inside: NDArray[np.bool_] | None = None) -> dict[int, float]:
         """The candidates that an ensemble may have, with their default weights, by images `inside`
         (held,); None for all.
@@ -203,19 +172,6 @@ class Trials:
         zero_shot = self.stacked[0, 0][inside]
         evidence = choice.evidence(zero_shot, self.sample.part(inside))
         return ensemble(list(self.logits), evidence)
-
-
-def folds_of(examples: Examples, seed: int) -> tuple[NDArray[np.int64], int]:
-    """(repeats, images): the folds; and the number of the first repeats, which hold out images. If
-    a class has no image, as many more hold out all images of some classes, too.
-    """
-    labels = examples.labels
-    folds = choice.folds(labels, examples.scenes, seed)
-    repeats = len(folds)
-    missing = len(examples.names) - len(np.unique(labels))
-    if repeats and missing:
-        folds = np.concatenate([folds, choice.of_classes(folds, labels, missing, seed)])
-    return folds, repeats
 
 
 def notes_of(
@@ -258,29 +214,7 @@ def try_candidates(
     logit_stds = {one: logit_std(torch.from_numpy(values)) for one, values in trials.logits.items()}
     logits = {one: values / logit_stds[one] for one, values in trials.logits.items()}
     trials = replace(trials, logits=logits, logit_stds=logit_stds)
-    if backbone.examples.lacks_images:
-        trials = with_offsets(trials, backbone.examples, backbone.heads.fixed)
     return with_candidates(backbone, backbone.trained(folds[0]), trials, plan)
-
-
-def with_offsets(trials: Trials, examples: Examples, fixed: Container[str]) -> Trials:
-    """The trials of heads that add something to the logits of classes without images.
-
-    Args:
-        fixed: methods that learn nothing.
-    """
-    classes = len(examples.names)
-    lacking = unseen.without_images(trials.folds, examples.labels, trials.held, classes)
-    logits = {}
-    logit_stds = {}
-    for before, values in trials.logits.items():
-        added = 0.0
-        if before.method not in fixed:
-            added = unseen.offset(values, lacking, trials.sample)
-        candidate = replace(before, offset=added * trials.logit_stds[before])
-        logits[candidate] = values + (added * lacking).astype(values.dtype)
-        logit_stds[candidate] = trials.logit_stds[before]
-    return replace(trials, logits=logits, logit_stds=logit_stds)
 
 
 def to_choose_on(

@@ -20,7 +20,7 @@ from common.errors import UsageError
 from common.files import replacing, write_json
 from common.records import Facts, read
 from common.text import read_bytes, read_json
-from trainers.base.checkpoints import LARGEST_CONFIG, PROMPTS
+from trainers.base.checkpoints import LARGEST_CONFIG, PROMPTS, check_no_offset
 
 EXPORT_CONFIG_FILE = "config.json"
 NO_NAMES = "give them by --classes or --classes-file (in Python: class_names)"
@@ -61,7 +61,6 @@ class Description:
             own.
         sentences: for each class, by its name in the file DATASET.SENTENCES of the run; empty
             without one.
-        offset: is added to the logits of the classes `without_images`.
     """
 
     method: str
@@ -78,8 +77,6 @@ class Description:
     dataset_name: str = ""
     tokeniser: str = "CLIP"
     sentences: dict[str, list[str]] = field(default_factory=dict)
-    offset: float = 0.0
-    without_images: list[str] = field(default_factory=list)
 
     def backbone_name(self, given: str = "") -> str:
         """The backbone to load: `given` or, if that is empty, the one that the prompts were learned
@@ -156,8 +153,6 @@ def write_artefact(
         "prompts_sha256": hashlib.sha256(content).hexdigest(),
     }
     facts["input"] = exported(description.input)
-    if not description.offset:
-        del facts["offset"], facts["without_images"]
     write_json(folder / EXPORT_CONFIG_FILE, facts, ensure_ascii=False)
     return read_config(folder / EXPORT_CONFIG_FILE)
 
@@ -177,6 +172,7 @@ def read_config(file: Path) -> Description:
     except ValueError as error:
         fault = f"{file} is not a description of prompts ({error})"
         raise UsageError(fault, "export it again", file) from error
+    check_no_offset(content, file)
     check_complete(description, str(file))
     return replace(description, input=exported(description.input))
 

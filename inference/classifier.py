@@ -340,9 +340,5 @@ class PromptedClassifier:
         assemble_model(method, clip=self.clip)
         if self.checkpoint is not None and learned:
             method.checkpoints.load_prompts(self.checkpoint, self.source)
-            if offset := self.description.offset:
-                lacking = with_spaces(self.description.without_images)
-                added = [offset * (name in lacking) for name in class_names]
-                method.model.offset = torch.tensor(added, device=self.device)
         method.model.eval()
         return method

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from drawn import differing, prompts_in, results
 from learned import images_of, rows_of
-from marks import of_json, to_json
+from marks import of_json, one_line, to_json
 from safetensors.torch import load_file, save_file
 
 from common.files import checksum
 from inference import predict
+from trainers.base.checkpoints import described
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_moved_artefact_predicts_the_same_without_a_dataset(
     monkeypatch.chdir(copied.parent)
     rows = rows_of(command, "moved", *images, "--backbone", deep)
     assert [row | {"model": "CoOp"} for row in rows] == expected
+
+
+def test_a_model_of_an_older_fit_with_classes_without_images_is_one_line(
+    copied, command, deep, photos
+):
+    folder = changed(copied, offset=3.0, without_images=["red"])
+    said = "adds a number to the logits of classes without images: fit again"
+    assert said in command(predict, folder, photos, "--backbone", deep).error
+    with one_line(said):
+        described(str(folder / "prompts.safetensors"))
 
 
 def other_prompts(change, described: bool):

@@ -260,7 +260,7 @@ def test_a_vote_of_many_heads_is_counted(fitting, photos, monkeypatch):
     assert "Chosen: a vote of " in fitting.works(photos, *QUICK).printed
 
 
-@pytest.mark.parametrize("words", [("--pool", "photos"), ("--sets", "cross")])
+@pytest.mark.parametrize("words", [("--pool", "photos"), ("--sets", "cross"), ("--classes", "owl")])
 def test_an_option_of_an_older_version_says_what_to_do_instead(words, fitting, photos, tmp_path):
     done = fitting(photos, *words)
     assert f"{words[0]} was removed: " in done.error

@@ -16,7 +16,7 @@ from visitors import served
 from common.errors import UsageError
 from common.start import ROOT
 from fit import asked
-from fit.labeller.advice import OF_CLASSES, advice
+from fit.labeller.advice import advice
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
 from fit.labeller.application import LARGEST, application
@@ -273,7 +273,7 @@ def test_advice_says_what_more_labels_buy_and_when_to_stop():
     assert "3 of 503 images drawn at random have no label" in said[1]
     assert said[-1].startswith("You can stop here")
     assert "not better than guessing" in advice(record(25.0, 20), lines(20))[1]
-    missing = {"finished": True, "estimate": None, "notes": ["NO ESTIMATE, as few", OF_CLASSES]}
+    missing = {"finished": True, "estimate": None, "notes": ["NO ESTIMATE, as few", "Left out"]}
     assert advice(missing, lines(20)) == ["NO ESTIMATE, as few"]
     assert advice({"finished": False}, []) == []
 

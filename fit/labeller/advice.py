@@ -11,9 +11,7 @@ from ..choice import gain, interval
 from ..rows import ASKED
 
 MORE = 50  # labels
-# Notes of a fit
-NO_ESTIMATE = "NO ESTIMATE"
-OF_CLASSES = "The estimate is of the classes with images"
+NO_ESTIMATE = "NO ESTIMATE"  # a note of a fit
 LEAST_GAIN = 1.0  # points of MORE labels, below which they are not worth it
 
 
@@ -27,10 +25,8 @@ def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
     estimate = record.get("estimate")
     if not record.get("finished"):
         return []
-    kind = OF_CLASSES if estimate else NO_ESTIMATE
-    notes = [note for note in record["notes"] if note.startswith(kind)]
     if not estimate:
-        return notes
+        return [note for note in record["notes"] if note.startswith(NO_ESTIMATE)]
     labels = len(record["images"])
     said = [
         f"Estimate after {labels:,} labels: {estimate['accuracy']:.1f}% of new images right "
@@ -44,7 +40,6 @@ def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
             f"{without:,} of {len(drawn):,} images drawn at random have no label: the estimate is "
             "of images like the others."
         )
-    said += notes
     return said + forecast(estimate, len(record["names"]), record["of_class"], labels)
 
 

@@ -98,12 +98,20 @@ def exported_prompts(directory: str, epoch: int | None) -> str:
     return ""
 
 
+def check_no_offset(content: dict[str, Any], file: Path) -> None:
+    """Raise UsageError for the config.json of an older fit, whose heads knew classes by their names
+    alone.
+    """
+    if content.get("offset"):
+        fault = f"{file.parent} adds a number to the logits of classes without images"
+        raise UsageError(fault, "fit again, with some images of each class", file)
+
+
 def described(prompts: str) -> dict[str, Any]:
     """The metadata of the prompts of an exported folder.
 
     Raises UsageError if its config.json is missing, damaged or of other prompts, or if they were
-    chosen on test images: the folder does not say on how many; or if there is an offset of classes
-    without images.
+    chosen on test images: the folder does not say on how many.
     """
     file = Path(prompts).with_name("config.json")
     content = read_json(file, LARGEST_CONFIG)
@@ -114,9 +122,7 @@ def described(prompts: str) -> dict[str, Any]:
     metadata = {key: content[name] for key, name in keys.items() if name in content}
     if "method" not in metadata or not is_metadata(metadata):
         raise UsageError(f"{file} is not a description of prompts", "export it again", file)
-    if content.get("offset"):
-        fault = f"{file.parent} adds a number to the logits of classes without images"
-        raise UsageError(fault, "use tools/predict.py: a run would leave it out", file)
+    check_no_offset(content, file)
     if content.get("prompts_sha256") != checksum(Path(prompts)):
         fault = f"{prompts} is not the file that config.json describes (its SHA-256 differs)"
         raise UsageError(fault, "export it again", prompts)

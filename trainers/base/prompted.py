@@ -130,7 +130,6 @@ class PromptedCLIP(Declares, nn.Module):
     prompt_learner: PromptLearner
     frozen: CLIP
     clip: CLIP  # it computes with `frozen`, or with a private copy for `PromptLearner.install`
-    offset: Tensor | None = None  # (classes,), is added to the logits
     keeps_output = False
     last_output: Output | None = None  # of `forward`, within `reading`
 
@@ -273,10 +272,7 @@ class PromptedCLIP(Declares, nn.Module):
         image = self.of_tower(tower)
         text_feature = self.encode_text(image) if text_feature is None else text_feature
         text = self.of_text(text_feature)
-        logits = self.logits(image, text)
-        if self.offset is not None:
-            logits = logits + self.offset.to(logits)
-        return Output(images, tower, image, text, text_feature, logits)
+        return Output(images, tower, image, text, text_feature, self.logits(image, text))
 
     def folded(self) -> dict[str, Tensor] | None:
         """The state dict of a plain CLIP that computes the image features of a test; None if there
