@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.caches import CONFIDENT, SCALE, CacheSettings, StreamCacheMethod, keep
 from .base.test_time import entropies, most_confident
+from .tda import CONFIDENT, SCALE, TDA, TDASettings, keep
 
 
 @dataclass(frozen=True)
-class BoostAdapterSettings(CacheSettings):
+class BoostAdapterSettings(TDASettings):
     """DELTA are the slots that the positive cache has more for the views of an image. FIRST_VIEW
     classifies the image itself; else the mean of its confident views is classified.
     """
@@ -18,11 +18,11 @@ class BoostAdapterSettings(CacheSettings):
     VIEWS: int = 64
     DELTA: int = 0
     FIRST_VIEW: bool = True
-    ranges = {**CacheSettings.ranges, "DELTA": (0, 1000)}
+    ranges = {**TDASettings.ranges, "DELTA": (0, 1000)}
 
 
 @TRAINER_REGISTRY.register()
-class BoostAdapter(StreamCacheMethod):
+class BoostAdapter(TDA):
     """TDA whose positive cache also has the confident views of the present image (Zhang et al.,
     NeurIPS 2024).
     """

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.coupled import CoupledMethod, CoupledSettings
 from .base.projection import bottleneck
 from .base.prompted import PromptedCLIP, normalize
 from .base.teacher import Teacher, cosine_distance, encode_texts
+from .maple import MaPLe, MaPLeSettings
 
 # Shares of the adapters' outputs in the features
 IMAGE = 0.1
@@ -21,7 +21,7 @@ TEXT = 0.2
 
 
 @dataclass(frozen=True)
-class CoPromptSettings(CoupledSettings):
+class CoPromptSettings(MaPLeSettings):
     """W is the weight of the consistency with the frozen CLIP, DISTILL its measure: one minus the
     cosine, or the mean squared difference of the unit features."""
 
@@ -65,7 +65,7 @@ class CoPromptCLIP(PromptedCLIP):
 
 
 @TRAINER_REGISTRY.register()
-class CoPrompt(CoupledMethod):
+class CoPrompt(MaPLe):
     """Consistency-guided Prompt learning (Roy and Etemad, ICLR 2024)."""
 
     Settings = CoPromptSettings
@@ -73,7 +73,7 @@ class CoPrompt(CoupledMethod):
     reads_sentences = True
     published_sections = ("TRAINER.CoPrompt",)
     published_outside = ("W", "DISTILL")
-    published = (*CoupledMethod.published, "adapter_image.*", "adapter_text.*")
+    published = (*MaPLe.published, "adapter_image.*", "adapter_text.*")
     caveat = "published with values chosen for each dataset"
 
     def build_prompts(self, clip, classnames):

@@ -2,11 +2,11 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.tuning import TuningMethod, TuningSettings
+from .tpt import TPT, TPTSettings
 
 
 @dataclass(frozen=True)
-class CTPTSettings(TuningSettings):
+class CTPTSettings(TPTSettings):
     """LAMBDA weighs the dispersion of the text features, which keeps the probabilities
     calibrated.
     """
@@ -16,7 +16,7 @@ class CTPTSettings(TuningSettings):
 
 
 @TRAINER_REGISTRY.register()
-class CTPT(TuningMethod):
+class CTPT(TPT):
     """TPT whose classes keep apart (Yoon et al., ICLR 2024)."""
 
     Settings = CTPTSettings

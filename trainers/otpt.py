@@ -2,11 +2,11 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.tuning import TuningMethod, TuningSettings
+from .tpt import TPT, TPTSettings
 
 
 @dataclass(frozen=True)
-class OTPTSettings(TuningSettings):
+class OTPTSettings(TPTSettings):
     """LAMBDA weighs how far the text features are from orthogonal to one another."""
 
     LAMBDA: int | float = 18.0
@@ -14,7 +14,7 @@ class OTPTSettings(TuningSettings):
 
 
 @TRAINER_REGISTRY.register()
-class OTPT(TuningMethod):
+class OTPT(TPT):
     """TPT whose classes are pushed towards orthogonal texts (Sharifdeen et al., CVPR 2025)."""
 
     Settings = OTPTSettings

@@ -8,11 +8,11 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError
 
 from .base.teacher import TEMPLATES, Teacher
-from .base.two_towers import TwoTowerMethod, TwoTowerSettings
+from .ivlp import IVLP, IVLPSettings
 
 
 @dataclass(frozen=True)
-class PromptSRCSettings(TwoTowerSettings):
+class PromptSRCSettings(IVLPSettings):
     """GPA_MEAN and GPA_STD are epochs."""
 
     N_CTX_VISION: int = 4
@@ -41,7 +41,7 @@ def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
 
 
 @TRAINER_REGISTRY.register()
-class PromptSRC(TwoTowerMethod):
+class PromptSRC(IVLP):
     """Self-regulating prompts: IVLP held near the frozen CLIP, averaged over epochs (Khattak et
     al., ICCV 2023).
     """

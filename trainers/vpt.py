@@ -6,7 +6,7 @@ from .base import Method, require_vit
 from .base.compat import VISION
 from .base.prompts import WORDS, check_depth
 from .base.settings import MethodSettings
-from .base.two_towers import IndependentPrompts
+from .ivlp import IndependentPrompts
 
 
 @dataclass(frozen=True)
