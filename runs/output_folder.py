@@ -21,7 +21,6 @@ from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from .run_spec import RunSpec
 from .same_run import check_same_prompts, check_same_settings
-from .trackers import TRACKERS
 
 
 class OutputFolder:
@@ -116,15 +115,16 @@ class OutputFolder:
         except OSError as error:
             raise not_writable(self.path, error) from error
         log: Any = sys.stdout
-        of_trackers = [path for name in TRACKERS if not (path := self.path / name).exists()]
+        of_wandb = self.path / "wandb"
+        had_wandb = of_wandb.exists()
         try:
             yield
             write_text(self.path / RUN_CONFIG_FILE, self.spec.cfg.dump())
         except BaseException:
             with suppress(OSError):
                 os.unlink(log.file.name)
-            for path in of_trackers:
-                shutil.rmtree(path, ignore_errors=True)
+            if not had_wandb:
+                shutil.rmtree(of_wandb, ignore_errors=True)
             raise
 
     def remove_results(self) -> None:

@@ -45,8 +45,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             record = Record(spec, trainer)
             if spec.args.no_train:
                 return
-            if spec.args.report_to:
-                until_end.enter_context(reporting(spec.args.report_to, spec.cfg, trainer))
+            if "wandb" in spec.args.report_to:
+                until_end.enter_context(reporting(spec.cfg, trainer))
         if spec.args.eval_only or not is_trainable(trainer):
             folder.remove_results()
         else:

@@ -18,7 +18,7 @@ from configs.methods import IN_A_FILE
 
 from . import configuration, ood
 from .arguments import read_files, settings_of
-from .trackers import check_trackers
+from .trackers import check_wandb
 
 
 class RunSpec:
@@ -113,8 +113,8 @@ class RunSpec:
                 method.checkpoint_in(args.model_dir, args.load_epoch)
         if cfg.TEST.OOD or cfg.TEST.OOD_SCORES:
             ood.check_settings(cfg)
-        if args.report_to:
-            check_trackers(args.report_to)
+        if "wandb" in args.report_to:
+            check_wandb()
         if cfg.RESUME:
             check_resumes(Path(cfg.RESUME), Path(cfg.OUTPUT_DIR))
 

@@ -1,4 +1,4 @@
-"""Experiment trackers: what they get, and that none of them costs a run."""
+"""wandb as a tracker: what it gets, and that it costs no run."""
 
 import os
 import subprocess
@@ -12,72 +12,81 @@ from common.start import ROOT
 from runs import trackers
 
 pytestmark = pytest.mark.slow
+GIVEN = ["--report-to", "wandb"]
 
 
 @pytest.fixture
-def recorded(monkeypatch):
-    """What two trackers get: a list of calls. A name in `failing` raises at that call."""
-    calls = SimpleNamespace(made=[], failing=set())
+def wandb(monkeypatch):
+    """What wandb gets: `init`, `summary`, `files` and `finish`. A name in `failing` raises at that
+    call.
+    """
+    got = SimpleNamespace(init={}, summary={}, files={}, finish=[], failing=set())
 
-    def tracker(name):
-        def call(which, *arguments):
-            calls.made.append((name, which, *arguments))
-            if f"{name} {which}" in calls.failing:
-                raise ConnectionError("no server")
+    def call(name, values):
+        if name in got.failing:
+            raise ConnectionError("no server")
+        getattr(got, name).update(values)
 
-        return lambda: SimpleNamespace(
-            start=lambda cfg: call("start", cfg), finish=lambda *ended: call("finish", *ended)
-        )
+    def finish(exit_code):
+        got.finish.append(exit_code)
+        if "finish" in got.failing:
+            raise ConnectionError("no server")
 
-    for name in ("wandb", "other"):
-        monkeypatch.setitem(trackers.TRACKERS, name, tracker(name))
-    monkeypatch.setattr("runs.arguments.TRACKERS", ("tensorboard", "wandb", "other"))
+    artefact = SimpleNamespace(add_file=lambda file, name: call("files", {name: file}))
+    run = SimpleNamespace(
+        id="1",
+        summary=SimpleNamespace(update=lambda values: call("summary", values)),
+        log_artifact=lambda artefact: None,
+    )
+    module = SimpleNamespace(
+        init=lambda **options: call("init", options),
+        finish=finish,
+        run=run,
+        Artifact=lambda name, type: artefact,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", module)
     monkeypatch.setattr(trackers, "find_spec", lambda name: SimpleNamespace(origin=name))
-    return calls
+    return got
 
 
-def test_tracker_gets_settings_and_files_and_tensorboard_is_written(recorded, run):
+def test_wandb_gets_settings_and_files_and_tensorboard_is_written(wandb, run):
     folder = run("run", options=["--report-to", "wandb,tensorboard"])
-    (_, _, cfg), (_, _, found, files) = recorded.made
-    learned = "MultiModalPromptLearner"
-    assert cfg.OPTIM.MAX_EPOCH == 2 and found == results(folder)
-    inside = {"config.yaml": "", "results.json": "", f"{learned}/model.pth.tar-2": learned}
-    assert files == {folder / name: place for name, place in inside.items()}
+    learned = "MultiModalPromptLearner/model.pth.tar-2"
+    assert wandb.init["config"]["OPTIM.MAX_EPOCH"] == 2 and wandb.finish == [0]
+    assert wandb.summary == {f"results/{key}": value for key, value in results(folder).items()}
+    names = ("config.yaml", "results.json", learned)
+    assert wandb.files == {name: str(folder / name) for name in names}
     assert list((folder / "tensorboard").glob("events.*"))
 
 
-def test_tracker_that_cannot_start_leaves_nothing_and_costs_no_results(
-    recorded, refused, argv, run, launch, eurosat, tiny
+def test_wandb_that_cannot_start_leaves_nothing_and_costs_no_results(
+    wandb, refused, argv, run, launch, eurosat, tiny
 ):
-    recorded.failing.add("other start")
-    given = ["--report-to", "wandb,other"]
-    refused(argv("MPL", options=given), "--report-to other: it cannot start (no server)")
-    ended = [call[:3] for call in recorded.made if call[1] == "finish"]
-    assert ended == [("wandb", "finish", None), ("other", "finish", None)]
+    wandb.failing.add("init")
+    refused(argv("MPL", options=GIVEN), "--report-to wandb: it cannot start (no server)")
+    assert wandb.finish == [1]
     folder = run("done")
     before = (folder / "results.json").read_bytes()
-    assert "no server" in launch(*arguments(eurosat, tiny, folder, options=given)).error
+    assert "no server" in launch(*arguments(eurosat, tiny, folder, options=GIVEN)).error
     assert (folder / "results.json").read_bytes() == before and (
         folder / "predictions.npz"
     ).exists()
 
 
-def test_a_tracker_whose_package_is_missing_ends_the_run_before_it_starts(
-    recorded, refused, argv, monkeypatch
+def test_wandb_whose_package_is_missing_ends_the_run_before_it_starts(
+    wandb, refused, argv, monkeypatch
 ):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    line = argv("MPL", options=["--report-to", "wandb"])
-    refused(line, "--report-to wandb: the package wandb is not installed")
-    assert recorded.made == []
+    refused(argv("MPL", options=GIVEN), "--report-to wandb: the package wandb is not installed")
+    assert wandb.init == {}
 
 
-def test_tracker_that_fails_at_the_end_costs_neither_the_run_nor_other_trackers(
-    recorded, argv, launch, tmp_path
-):
-    recorded.failing.add("other finish")
-    ended = launch.works(*argv("MPL", options=["--report-to", "other,wandb"]))
-    assert ended.errors == ["other has failed (no server): the run continues without it"]
-    assert ("wandb", "finish", results(tmp_path / "out")) in [call[:3] for call in recorded.made]
+@pytest.mark.parametrize("failing", ["summary", "files", "finish"])
+def test_wandb_that_fails_at_the_end_does_not_cost_the_run(failing, wandb, argv, launch, tmp_path):
+    wandb.failing.add(failing)
+    ended = launch.works(*argv("MPL", options=GIVEN))
+    assert ended.errors == ["wandb has failed (no server): the run continues without it"]
+    assert wandb.finish == [0] and results(tmp_path / "out")
 
 
 @pytest.fixture
