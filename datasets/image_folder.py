@@ -8,6 +8,7 @@ from shlex import quote
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
+from common.errors import UsageError, one_line
 from common.files import write_bytes
 from common.names import plain, printable
 from common.text import read_json
@@ -173,3 +174,66 @@ class ImageFolder(FolderDataset):
                 f'{file} is invalid: expected {{"FOLDER": "NAME", ...}}', "fix or delete it", file
             )
         return names
+
+
+class OwnImages(ImageFolder):
+    """A folder as `ImageFolder` sees it, without reading a split."""
+
+    def __init__(self, root: Path):
+        self.root = self.images = root.absolute()
+
+    @property
+    def saved_splits(self) -> dict[int, Path]:
+        """By their seeds."""
+        files = {
+            file.stem.removeprefix("split_seed"): file
+            for file in sorted(self.root.glob("split_seed*.json"))
+        }
+        return {int(seed): file for seed, file in files.items() if seed.isdecimal()}
+
+    def places(self, file: Path) -> dict[str, str]:
+        """The part of each image in a saved split, by its absolute path. Raises UsageError if it is
+        damaged, or an image is in it twice."""
+        try:
+            rows = [
+                (part, self.read_item(*row))
+                for part, rows in read_json(file).items()
+                for row in rows
+            ]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UsageError(
+                f"{file} is damaged ({one_line(error)})", "delete it to split the images again"
+            ) from None
+        part_of = {item.impath: part for part, item in rows}
+        if len(part_of) < len(rows):
+            raise UsageError(f"{file} has an image twice", "delete it to split the images again")
+        return part_of
+
+
+def add_images(root: Path) -> None:
+    """Bring the saved splits of a folder up to date: new images get a part, and the others keep
+    theirs. Raises UsageError if there is no saved split, it is damaged, or a class has too few
+    images.
+    """
+    folder = OwnImages(root)
+    if not folder.saved_splits:
+        raise UsageError(
+            f"{root} has no saved split",
+            "the first run with DATASET.SPLIT_SEED splits all its images",
+        )
+    classes = folder.classes(folder.class_folders(folder.root))
+    for seed, file in folder.saved_splits.items():
+        places = folder.places(file)
+        parts = folder.divide(seed, classes, places)
+        write_bytes(file, folder.written(parts))
+        print(f"{file}: {changes(parts, places)}")
+    print("Finished runs keep their results: train again with another output folder (scripts: OUT)")
+
+
+def changes(parts: dict[str, Items], places: Mapping[str, str]) -> str:
+    """How many images of a split are new, and how many of those it had are gone."""
+    now = {item.impath for item in chain(*parts.values())}
+    new = {part: sum(item.impath not in places for item in items) for part, items in parts.items()}
+    counts = ", ".join(f"{number:,} {part}" for part, number in new.items())
+    gone = places.keys() - now
+    return f"{sum(new.values()):,} images are new ({counts}), {len(gone):,} are gone"

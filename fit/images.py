@@ -9,8 +9,7 @@ from pathlib import Path
 from common.errors import UsageError
 from common.names import as_class_name, check_known_names, printable
 from datasets.folders import files_below, is_image, kinds
-from datasets.image_folder import PARTS
-from datasets.preparing.own_images import OwnImages
+from datasets.image_folder import PARTS, OwnImages
 from inference.addresses import Address
 from inference.bank import is_bank
 from inference.sources import images_in

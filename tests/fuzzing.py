@@ -45,7 +45,7 @@ PROGRAMS |= {
     "embed": "inference.embed",
     "export": "inference.export",
     "fit": "fit.command",
-    "prepare": "datasets.preparing.main",
+    "prepare": "datasets.preparing.command",
 }
 # Of one input
 SECONDS = 20

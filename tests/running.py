@@ -20,7 +20,7 @@ from trees import build_tree
 from common.lock import LOCK
 from common.results import read_results
 from common.start import ROOT
-from datasets.preparing import main as preparing
+from datasets.preparing import command as preparing
 from runs.session import run_command
 from train import main as train
 

@@ -36,7 +36,7 @@ COMMANDS += (
     "inference.export",
     "inference.predict",
     "inference.serving.command",
-    "datasets.preparing.main",
+    "datasets.preparing.command",
     "fit.command",
     "measures.results",
     "runs.calibrate_command",

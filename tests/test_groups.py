@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,6 @@ from PIL.ExifTags import IFD, Base
 from scipy.ndimage import gaussian_filter
 
 from datasets import copies, image_facts
-from datasets.preparing.own_images import check_folder
 from fit import choice, report
 from fit.rows import Photo
 from inference.calibration import Temperature, Threshold
@@ -397,13 +395,6 @@ def test_a_label_as_probable_as_another_class_is_no_suspect(monkeypatch):
     fit = SimpleNamespace(calibration=True, decision=decision, photos=photos)
     (suspect,) = report.suspects(fit)
     assert (suspect["path"], suspect["rather"]) == ("no.png", "a")
-
-
-def test_the_check_of_a_folder_names_near_copies_across_parts(photos):
-    faults = " ".join(check_folder(photos).faults)
-    assert "near-copies in several parts, so that a test is of what was learned (" in faults
-    pairs = {*re.findall(r"train/[^~,]*scene(\d)/\d.png ~ test/[^~,]*copy(\d)", faults)}
-    assert pairs == {("0", "0"), ("1", "1")}
 
 
 def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(fitting, photos, tmp_path):

@@ -13,7 +13,7 @@ from trees import write_image
 from common.results import read_results
 from common.start import ROOT
 from datasets import DatasetError, splits
-from datasets.preparing import main as preparing
+from datasets.preparing import command as preparing
 from measures.results import summary_line
 from runs.session import run_command
 
@@ -157,57 +157,15 @@ def prepare_own(ended):
     )
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_check_of_a_folder_prints_all_faults_at_once(split, prepare_own, tmp_path):
-    root = tmp_path / "own"
-    for place in ("train", "test") if split else ("",):
-        folders(root / place, 10)
-    if not split:
-        load(root, "DATASET.SPLIT_SEED", 1)
-    good = prepare_own("--check", root)
-    assert good.status == 0 and good.printed.endswith("  nothing is wrong\n"), good
+def test_check_of_a_folder_says_that_fit_finds_its_faults(birds, prepare_own):
+    ended = prepare_own("--check", birds)
+    assert ended.status == 2 and f"python tools/fit.py {birds} names its faults" in ended.errors[-1]
 
-    part = root / "train" if split else root
-    (part / "grey").mkdir()
-    write_image(root / ("test/wren/1.jpg" if split else "wren/1.jpg"), 99)
-    shutil.copy(part / "robin/0.jpg", root / ("test/robin/copy.jpg" if split else "robin/copy.jpg"))
-    (part / "robin/bad.jpg").write_bytes(b"no image")
-    (part / "robin/raw.heic").touch()
-    (part / "robin/link.jpg").symlink_to("gone.jpg")
-    (part / "blue_tit/1.jpg").unlink()
-    (root / "classnames.json").write_text('{"robin": "European_Robin"}')
-    ended = prepare_own("--check", root)
-    expected = [
-        "has no name for the folder blue_tit, ",
-        "classes without an image: grey",
-        "images that cannot be read (2): ",
-        "(it is dam",
-        "robin/link.jpg (it is a link",
-    ]
-    expected += (
-        ["images for val or test, and none for train: wren"]
-        if split
-        else ["only one image, and a split needs two: wren"]
-    )
-    expected += [
-        "images that are there in several parts (1): train/robin/0.jpg = test/robin/copy.jpg"
-        if split
-        else "a split can train on it and test it (1): robin/0.jpg = robin/copy.jpg"
-    ]
-    expected += (
-        []
-        if split
-        else [
-            "split_seed1.json: 4 images are not in it",
-            "split_seed1.json: 1 of its images are gone",
-        ]
-    )
-    expected += ["CLIP reads 'blue tit'", "not read: robin/raw.heic"]
-    assert [words for words in expected if words not in ended.printed] == [], ended.printed
-    assert (
-        ended.status == 2
-        and f"error: {5 if split else 7} faults in {root}: see above" in ended.errors[-1]
-    )
+
+@pytest.mark.parametrize("names", [[], ["nowhere"], ["eurosat"]])
+def test_images_are_added_to_a_folder_alone(names, prepare_own):
+    ended = prepare_own("--add", *names)
+    assert ended.status == 2 and "--add takes folders of your own images" in ended.errors[-1]
 
 
 # docs/own_classes.md

@@ -24,7 +24,7 @@ COMMANDS = {
     "reproduce": ("studies.reproduce", "", "test published checkpoints"),
     "base2new": ("measures.results", "", "the results of runs"),
     "prepare backbone": ("clip.fetch", "where it stopped", "download a backbone"),
-    "prepare": ("datasets.preparing.main", "where it stopped", "download and check datasets"),
+    "prepare": ("datasets.preparing.command", "where it stopped", "download and check datasets"),
     "recipe": ("studies.recipe", "", "the published settings of a method, for scripts"),
     "demo": ("studies.demo", "", "prompt learning on a laptop"),
 }

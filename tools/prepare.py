@@ -8,6 +8,6 @@ if __name__ == "__main__":
     from _start import run
 
     run(
-        "clip.fetch" if sys.argv[1:2] == ["backbone"] else "datasets.preparing.main",
+        "clip.fetch" if sys.argv[1:2] == ["backbone"] else "datasets.preparing.command",
         "where it stopped",
     )

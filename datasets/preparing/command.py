@@ -3,8 +3,7 @@
     python tools/prepare.py eurosat dtd --root data  # download, verify, unpack, arrange
     python tools/prepare.py --list --root data  # every dataset: size, terms, whether it is ready
     python tools/prepare.py --check eurosat --root data  # compare with its split; read each image
-    python tools/prepare.py --check birds  # a folder of your own images: all faults at once
-    python tools/prepare.py --add birds  # add new images to its saved split
+    python tools/prepare.py --add birds  # add new images of your own to their saved split
     python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16  # of a run
     python tools/prepare.py sentences eurosat --root data --file FILE  # check them
     python tools/prepare.py backbone NAME  # a backbone with its tokeniser: see backbone --help
@@ -16,21 +15,28 @@ put it into the dataset's folder under the same name, or into a folder given by 
 import argparse
 import io
 import os
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+
+from dassl.utils import read_image
+from tqdm import tqdm
 
 from common.errors import UsageError, suggestion
 from common.files import checksum
 from common.names import plain, printable
 from common.start import Parser, at_least, path
 
+from .. import image_facts
 from ..base import FewShotDataset, missing_files, same_names
+from ..image_folder import add_images
 from .arrange import Preparation
-from .own_images import listed, pixels_of
 from .sources import DatasetSource, downloadable, find, image_paths, images_by_split, names
 
+SHOWN = 10  # images in the line of a fault
 TWICE = "in several parts, by their pixels"  # a fault of images
 
 
@@ -252,14 +258,33 @@ def faults_of_images(dataset: FewShotDataset, read: bool) -> dict[str, list[str]
     present = sorted(set(paths).difference(missing)) if read else []
     unreadable = []
     digests = {}
-    looks = pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS)
-    for image, (look, reason) in zip(present, looks, strict=True):
-        if look is None:
+    found = digests_of(present, dataset.cfg.INPUT.MAX_PIXELS)
+    for image, (digest, reason) in zip(present, found, strict=True):
+        if reason:
             unreadable.append(f"{image} ({reason})")
         else:
-            digests[image] = look.digest
+            digests[image] = digest
     twice = in_several_parts(dataset, digests)
     return {"missing": missing, "unreadable": unreadable, TWICE: twice}
+
+
+def digests_of(paths: Sequence[str], max_pixels: int) -> Iterator[tuple[str, str]]:
+    """For each image the SHA-256 of its pixels, and why it cannot be read if so."""
+
+    def read(path: str) -> tuple[str, str]:
+        try:
+            return image_facts.pixels_sha256(read_image(path, max_pixels)), ""
+        except OSError as error:
+            return "", str(error).replace(repr(path), "it").replace("the image it", "it")
+
+    with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
+        found = pool.imap(read, paths, chunksize=4)
+        yield from tqdm(found, total=len(paths), desc="reading", disable=None)
+
+
+def listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else ""
+    return f"{', '.join(printable(item) for item in items[:SHOWN])}{more}"
 
 
 def remedy_of(
@@ -299,9 +324,9 @@ def describe(dataset: FewShotDataset) -> str:
     return ", ".join(f"{number:,} {unit}" for unit, number in counts(dataset).items() if number)
 
 
-def in_several_parts(dataset: FewShotDataset, digests: dict[str, bytes]) -> list[str]:
+def in_several_parts(dataset: FewShotDataset, digests: dict[str, str]) -> list[str]:
     """The images of a part whose pixels those of another part have, too: `path = path`."""
-    parts: dict[bytes, dict[str, str]] = {}
+    parts: dict[str, dict[str, str]] = {}
     for part, items in images_by_split(dataset).items():
         for item in items:
             if item.impath in digests:
@@ -320,22 +345,19 @@ def label_gaps(dataset: FewShotDataset) -> list[int]:
     return sorted({*range(max(labels, default=0))} - labels)
 
 
-def own_folders(args: argparse.Namespace) -> list[Path]:
-    """The folders of the user's own images among the names; the folder --root, if a name is that of
-    ImageFolder. Raises UsageError if a name is neither, after one that is; or with --add."""
-    known = {*names()}
-    own = []
-    for name in args.names:
-        if name in known and getattr(find(name).dataset, "named_by_config", False):
-            own.append(args.root)
-        elif name not in known and os.path.isdir(name):
-            own.append(Path(name))
-        elif own or args.add:
-            raise UsageError(
-                f"{name!r} is not a folder",
-                "give the folder with a folder of images for each class",
-            )
-    return own
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    own = [name for name in args.names if os.path.isdir(name)]
+    if args.add:
+        if not own or len(own) < len(args.names):
+            raise UsageError("--add takes folders of your own images", "give their paths")
+        for folder in own:
+            add_images(Path(folder))
+    elif args.check and {*own}.difference(names()):
+        fault = f"{own[0]} is a folder of your own images, which --check does not read"
+        raise UsageError(fault, f"python tools/fit.py {shlex.quote(own[0])} names its faults")
+    else:
+        prepare_datasets(args)
 
 
 def prepare_datasets(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from datasets.preparing import main as preparing  # noqa: E402, RUF100
+from datasets.preparing import command as preparing  # noqa: E402, RUF100
 from datasets.preparing.sources import downloadable  # noqa: E402, RUF100
 from runs.session import run_command  # noqa: E402, RUF100
 
