@@ -14,7 +14,7 @@ from marks import of_json
 from yacs.config import CfgNode
 
 from common.start import ROOT
-from runs import tested
+from runs import record
 from trainers.base.data_use import list_digest
 from trainers.linear_probe import TRIALS, search
 
@@ -103,8 +103,8 @@ def test_a_torn_line_of_a_killed_process_hides_no_test(tmp_path):
     )
     cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "DATASET": {"ROOT": "data"}})
     for number in (1, 2):
-        tested.note_test(cfg, trainer, {"accuracy": 50.0})
-        assert tested.tests_of(tmp_path, list_digest([], "data")) == number
+        record.note_test(cfg, trainer, {"accuracy": 50.0})
+        assert record.tests_of(tmp_path, list_digest([], "data")) == number
     assert [
         json.loads(line)["images"]
         for line in (tmp_path / "tests.jsonl").read_text().splitlines()[1:]

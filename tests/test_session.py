@@ -13,7 +13,7 @@ from dassl.utils.logger import Logger
 from drawn import arguments
 
 from common.start import ROOT, required_packages
-from runs import environment
+from runs import record
 from runs.session import run_command
 
 pytestmark = pytest.mark.slow
@@ -218,9 +218,9 @@ def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", fail)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(environment, "DRIVER", tmp_path / "none")
-    assert environment.unused_gpu() == ""
-    monkeypatch.setattr(environment, "DRIVER", tiny)  # a file
+    monkeypatch.setattr(record, "DRIVER", tmp_path / "none")
+    assert record.unused_gpu() == ""
+    monkeypatch.setattr(record, "DRIVER", tiny)  # a file
     argv = arguments(
         eurosat, tiny, tmp_path / "out", trainer="ZeroshotCLIP", options=["--eval-only"]
     )
@@ -228,7 +228,7 @@ def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatc
     assert f"although there is an NVIDIA GPU: {OLD} (docs/install.md" in ended.printed
     assert "NVIDIA" not in launch(*argv, "USE_CUDA", False).printed
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert environment.unused_gpu() == ""
+    assert record.unused_gpu() == ""
 
 
 def test_what_is_garbage_by_a_later_command_goes():
