@@ -1,4 +1,6 @@
-"""Datasets: one file each. Importing this package registers them in Dassl's DATASET_REGISTRY."""
+"""Datasets: published.yaml, or one file each. Importing this package registers them in Dassl's
+DATASET_REGISTRY.
+"""
 
 from importlib import import_module
 from pathlib import Path

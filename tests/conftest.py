@@ -246,10 +246,11 @@ def stand_in(monkeypatch):
     """
     from dassl.data.datasets import DATASET_REGISTRY
 
-    from datasets.eurosat import EuroSAT
+    eurosat = DATASET_REGISTRY.get("EuroSAT")
 
     def stand_in(name):
-        kind = type(name, (EuroSAT,), {"template": DATASET_REGISTRY.get(name).template})
+        template = DATASET_REGISTRY.get(name).template
+        kind = type(name, (eurosat,), {"template": template})
         monkeypatch.setitem(DATASET_REGISTRY._obj_map, name, kind)
 
     return stand_in

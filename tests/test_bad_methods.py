@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from drawn import NEED_SENTENCES
 from marks import one_line, thorough_but
@@ -14,7 +15,6 @@ from torch import nn
 
 import trainers
 from clip import BlockAdapter, adapt
-from datasets.eurosat import EuroSAT
 from trainers import methods
 from trainers.base import Method
 from trainers.base.prompted import PromptedCLIP, normalize
@@ -233,7 +233,9 @@ def test_a_mixin_behind_its_base_declares_nothing_that_the_base_hides():
 
 def test_class_names_of_a_dataset_of_its_own_are_checked(build, monkeypatch):
     monkeypatch.setattr(
-        EuroSAT, "classnames", property(lambda dataset: ["red", "a\x1b[2J", *"bcde"])
+        DATASET_REGISTRY.get("EuroSAT"),
+        "classnames",
+        property(lambda dataset: ["red", "a\x1b[2J", *"bcde"]),
     )
     with one_line("EuroSAT", "control characters"):
         build("CoOp")

@@ -4,6 +4,7 @@ import json
 from itertools import product
 
 import pytest
+from dassl.data.datasets import DATASET_REGISTRY
 from drawn import cfg_from, results, write_eurosat
 from finished import InThisProcess, finish, phase
 from marks import of_json, one_line
@@ -61,7 +62,7 @@ def test_datasets_without_validation_images_are_refused_before_any_run(
     with one_line("eurosat has no validation images to choose on"):
         executor.check_datasets(on_validation)
     executor.check_datasets(held_out)
-    monkeypatch.setattr("datasets.eurosat.EuroSAT.val_is_test", True)
+    monkeypatch.setattr(DATASET_REGISTRY.get("EuroSAT"), "val_is_test", True)
     with one_line("2 of 2 validation images of eurosat are test images"):
         executor.check_datasets(on_validation)
     executor.check_datasets(held_out)

@@ -5,11 +5,11 @@ run.
 import pytest
 import torch
 import torch.nn.functional as F
+from dassl.data.datasets import DATASET_REGISTRY
 from drawn import differing, prompts_of, write_eurosat
 from feature_runs import images_of, maker
 from marks import one_line, thorough_but
 
-from datasets.eurosat import EuroSAT
 from trainers.base.features import CachedFeatures, Support
 
 pytestmark = pytest.mark.slow
@@ -229,7 +229,7 @@ def test_few_of_imagenets_test_images_choose_settings(shots, images, make, tmp_p
     """At most four of each class, as in CoOp's code: the validation images of that dataset are its
     test images.
     """
-    monkeypatch.setattr(EuroSAT, "val_is_test", True)
+    monkeypatch.setattr(DATASET_REGISTRY.get("EuroSAT"), "val_is_test", True)
     write_eurosat(tmp_path, ["red", "blue lake"], train=6, test=6)
     trainer = make("TipAdapter", "DATASET.NUM_SHOTS", shots, root=tmp_path)
     assert [item.label for item in trainer.method.val_images].count(0) == images

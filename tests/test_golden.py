@@ -8,6 +8,7 @@ with: the published code itself differs by up to 2e-5 between instruction sets a
 import numpy as np
 import pytest
 import torch
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import make_cfg, write_eurosat
 from marks import case_of, golden, thorough_but
@@ -15,7 +16,6 @@ from marks import case_of, golden, thorough_but
 import trainers.promptsrc
 from clip import TOWERS
 from clip.random_weights import random_tensor
-from datasets.eurosat import EuroSAT
 from trainers.base.build import assemble_model
 from trainers.base.method import Classes
 
@@ -270,7 +270,7 @@ def test_zeroshot(zeroshot, towers, backbones, tmp_path, monkeypatch):
         "vision_layers": 4,
         "text_layers": 4,
     } | zeroshot.get("arch", {})
-    monkeypatch.setattr(EuroSAT, "template", zeroshot["template"])
+    monkeypatch.setattr(DATASET_REGISTRY.get("EuroSAT"), "template", zeroshot["template"])
     figures = zeroshot
     trainer = build(
         "ZeroshotCLIP", towers, {}, arch, figures["classnames"], {}, backbones, tmp_path

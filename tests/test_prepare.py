@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torchvision.datasets
+from dassl.data.datasets import DATASET_REGISTRY
 from drawn import write_eurosat
 from marks import of_json, to_json
 from PIL import Image
 from published import PACKED, all_below, listing
 from trees import NAMES
 
-from datasets.eurosat import EuroSAT
 from datasets.preparing.sources import downloadable
 
 
@@ -135,7 +135,8 @@ def test_check_finds_what_is_wrong_and_its_remedy_works(
 
 
 def test_check_of_a_split_counts_gaps_and_images_in_two_parts(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr(EuroSAT, "counts", None)  # a dataset that nobody has published
+    # A dataset that nobody has published
+    monkeypatch.setattr(DATASET_REGISTRY.get("EuroSAT"), "counts", None)
     file = write_eurosat(tmp_path / "data", ["red", "green", "blue"])
     rows = of_json(file)
     shutil.copy(

@@ -18,7 +18,6 @@ from trees import write_image
 from common.errors import UsageError
 from common.records import SelectionRecord
 from common.start import ROOT
-from datasets.eurosat import EuroSAT
 from measures.results import RESULTS_FILE, SELECTED
 from trainers import MethodTrainer, methods
 from trainers.base.data_use import count_common, inherited
@@ -245,7 +244,7 @@ def test_lists_of_test_images_for_validation_are_found(
         "set TEST.",
     )
 
-    class Own(EuroSAT):  # without `val_is_test`
+    class Own(DATASET_REGISTRY.get("EuroSAT")):  # without `val_is_test`
         def read_split(self):
             train, _, test = super().read_split()
             return train, list(test), test
