@@ -35,6 +35,7 @@ from common.start import Parser
 from datasets import image_facts
 from fit import groups
 from fit.candidates import CANDIDATES, COMPUTED, SENTENCES
+from fit.curve import estimate_by
 from fit.decision import decide_among
 from fit.features import Row
 from fit.heads import Heads
@@ -227,8 +228,9 @@ def cell(args: Namespace, name: str, kind: str, number: int, seed: int) -> Recor
     examples, photos = examples_of(heads, images, labels)
     heads.seed = seed
     request = FitRequest(Path("images"), Path("model"), seed=seed)
+    backbone = Backbone("", heads, examples, HEADS)
     with redirect_stdout(io.StringIO()):
-        _, decision = decide_among([Backbone("", heads, examples, HEADS)], request)
+        _, decision = decide_among([backbone], request)
     weighted = [
         weight * heads.answers(one, examples.seen, data.test).numpy()
         for one, weight in decision.chosen
@@ -236,6 +238,10 @@ def cell(args: Namespace, name: str, kind: str, number: int, seed: int) -> Recor
     truth = float(100 * np.mean(np.sum(weighted, axis=0).argmax(axis=1) == data.answers))
     estimate = decision.estimates["folder"]
     scenes = examples.scenes
+    without_groups = None
+    if examples.unit == "scene" and decision.zero_shot is not None:
+        alone = np.arange(len(scenes))
+        without_groups = estimate_by(alone, backbone, decision.chosen, decision.zero_shot, request)
     return {
         "truth": truth,
         "estimate": estimate.accuracy,
@@ -244,7 +250,7 @@ def cell(args: Namespace, name: str, kind: str, number: int, seed: int) -> Recor
         "scenes": len(np.unique(source)),
         "groups": len(np.unique(scenes)),
         "together": float(np.mean(scenes == scenes[source])),
-        "without_groups": decision.ungrouped,
+        "without_groups": without_groups,
         "apart": decision.apart,
         "doubt": photos.doubt,
     }

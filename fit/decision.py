@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,8 +50,8 @@ class Decision:
         reads_names: whether the backbone does; else zero-shot CLIP guesses.
         without_nesting: what the estimate would be if the choice were not made inside of the folds.
         curve: scenes of a class, and the accuracy of the chosen heads.
-        ungrouped: what the estimate would be if images of one scene were in several folds.
-        apart: what it would be if images with too little structure to decide showed other scenes.
+        apart: what the estimate would be if images with too little structure to decide showed other
+            scenes.
         backbones: if there are several, the name of each with the accuracy of the choice among its
             candidates on held-out images, and its price.
         notes: for the user.
@@ -67,7 +66,6 @@ class Decision:
     reads_names: bool = True
     without_nesting: float | None = None
     curve: Sequence[tuple[float, float]] = ()
-    ungrouped: float | None = None
     apart: float | None = None
     certainty: Certainty | None = None
     backbones: Sequence[dict[str, Any]] = ()
@@ -332,8 +330,8 @@ def estimated(chosen: Chosen) -> Decision:
 
 
 def with_curve(decision: Decision, chosen: Chosen, request: FitRequest, end: float) -> Decision:
-    """The decision with the learning curve of its heads and, if images are in groups, the estimates
-    without these and without those in doubt; as far as there is time until `end`.
+    """The decision with the learning curve of its heads and, if groups are in doubt, the estimate
+    without these; as far as there is time until `end`.
     """
     zero_shot = decision.zero_shot
     assert zero_shot is not None
@@ -345,18 +343,11 @@ def with_curve(decision: Decision, chosen: Chosen, request: FitRequest, end: flo
         points += curve(backbone, heads.weighted, trials.folds[0], request.prior)
     points.append(full_point(heads))
     decision = replace(decision, curve=points)
-    examples = backbone.examples
-    if examples.unit == "image" or not chosen.scales or time.monotonic() >= end:
+    certain = backbone.examples.certain
+    if certain is None or not chosen.scales or time.monotonic() >= end:
         return decision
-    by = partial(
-        estimate_by,
-        backbone=backbone,
-        chosen=heads.weighted,
-        zero_shot=zero_shot,
-        request=request,
-    )
-    apart = None if examples.certain is None else by(examples.certain)
-    return replace(decision, ungrouped=by(np.arange(len(examples.scenes))), apart=apart)
+    apart = estimate_by(certain, backbone, heads.weighted, zero_shot, request)
+    return replace(decision, apart=apart)
 
 
 def weights_of_heads(chosen: Chosen) -> NDArray[Any]:

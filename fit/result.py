@@ -107,19 +107,6 @@ class Fit:
         return [*self.photos.notes, *self.decision.notes, *of_test]
 
     @property
-    def grouped(self) -> str:
-        """What groups of images of one scene change, for people; empty if there are none."""
-        grouped = self.photos.grouped
-        without = self.decision.ungrouped
-        if not grouped or self.estimate is None or without is None:
-            return grouped
-        accuracy = self.estimate.accuracy
-        return (
-            f"{grouped} So the estimate is {accuracy:.0f}%. "
-            f"Without that it would be {without:.0f}%."
-        )
-
-    @property
     def doubt(self) -> str:
         """A sentence if images with too little structure may show one scene, and the estimate
         depends on it: it is lower by more than half of its interval's half width; else empty.
@@ -186,12 +173,11 @@ class Fit:
             "notes": self.notes,
             "candidates": [*decision.rows],
             "chosen": chosen,
-            "grouped": self.grouped,
+            "grouped": self.photos.grouped,
             "estimate": estimates.get(self.request.prior),
             "estimates": estimates,
         }
         return facts | {
-            "ungrouped": decision.ungrouped,
             "apart": decision.apart,
             "doubt": self.doubt,
             "of_class": decision.of_class,
@@ -213,8 +199,8 @@ class Fit:
             lines.append(f"{row['backbone']}: {row['accuracy']:.1f}% on held-out images, {cost}")
         on = f" on {self.request.backbone}" if self.decision.backbones else ""
         lines += [*self.notes, f"Chosen: {self.classifier}{on}"]
-        if self.grouped:
-            lines.append(self.grouped)
+        if self.photos.grouped:
+            lines.append(self.photos.grouped)
         lines += self.estimate_lines()
         if self.test and self.test.accuracy is not None:
             accuracy = self.test.accuracy
