@@ -4,7 +4,7 @@ same.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,7 +95,7 @@ class CachedFeatures:
         cache: where the features are kept; None keeps nothing.
     """
 
-    features: Tensor  # all of them, once the last batch was read
+    features: Tensor  # all of them, since the first batch was read
 
     def __init__(self, model: PromptedCLIP, loader: Any, cache: DiskCache | None):
         self.model = model
@@ -108,25 +108,31 @@ class CachedFeatures:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        table = self.table()
-        kept = table.get(self.keys) if table else {}
-        if table and kept:
-            print(f"Image features of {table.cache.folder}: {len(kept):,} are known")
-        self.complete(table, kept)
-        yield from self.known()
-
-    def known(self) -> Iterator[dict[str, Any]]:
-        """The batches, once all features are known."""
         size = self.loader.batch_size
-        for part, label in zip(self.features.split(size), self.labels.split(size), strict=True):
+        for part, label in zip(self.tensor().split(size), self.labels.split(size), strict=True):
             yield {"img": CachedOutput(part), "label": label}
 
     def tensor(self) -> Tensor:
         """All features, (images, joint) or (images, views, joint), as the tower computes them, on
-        the CPU.
+        the CPU: those that are kept, and others, which are computed and kept.
         """
-        for _ in self:
-            pass
+        table = self.table()
+        kept = table.get(self.keys) if table else {}
+        if table and kept:
+            print(f"Image features of {table.cache.folder}: {len(kept):,} are known")
+        shape = len(self.labels), *self.sample.shape[1:]
+        self.features = self.sample.new_empty(shape, device="cpu")
+        missing = []
+        for place in range(len(self.labels)):
+            row = kept.get(self.keys[place]) if kept else None
+            if row is None:
+                missing.append(place)
+            else:
+                content = torch.from_numpy(row["feature"].copy())
+                self.features[place] = content.view(self.sample.dtype).reshape(shape[1:])
+        self.encode_some(missing)  # also none: a loader draws a number, as that of the images does
+        if table and missing:
+            table.put([self.keys[place] for place in missing], self.rows(table, missing))
         return self.features
 
     def table(self) -> Table | None:
@@ -184,22 +190,6 @@ class CachedFeatures:
             hashlib.sha256(digest + str(size).encode()).digest()
             for digest, size in zip(self.loader.dataset.digests, sizes, strict=True)
         ]
-
-    def complete(self, table: Table | None, kept: Mapping[bytes, Any]) -> None:
-        """Fill in all features: those that are kept, and others, which are computed and kept."""
-        shape = len(self.labels), *self.sample.shape[1:]
-        self.features = self.sample.new_empty(shape, device="cpu")
-        missing = []
-        for place in range(len(self.labels)):
-            row = kept.get(self.keys[place]) if kept else None
-            if row is None:
-                missing.append(place)
-            else:
-                content = torch.from_numpy(row["feature"].copy())
-                self.features[place] = content.view(self.sample.dtype).reshape(shape[1:])
-        self.encode_some(missing)  # also none: a loader draws a number, as that of the images does
-        if table and missing:
-            table.put([self.keys[place] for place in missing], self.rows(table, missing))
 
     def encode_some(self, places: list[int]) -> None:
         """Compute the features of these images, in batches of the loader's size."""
