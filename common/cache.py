@@ -113,9 +113,9 @@ class DiskCache:
         for path in self.folder.glob(f".{self.kind}-*.partial"):
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()
-        # Earlier versions had other endings. Other files of the folder are the user's.
+        # Other files of the folder are the user's
         files = sorted(
-            self.folder.glob(f"{self.kind}-{'?' * 32}.*"), key=lambda path: path.stat().st_mtime
+            self.folder.glob(f"{self.kind}-{'?' * 32}.cache"), key=lambda path: path.stat().st_mtime
         )
         excess = sum(path.stat().st_size for path in files) - self.limit
         for path in files:

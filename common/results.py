@@ -18,6 +18,7 @@ MOST_NATS = 1e6  # of a mean negative log-likelihood
 MOST_BRIER = 2.001
 Percentage = Annotated[float, Accepts(float, 0, 100)]
 Nats = Annotated[float, Accepts(float, 0, MOST_NATS)]
+Seconds = Annotated[float, Accepts(float, 0, 1e9)]
 Brier = Annotated[float, Accepts(float, 0, MOST_BRIER)]
 
 
@@ -47,11 +48,6 @@ OTHER_MEASURES = {
     "NLL calibrated": MEASURES["nll"],
     "OpenworldAUC": Measure("OpenworldAUC"),
 }
-# May be impossible in old files: they were differences of the wall clock
-SECONDS = (
-    "train_seconds",
-    "test_seconds",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +117,7 @@ class RunResult:
     """results.json of a finished run that was tested: what others read of it.
 
     Values are None, or empty, where an earlier version did not write them or nothing was measured.
-    Measures are those of MEASURES; seconds are None if they are impossible.
+    Measures are those of MEASURES.
     """
 
     accuracy: Percentage
@@ -146,8 +142,8 @@ class RunResult:
     epochs: Count | None = None
     tested_epoch: Count | None = None
     checkpoint_sha256: str = ""
-    train_seconds: float | None = None
-    test_seconds: float | None = None
+    train_seconds: Seconds | None = None
+    test_seconds: Seconds | None = None
     device: str | None = None
     date: str | None = None
     version: str | None = None
@@ -208,9 +204,6 @@ def read_results(folder: Path) -> RunResult | None:
         if not file.is_file():
             return None
         content = read_json(file)
-        for key in SECONDS:
-            if content.get(key) is not None and not 0 <= content[key] <= 10**9:
-                content[key] = None
         if "accuracy" in content and content["accuracy"] is None:
             return None
         results = read(RunResult, content)

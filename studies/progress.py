@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.files import RESULTS_FILE, check_no_link
 from common.lock import is_locked
 from common.names import printable
-from common.results import SECONDS, RunResult, read_results
+from common.results import RunResult, read_results
 from common.text import read_text
 from measures.results import ERROR
 
@@ -55,7 +55,7 @@ class Measured:
 
     def add(self, folder: Path, results: RunResult, method: str, trains: bool) -> float:
         """Add a run by its results; returns its seconds."""
-        seconds = sum(getattr(results, key) or 0 for key in SECONDS)
+        seconds = (results.train_seconds or 0) + (results.test_seconds or 0)
         self.times[method, trains].append(seconds)
         self.bytes.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
         self.devices[results.device or "?"] += 1
