@@ -21,7 +21,7 @@ from .heads import Heads, logit_std
 from .options import Selection, select
 from .plan import Plan
 from .request import PRIORS, FitRequest
-from .trials import Backbone, Examples, Trials, try_candidates
+from .trials import Backbone, Examples, Trials, no_trials, try_candidates
 
 LEAST_DRAWN = 10  # scenes that were drawn at random, of an estimate
 
@@ -146,8 +146,10 @@ def decide_among(
     folds = choice.folds(examples.labels, examples.scenes, request.seed)
     if not len(folds):
         return 0, untried(backbones[0])
-    trials = trials_of(backbones, folds, plan, request.prior)
-    selection = select([one.option for one in trials], trials[0].sample, trials[0].of_folds)
+    number = sum(len(one.candidates) for one in backbones)
+    start = no_trials(examples, folds, request.prior, number)
+    trials = [try_candidates(one, start, plan.of(one.name)) for one in backbones]
+    selection = select([one.option for one in trials], start.sample, start.of_folds)
     place = selection.place
     chosen = chosen_by(selection, backbones[place], trials[place])
     if examples.drawn is None:
@@ -156,7 +158,7 @@ def decide_among(
         decision = of_draws(chosen, examples.drawn)
         if decision.trials is None:
             return place, decision
-        selection = selection.part(examples.drawn[trials[place].held])
+        selection = selection.part(examples.drawn[start.held])
     decision = with_certainty(decision, request)
     if len(backbones) > 1:
         decision = compared(decision, backbones, trials, selection)
@@ -221,19 +223,6 @@ def of_some(drawn: NDArray[np.bool_]) -> str:
         f"drawn at random: the other {(~drawn).sum():,} were chosen to be labelled, and new images "
         "are not like them. There is no learning curve"
     )
-
-
-def trials_of(
-    backbones: Sequence[Backbone], folds: NDArray[np.int64], plan: Plan, prior: str
-) -> list[Trials]:
-    """The trials of the candidates of each backbone."""
-    number = sum(len(one.candidates) for one in backbones)
-    found = []
-    for one in backbones:
-        if one.name:
-            print(f"Backbone {one.name}")
-        found.append(try_candidates(one, folds, plan.of(one.name), prior, number))
-    return found
 
 
 def scales_of(trials: Trials, weights: NDArray[Any], backbone: Backbone) -> dict[Candidate, float]:

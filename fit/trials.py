@@ -191,30 +191,33 @@ def notes_of(
 
 
 def no_trials(examples: Examples, folds: NDArray[np.int64], prior: str, number: int) -> Trials:
-    """The images to try candidates on, of which there are so many."""
+    """The images to try candidates on.
+
+    Args:
+        folds: (repeats, images); at least two folds.
+        prior: how frequent the classes of new images are.
+        number: of the candidates of all backbones, which share the memory.
+    """
     held = to_choose_on(folds, examples.scenes, len(examples.names), number)
     sample = Sample.of(examples.labels[held], examples.scenes[held], prior)
     return Trials(folds, held, sample, notes_of(examples, folds[0] != choice.NEVER, held))
 
 
-def try_candidates(
-    backbone: Backbone, folds: NDArray[np.int64], plan: Plan, prior: str, number: int
-) -> Trials:
+def try_candidates(backbone: Backbone, trials: Trials, plan: Plan) -> Trials:
     """The trials of heads, and then of trained methods.
 
     Args:
-        folds: (repeats, images); at least two folds.
+        trials: without candidates yet.
         plan: how much time there is for heads, and which ones take too long.
-        prior: how frequent the classes of new images are.
-        number: of the candidates of all backbones, which share the memory.
     """
-    trials = no_trials(backbone.examples, folds, prior, number)
+    if backbone.name:
+        print(f"Backbone {backbone.name}")
     print(f"{'candidate':<44} accuracy  seconds")
     trials = with_candidates(backbone, tasks(backbone, trials, plan), trials, plan)
     logit_stds = {one: logit_std(torch.from_numpy(values)) for one, values in trials.logits.items()}
     logits = {one: values / logit_stds[one] for one, values in trials.logits.items()}
     trials = replace(trials, logits=logits, logit_stds=logit_stds)
-    return with_candidates(backbone, backbone.trained(folds[0]), trials, plan)
+    return with_candidates(backbone, backbone.trained(trials.folds[0]), trials, plan)
 
 
 def to_choose_on(
