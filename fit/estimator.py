@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -40,6 +40,7 @@ from .story import fit
 AT_A_TIME = 1000  # images that are in memory for a prediction
 
 
+@dataclass(eq=False, repr=False)  # whose __init__ has the arguments, as scikit-learn asks for
 class Classifier(ClassifierMixin, BaseEstimator):
     """The best classifier for labelled images: zero-shot CLIP, heads, ensembles and, while the
     minutes last, trained prompts are compared on images that they have not learned from.
@@ -78,35 +79,19 @@ class Classifier(ClassifierMixin, BaseEstimator):
         >>> model.predict(["a.jpg"]), model.estimate_.accuracy
     """
 
-    _model: Any  # a PromptedClassifier, or a MatrixModel
-
-    def __init__(  # noqa: PLR0913 - scikit-learn's form
-        self,
-        backbone: str | Sequence[str] | None = "ViT-B/16",
-        minutes: float = 5.0,
-        groups: str = "auto",
-        prior: str = PRIORS[0],
-        max_error: float | None = None,
-        methods: str | Sequence[str] = (),
-        sentences: str | PathLike | None = None,
-        device: str = "",
-        random_state: int = 1,
-        verbose: bool = False,
-        coverage_by: str = COVERAGES[0],
-        max_ms: float | None = None,
-    ):
-        self.backbone = backbone
-        self.minutes = minutes
-        self.groups = groups
-        self.prior = prior
-        self.max_error = max_error
-        self.coverage_by = coverage_by
-        self.max_ms = max_ms
-        self.methods = methods
-        self.sentences = sentences
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
+    backbone: str | Sequence[str] | None = "ViT-B/16"
+    minutes: float = 5.0
+    groups: str = "auto"
+    prior: str = PRIORS[0]
+    max_error: float | None = None
+    methods: str | Sequence[str] = ()
+    sentences: str | PathLike | None = None
+    device: str = ""
+    random_state: int = 1
+    verbose: bool = False
+    coverage_by: str = COVERAGES[0]
+    max_ms: float | None = None
+    _model: Any = field(init=False)  # a PromptedClassifier, or a MatrixModel
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Find the classifier.
@@ -188,7 +173,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             seed = check_random_state(seed).randint(2**31)
         first, *others = self._backbones()
         options: dict[str, Any] = {
-            field.name: getattr(self, field.name, None) for field in fields(FitOptions)
+            one.name: getattr(self, one.name, None) for one in fields(FitOptions)
         }
         methods = [self.methods] if isinstance(self.methods, str) else self.methods
         options |= {"methods": tuple(methods), "seed": int(seed)}
