@@ -4,7 +4,16 @@ settings.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+
+from yacs.config import CfgNode
+
+import trainers
+from inference.description import configuration
+
+BATCH = 256  # features of a step
+Pairs = tuple[tuple[str, Any], ...]
 
 # Which learn nothing: by a template, and by the user's sentences
 ZERO_SHOT = "ZeroshotCLIP"
@@ -141,3 +150,24 @@ def method_of_sum(candidates: Sequence[Candidate]) -> str:
     if KERNEL in methods:
         return KERNEL_ENSEMBLE
     return ENSEMBLE if VISION in methods else LINEAR_SUM
+
+
+def settings_of(candidate: Candidate) -> CfgNode:
+    """The configuration of a candidate, which nobody can change."""
+    return configuration_of(
+        candidate.method,
+        *(tuple(part.items()) for part in (candidate.settings, candidate.training)),
+    )
+
+
+@lru_cache(100)  # those of all candidates
+def configuration_of(method: str, settings: Pairs, training: Pairs) -> CfgNode:
+    kind = trainers.predicting()[method]
+    cfg = configuration(method)
+    cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **dict(settings)}}})
+    cfg.merge_from_other_cfg(
+        {"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **dict(training)}}
+    )
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = BATCH
+    cfg.freeze()
+    return cfg

@@ -40,9 +40,9 @@ from .candidates import (
     Candidate,
     Weighted,
     method_of_sum,
+    settings_of,
 )
-from .clock import Clock
-from .configurations import settings_of
+from .plan import Clock
 
 ANSWERED = 4096  # features that are answered at a time: some heads compare them with all images
 PARTS = 5  # of the images, of which `freshness` leaves out one

@@ -18,10 +18,9 @@ from inference.sample import Sample
 
 from . import choice
 from .candidates import GUESSING, Candidate, ensemble
-from .clock import TooLong
 from .heads import Heads, logit_std
 from .options import Option
-from .plan import Plan
+from .plan import Plan, TooLong
 
 MOST_LOGITS = 5 * 10**7  # of all candidates, repeats, images and classes: 0.2 GB
 EXACT = 10**7  # numbers of a candidate that are computed with in double precision

@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.files import checksum
 from common.version import source
-from fit import choice, clock, decision, features, story
+from fit import choice, decision, features, plan, story
 from fit import command as fit
 from fit import towers as towers_module
 from fit.estimator import Classifier
@@ -346,7 +346,7 @@ def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
     fitting, photos, tmp_path, monkeypatch
 ):
     """Each look at the clock is a minute later. The chosen head is then trained without a limit."""
-    monkeypatch.setattr(clock, "SETTLED", 0)
+    monkeypatch.setattr(plan, "SETTLED", 0)
     now = [0.0]
 
     def later():
@@ -355,17 +355,17 @@ def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
 
     line = photos, "--methods", "GDA", "CLAP", "--minutes", 60
     with monkeypatch.context() as patch:
-        patch.setattr(clock, "time", SimpleNamespace(monotonic=later))
+        patch.setattr(plan, "time", SimpleNamespace(monotonic=later))
         for module in (story, decision):
             patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.0))
         patch.setattr(decision, "curve", lambda *arguments: exec("raise KeyboardInterrupt"))
         assert fitting(*line).status == 130
-    plan = read(tmp_path / "model")["plan"]["too_long"]
-    assert "raise --minutes" in plan["CLAP LR 0.1"]
+    written = read(tmp_path / "model")["plan"]["too_long"]
+    assert "raise --minutes" in written["CLAP LR 0.1"]
     fitting.works(*line)
     faults = {
         row["name"]: row["fault"]
         for row in read(tmp_path / "model")["candidates"]
         if "fault" in row
     }
-    assert faults["CLAP LR 0.1"].startswith(plan["CLAP LR 0.1"].split(":")[0])
+    assert faults["CLAP LR 0.1"].startswith(written["CLAP LR 0.1"].split(":")[0])
