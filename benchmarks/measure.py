@@ -35,7 +35,6 @@ import torch
 from pandas import DataFrame, concat
 from PIL import Image
 
-from benchmarks.fits import markdown
 from clip.random_weights import random_clip
 from common.errors import UsageError
 from common.files import write_json, write_text
@@ -272,6 +271,12 @@ def main(argv: list[str] | None = None) -> None:
             write_page(args)
         else:
             print_records(args)
+
+
+def markdown(frame: DataFrame) -> str:
+    """The columns and rows as a table of Markdown."""
+    lines = [frame.columns, ["---"] * len(frame.columns), *frame.to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 if __name__ == "__main__":

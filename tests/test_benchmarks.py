@@ -1,15 +1,13 @@
-"""The options of benchmarks/measure.py; cells that resume, and the tables of benchmarks of fits."""
+"""The options and pages of benchmarks/measure.py, and the copies and tables of near_copies.py."""
 
 import re
-from argparse import Namespace
 
 import numpy as np
 import pytest
-from marks import one_line
 from pandas import DataFrame
 from PIL import Image
 
-from benchmarks import fits, measure, near_copies
+from benchmarks import measure, near_copies
 from common.start import ROOT
 
 
@@ -19,26 +17,6 @@ def test_every_command_of_a_page_is_accepted(page):
     for options in [*words, *measure.SECTIONS.values()]:
         measure.parser().parse_args(re.sub(r"\$\((\w+)\)", "1", options).split())
     assert words
-
-
-def test_cells_resume_and_a_table_needs_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fits.torch, "set_num_threads", lambda number: None)
-    args = Namespace(output=tmp_path / "new", table=False)
-
-    def cell(args, set, seed):
-        return {"accuracy": 50.0 + seed}
-
-    def table(records):
-        yield fits.shown(records["accuracy"])
-
-    for seeds in ([1], [1, 2]):
-        fits.run(args, "cells.jsonl", fits.grid(set=["birds"], seed=seeds), cell, table)
-    assert capsys.readouterr().out.count("{'set': 'birds', 'seed': ") == 2
-    args.table = True
-    fits.run(args, "cells.jsonl", [], cell, table)
-    assert capsys.readouterr().out == "51.5 ± 0.5\n"
-    with one_line("other.jsonl has no records: run the same command without --table"):
-        fits.run(args, "other.jsonl", [], cell, table)
 
 
 def test_each_kind_of_near_copy_has_the_size_of_its_image_and_other_pixels():

@@ -1,11 +1,10 @@
 """Data sets as folders: `SET/train/CLASS/*.png` and `SET/test/CLASS/*.png`.
 
-`fashion_mnist`, `stamps` and `openclipart` are read from opened Debian packages, `emoji` from
-opened npm packages, EuroSAT from its folder. Synthetic sets are drawn.
+`fashion_mnist` and `stamps` are read from opened Debian packages, EuroSAT from its folder. The
+other sets are drawn.
 """
 
 import gzip
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from PIL import Image
-from sklearn.datasets import load_digits
 
 import datasets
 from common.errors import UsageError, check_name
@@ -33,50 +31,6 @@ STAMPS = (
     "animals", "clothes", "food", "household", "people",
     "plants", "seasonal", "symbols", "town", "vehicles",
 )  # fmt: skip
-FINE_STAMPS = {
-    "animals/birds": "bird",
-    "animals/fish": "fish",
-    "animals/insects": "insect",
-    "animals/mammals": "mammal",
-    "clothes/hats": "hat",
-    "food/fruit": "fruit",
-    "food/vegetables": "vegetable",
-    "household/dishes": "dishes",
-    "household/tools": "tool",
-    "plants/flowers": "flower",
-    "town/houses": "house",
-    "vehicles": "vehicle",
-}
-CLIPART = {
-    "animals/birds": "bird",
-    "animals/bugs": "insect",
-    "animals/mammals": "mammal",
-    "computer/hardware": "computer hardware",
-    "food/beverages": "drink",
-    "food/desserts": "dessert",
-    "food/fruit": "fruit",
-    "people/clothing": "clothing",
-    "recreation/music": "musical instrument",
-    "recreation/sports": "sport",
-    "signs_and_symbols/flags": "flag",
-    "transportation/vehicles": "vehicle",
-}
-EMOJI = {
-    "animal-bird": "bird",
-    "animal-mammal": "mammal",
-    "clothing": "clothing",
-    "drink": "drink",
-    "food-fruit": "fruit",
-    "food-prepared": "meal",
-    "household": "household item",
-    "office": "office item",
-    "place-building": "building",
-    "sky & weather": "weather",
-    "sport": "sport",
-    "tool": "tool",
-    "transport-ground": "vehicle",
-}
-STYLES = {"train": ("google", "apple"), "test": ("twitter",)}
 EUROSAT = {
     "AnnualCrop": "annual crop land",
     "Forest": "forest",
@@ -124,38 +78,6 @@ def stamps(sources: Sequence[Path]) -> Iterator[Picture]:
     yield from halves(folder, {name: name for name in STAMPS})
 
 
-def stamps_fine(sources: Sequence[Path]) -> Iterator[Picture]:
-    """Kinds of Tux Paint's stamps."""
-    yield from halves(only(sources, "tuxpaint/stamps"), FINE_STAMPS)
-
-
-def openclipart(sources: Sequence[Path]) -> Iterator[Picture]:
-    """Kinds of the Open Clip Art Library."""
-    yield from halves(only(sources, "openclipart/png"), CLIPART)
-
-
-def emoji(sources: Sequence[Path]) -> Iterator[Picture]:
-    """Kinds of emoji; those of a test are of another style."""
-    for part, styles in STYLES.items():
-        for style in styles:
-            folder = only(sources, f"emoji-datasource-{style}/package")
-            for one in json.loads((folder / "emoji.json").read_text()):
-                file = folder / "img" / style / "64" / one["image"]
-                if one["subcategory"] in EMOJI and file.is_file():
-                    yield part, EMOJI[one["subcategory"]], f"{style}_{file.stem}", Image.open(file)
-
-
-def digits(sources: Sequence[Path]) -> Iterator[Picture]:
-    """scikit-learn's handwritten digits."""
-    names = "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
-    data: Any = load_digits()
-    for label, name in enumerate(names):
-        for number, place in enumerate(np.flatnonzero(data.target == label)):
-            part = "train" if number < MOST["train"] else "test"
-            pixels = (data.images[place] * 255 / 16).astype(np.uint8)
-            yield part, f"the digit {name}", str(place), Image.fromarray(pixels)
-
-
 def synthetic(name: str) -> Callable[[Sequence[Path]], Iterator[Picture]]:
     """A data set of the small world, with other images than those of a run."""
 
@@ -185,17 +107,9 @@ SETS: dict[str, Callable[[Sequence[Path]], Iterator[Picture]]] = {
     "eurosat": eurosat,
     "fashion_mnist": fashion_mnist,
     "stamps": stamps,
-    "stamps_fine": stamps_fine,
-    "emoji": emoji,
     "small_land": synthetic("SmallLand"),
     "small_objects": synthetic("SmallObjects"),
     "small_shapes": synthetic("SmallShapes"),
-}
-TUNING = {
-    "openclipart": openclipart,
-    "digits": digits,
-    "small_counts": synthetic("SmallCounts"),
-    "small_textures": synthetic("SmallTextures"),
 }
 
 
@@ -211,10 +125,9 @@ def build(name: str, sources: Sequence[Path], folder: Path) -> Path:
     target = folder / name
     if (target / "finished").is_file():
         return target
-    known = SETS | TUNING
-    check_name(name, known, "data set")
+    check_name(name, SETS, "data set")
     counts: dict[tuple[str, str], int] = {}
-    for part, label, stem, image in known[name](sources):
+    for part, label, stem, image in SETS[name](sources):
         number = counts.get((part, label), 0)
         if number == MOST[part]:
             continue
