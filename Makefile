@@ -77,11 +77,6 @@ ROUNDS ?= 3
 bench: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/measure.py --page benchmarks/RESULTS.md --rounds $(ROUNDS)
 
-# Every architecture of open_clip: its features, and a step of three methods. It writes a section of docs/backbones.md.
-LARGEST ?= 160
-backbones: $(VENV)/.ready-dev
-	$(BIN)/python docs/backbones.py --largest $(LARGEST)
-
 # Training steps of this checkout and of another one, in turns: make compare BEFORE=DIR
 compare: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/measure.py --against $(BEFORE) --form fast --trainer MPL --classes 5 50 200 --rounds $(ROUNDS)

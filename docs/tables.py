@@ -19,7 +19,6 @@ from marks import case_of  # noqa: E402
 
 import trainers  # noqa: E402
 from configs.recipes import recipe  # noqa: E402
-from measures.results import harmonic_mean  # noqa: E402
 from studies.study_file import load  # noqa: E402
 
 PAGES = ("docs/reproduce.md", "docs/results.md", "docs/studies.md")
@@ -63,16 +62,6 @@ def by_column(rows: dict[str, dict], titles: dict[str, str], *more: str) -> list
         [method, *numbers(row, keys), *(row[key] for key in more)] for method, row in rows.items()
     ]
     return [["method", *(titles[key] for key in keys), *more], *cells]
-
-
-def fits(row: dict, rounded: float = 0.005 + 1e-9) -> bool:
-    """Whether the printed H can be the harmonic mean of accuracies that are printed as base and
-    new.
-    """
-    least, most = (
-        harmonic_mean(row["base"] + step, row["new"] + step) for step in (-rounded, rounded)
-    )
-    return least - rounded <= row["H"] <= most + rounded
 
 
 # The tables; each function gets the rows on the page.

@@ -2,6 +2,7 @@
 test, adapters.
 """
 
+import open_clip
 import pytest
 import torch
 from tiny_models import CONVOLUTIONS, FAMILIES, HUGGING_FACE, both, read_by_hugging_face, rows_of
@@ -21,6 +22,12 @@ from clip import (
     vision_width,
 )
 
+# Those whose text tower open_clip has
+PUBLISHED = [
+    arch
+    for arch in sorted({arch for arch, _ in open_clip.list_pretrained()})
+    if not open_clip.get_model_config(arch)["text_cfg"].get("hf_model_name")
+]
 TEXTS = ("a photo of a river.", "red", "an old green field with one tree.")
 
 
@@ -46,7 +53,16 @@ def images_of(model, count=2):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_equal_open_clips_own(family, models):
-    theirs, ours = models(family)
+    check_features(*models(family))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("arch", PUBLISHED)
+def test_features_of_each_published_architecture_equal_open_clips_own(arch):
+    check_features(*both(arch))
+
+
+def check_features(theirs, ours):
     images = images_of(ours)
     ids = rows_of(ours, *TEXTS)
     expected = (

@@ -2,8 +2,6 @@
 wrong input.
 """
 
-import sys
-
 import pytest
 import torch
 from drawn import arguments, results, section_pairs
@@ -13,7 +11,6 @@ from tiny_models import FAMILIES, both, saved, small_timm, tiny_config, write_to
 import clip
 import trainers
 from common.errors import UsageError
-from common.start import ROOT
 from inference import export
 from inference.classifier import PromptedClassifier
 from inference.description import configuration
@@ -21,8 +18,6 @@ from inference.models import load
 from trainers.base.method import Classes
 
 pytestmark = pytest.mark.slow
-sys.path.append(str(ROOT / "docs"))
-import backbones as page  # noqa: E402
 
 TINY = {
     "PROMPT_DEPTH": 2,
@@ -133,25 +128,6 @@ def test_other_tokens_need_a_tokeniser(tmp_path):
     folder = saved("SigLIP", tmp_path / "backbone", hf_tokenizer_name="")
     with small_timm("siglip"), one_line("reads other tokens than CLIP's: choose a backbone whose"):
         clip.load_backbone(str(folder))
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("arch", ["PE-Core-T-16-384", "MobileCLIP2-S0"])
-def test_the_page_of_all_architectures(arch):
-    """`make backbones` on some of them, with all of their layers: a row, with the reason where a
-    method is refused.
-    """
-    row = page.measure(arch, largest=160)
-    assert max(row["differences"]) <= 1e-5
-    refused = {name for name, answer in row["methods"].items() if isinstance(answer, str)}
-    assert refused == (set() if arch.startswith("PE") else {"MPL", "CLIPLoRA"})
-    assert all(
-        "vision transformer" in row["methods"][name] and "CoOp" in row["methods"][name]
-        for name in refused
-    )
-    assert page.figures([row]).splitlines()[1].startswith(f"{arch},") and arch in page.section(
-        [row], 160
-    )
 
 
 @pytest.mark.parametrize("family", ["EVA-02", "ConvNeXt", "MetaCLIP 2"])

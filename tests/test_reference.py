@@ -11,6 +11,7 @@ from dassl.config import get_cfg_default
 
 import trainers
 from common.start import ROOT
+from measures.results import harmonic_mean
 from runs.configuration import extend_cfg, flatten
 from studies.protocols import ELEVEN
 from studies.reproduce import AUTHORS, PUBLISHED, VARIANTS
@@ -57,8 +58,18 @@ def test_every_key_is_there():
         } <= shared, name
 
 
+def fits(row: dict, rounded: float = 0.005 + 1e-9) -> bool:
+    """Whether the printed H can be the harmonic mean of accuracies that are printed as base and
+    new.
+    """
+    least, most = (
+        harmonic_mean(row["base"] + step, row["new"] + step) for step in (-rounded, rounded)
+    )
+    return least - rounded <= row["H"] <= most + rounded
+
+
 def test_harmonic_means_of_published_results_fit_but_for_the_named_rows():
-    misfits = [row for row in (*AUTHORS, *PUBLISHED["base2new_others"]) if not TABLES["fits"](row)]
+    misfits = [row for row in (*AUTHORS, *PUBLISHED["base2new_others"]) if not fits(row)]
     names = ["ProDA, another value for new classes", "RPO", "GDA", "HPT"]
     assert [TABLES["name"](row) for row in misfits] == names
 
