@@ -126,6 +126,7 @@ class Phase(ImageList):
     file_sha256: str | None = None
     sentences: str | None = None  # the name of the file DATASET.SENTENCES, the text for the classes
     sentences_sha256: str | None = None
+    wrong_labels: Count | None = None  # how many labels DATASET.NOISE_RATE has exchanged
     # Of a test: how many tests of these images ended in the output folder
     evaluations: Count | None = None
 

@@ -39,6 +39,16 @@ SETTINGS = {
         TEXT,
         "SHA-256 of that file: another one is refused. A run fills it in",
     ),
+    "DATASET.NOISE_RATE": (
+        0.0,
+        Accepts(int | float, 0, 0.99),
+        "Share of training images that get a wrong label, drawn by the seed",
+    ),
+    "DATASET.NOISE_TYPE": (
+        "sym",
+        Accepts(Literal["sym", "asym"]),
+        "Wrong labels: any other class (sym), or the next one (asym)",
+    ),
     "TEST.MAX_IMAGES": (
         0,
         Accepts(int, 0, 10**9),

@@ -19,6 +19,7 @@ from common.text import lines_of, read_json, read_text
 
 from . import sentences, splits
 from .files import File
+from .noise import noisy_labels
 
 Item = TypeVar("Item")
 Items = list[Datum]
@@ -82,6 +83,7 @@ class FewShotDataset(DatasetBase):
     def __init__(self, cfg, images: bool = True):
         self.cfg = cfg
         self.fewshot_file: dict[str, str] = {}
+        self.noise: dict[str, int] = {}  # the number of wrong labels, if there are any
         self.template = cfg.DATASET.get("TEMPLATE", "") or type(self).template
         check_template(self.template, "DATASET.TEMPLATE")
         self.title = cfg.DATASET.get("TITLE", "") or type(self).__name__
@@ -140,7 +142,32 @@ class FewShotDataset(DatasetBase):
             part = "testing" if train else "training"
             classes = f"SUBSAMPLE_CLASSES {self.cfg.DATASET.SUBSAMPLE_CLASSES}"
             raise DatasetError(f"{self.title} has no images for {part} with {classes}", self.remedy)
-        return train, val, test
+        return self.with_noise(train, [*train, *val, *test]), val, test
+
+    def with_noise(self, train: Items, every: Items) -> Items:
+        """The training images, of which DATASET.NOISE_RATE have wrong labels of the classes of
+        `every`. Raises UsageError without a seed, or with one class.
+        """
+        rate = self.cfg.DATASET.get("NOISE_RATE", 0)
+        if not rate:
+            return train
+        names = {item.label: item.classname for item in every}
+        if self.cfg.SEED < 0:
+            fault = f"DATASET.NOISE_RATE is {rate}, and there is no seed"
+            raise UsageError(fault, "give one by --seed: it draws the wrong labels")
+        if len(names) < 2:
+            raise UsageError(f"DATASET.NOISE_RATE is {rate}, and there is one class", "set it to 0")
+        labels = noisy_labels(
+            [item.label for item in train],
+            len(names),
+            rate,
+            self.cfg.DATASET.NOISE_TYPE,
+            self.cfg.SEED,
+        )
+        pairs = list(zip(train, labels, strict=True))
+        self.noise = {"wrong_labels": sum(item.label != label for item, label in pairs)}
+        print(f"Wrong labels: {self.noise['wrong_labels']} of {len(train)} training images")
+        return [Datum(item.impath, label, item.domain, names[label]) for item, label in pairs]
 
     def read_split(self) -> Split:
         """Training, validation and test images; here from the split file."""

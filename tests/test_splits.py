@@ -163,3 +163,19 @@ def test_held_out_images_are_a_shot_of_the_training_images(build):
         match="HOLD_OUT leaves class '.*' of EuroSAT without training images: give two or",
     ):
         images("DATASET.HOLD_OUT", True, "DATASET.NUM_SHOTS", 1)
+
+
+def test_wrong_labels_are_those_of_the_seed_and_in_the_results(launch, eurosat, deep, tmp_path):
+    options = "DATASET.NOISE_RATE", 0.5, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1
+    line = arguments(eurosat, deep, tmp_path / "run", *options, trainer="CoOp", config="small")
+    assert "Wrong labels: 6 of 12 training images" in launch.works(*line).printed
+    (phase,) = of_json(tmp_path / "run/results.json")["data_use"]["fit"]
+    assert phase["wrong_labels"] == 6 and phase["labels"] == 12
+    again = arguments(eurosat, deep, tmp_path / "again", *options, trainer="CoOp", config="small")
+    launch.works(*again)
+    (same,) = of_json(tmp_path / "again/results.json")["data_use"]["fit"]
+    assert same["sha256"] == phase["sha256"]
+    unseeded = arguments(eurosat, deep, tmp_path / "none", *options, options=["--seed", -1])
+    assert "there is no seed" in launch(*unseeded).error
+    line = arguments(eurosat, deep, tmp_path / "one", "DATASET.NOISE_RATE", 1.0)
+    assert "DATASET.NOISE_RATE is 1.0" in launch(*line).error and not (tmp_path / "one").exists()

@@ -66,6 +66,7 @@ def fit_phase(cfg: CfgNode, title: str, dataset: Any, classes: int) -> Phase:
     facts = (
         list_facts(cfg, title, "train", dataset.train_x)
         | getattr(dataset, "fewshot_file", {})
+        | getattr(dataset, "noise", {})
         | text_facts(cfg)
     )
     return Phase(**facts, labels=len(dataset.train_x), class_names=classes)
