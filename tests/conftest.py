@@ -263,7 +263,8 @@ def finished(eurosat, deep, tmp_path_factory):
     `tests` is the folder of a run whose prompts it tests, without training. `backbone` is by
     default `deep`.
     """
-    from learned import train_run
+    from drawn import sentences_of
+    from learned import NAMES, train_run
 
     root = tmp_path_factory.mktemp("runs")
     done = {}
@@ -274,6 +275,8 @@ def finished(eurosat, deep, tmp_path_factory):
             options = ["--eval-only", "--model-dir", tests] if tests else []
             done[key] = root / str(len(done))
             overrides = ("DATASET.SUBSAMPLE_CLASSES", classes, *overrides)
+            if method in ("HiCroPL", "MMApp"):
+                overrides += ("DATASET.SENTENCES", sentences_of(NAMES, root))
             train_run(done[key], eurosat, backbone, method, *overrides, options=options)
         return done[key]
 

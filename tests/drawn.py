@@ -76,6 +76,10 @@ def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides)
         "OPTIM.NAME": "sgd",
         "SEED": 1,
     }
+    split = root / "eurosat/split_zhou_EuroSAT.json"
+    if trainer in ("HiCroPL", "MMApp") and "DATASET.SENTENCES" not in overrides:
+        names = dict.fromkeys(name for *_, name in of_json(split)["train"])
+        pairs["DATASET.SENTENCES"] = str(sentences_of(list(names), root))
     pairs |= dict(zip(overrides[::2], overrides[1::2], strict=True))
     cfg.merge_from_list([item for pair in pairs.items() for item in pair])
     cfg.freeze()
@@ -209,9 +213,9 @@ NEED_SENTENCES = {
 
 
 def sentences_of(names, folder):
-    """A file with sentences for all classes but the first one."""
+    """A file with sentences for all classes."""
     file = folder / "sentences.json"
-    to_json(file, {name: [f"a {name} thing", "often wet"] for name in names[1:]})
+    to_json(file, {name: [f"a {name} thing", "often wet"] for name in names})
     return file
 
 
@@ -220,6 +224,8 @@ ADAPTED = {
     "CLIPLoRA",
     "CLIPSVD",
     "FineTune",
+    "MMApp",
+    "SkipTuning",
     "MMA",
     "TwoStage",
 }  # which learn inside the towers

@@ -312,8 +312,37 @@ def check_projection(trainer, inputs, figures, learned):
         close(logits_of(other, inputs.test), figures["logits_new_after"], AFTER)
 
 
+def check_timo(trainer, inputs, figures, learned):
+    """What is chosen, with the accuracy of every cell, and the logits."""
+    method = trainer.method
+    search = figures["search"]
+    close(method.prototypes[:, :8], figures["prototypes_first8"], 1e-5)
+    close(method.scores, figures["matching_score"], 1e-5)
+    means = torch.nn.functional.normalize(method.sentence_features.mean(dim=1), dim=1)
+    zero_shot = 100 * torch.nn.functional.normalize(inputs.test, dim=1) @ means.T
+    close(zero_shot, figures["logits_zeroshot"], BEFORE)
+    counts = {}
+    counted = method.counts_of
+
+    def noted(beta):
+        counts[beta] = counted(beta)
+        return counts[beta]
+
+    method.counts_of = noted
+    method.fit(method.support)
+    assert [*counts] == list(dict.fromkeys(search["betas"]))
+    cells = [100 * np.array([*counts[beta].values()]) / len(inputs.val) for beta in search["betas"]]
+    assert cells == [pytest.approx(row, abs=1e-4) for row in search["val_accuracies"]]
+    head = method.head
+    assert head.alpha.item() == pytest.approx(search["alpha"])
+    check_accuracy(trainer, inputs, search["val_accuracy"])
+    close(head.guided[:, :8], figures["text_first8"], 1e-5)
+    check_gaussians(head, figures)
+    near(logits_of(trainer, inputs.test), figures["logits_after"])
+
+
 FORMS = {"TipAdapter": check_tip_adapter, "TipAdapterF": check_tip_adapter_f, "CLAP": check_clap}
 FORMS |= dict.fromkeys(("CLIPAdapter", "TaskRes", "ZSLP"), check_training)
 FORMS |= {"LPPlusPlus": check_lp_plus_plus, "GDA": check_gda}
-FORMS |= {"SSText": check_ss_text, "ProKeR": check_proker}
+FORMS |= {"SSText": check_ss_text, "ProKeR": check_proker, "TIMO": check_timo}
 FORMS |= dict.fromkeys(("ProLIP", "RLA"), check_projection)

@@ -28,6 +28,8 @@ def drawn_features(f):
 class Inputs:
     """The features of a file, all (..., joint) and not normalised, on the trainer's device."""
 
+    sentences = None  # (classes, sentences, joint), unit
+
     def __init__(self, figures, trainer):
         case = figures["case"]
         self.device = trainer.device
@@ -78,6 +80,10 @@ class Inputs:
         self.val = self.images(13, self.val_labels)[0]
         self.train = self.support[0]
         self.texts = self.of_texts(11, f["classes"])
+        if "sentences" in f:
+            noise = f["sentence_noise"] * drawn(19, f["classes"], f["sentences"], f["dim"])
+            noise = f["text_scale"] * noise.to(self.device)
+            self.sentences = normalize(self.texts[:, None] + noise, dim=2)
 
     @staticmethod
     @torch.no_grad()

@@ -37,6 +37,7 @@ QUICK = {
     "TipAdapterF": {"SEARCH_STEP": [4, 3]},
     "LPPlusPlus": {"STEPS": 20},
     "GDA": {"K": 6},
+    "DPC+CoOp": {"TOPK": 2},
     "ProKeR": {"GRID_BETA": [0.5, 3, 2], "GRID_LAMBDA": [0.001, 1, 3]},
 }
 PAGE = (ROOT / "docs/what_works.md").read_text()
@@ -72,6 +73,11 @@ def train(launch, eurosat, deep, tmp_path):
         settings += ["TRAIN.CHECKPOINT_FREQ", 1, *section_pairs(method, quick)]
         if method in NEED_SENTENCES:
             settings += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)]
+        if method == "DPC+CoOp":
+            first = tmp_path / "CoOp"
+            if not first.exists():
+                assert train("CoOp", "CoOp", classes).status == 0
+            settings += ["TRAINER.COOP.OVER", first]
         own = {"trainer": method, "config": "small", "options": options}
         return launch(*arguments(eurosat, deep, tmp_path / name, *settings, **own))
 

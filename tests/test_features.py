@@ -20,7 +20,7 @@ from trainers.coop import CoOp
 
 pytestmark = pytest.mark.slow
 
-TEXT_ONLY = {"CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"}
+TEXT_ONLY = {"CoOp", "CoCoOp", "KgCoOp", "NLPrompt", "ProGrad", "TCP"}
 ALL = {"ZeroshotCLIP", "LinearProbe", *METHODS}
 
 

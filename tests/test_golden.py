@@ -24,6 +24,7 @@ LOSSES = 1e-3
 AFTER = 1e-3
 QUICK = "mpl_add2_rm1", "zeroshot"  # golden files of `make check`
 COPIES = {"TwoStage", "CLIPFit", "CLIPSVD"}  # test_golden_copies.py
+RECENT = {"DPC", "MMApp", "NLPrompt", "HiCroPL", "SkipTuning"}  # test_golden_recent.py
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
 
 
@@ -33,7 +34,10 @@ def pytest_generate_tests(metafunc):
         their own tests.
         """
         case = case_of(figures)
-        return case.get("trainer", "TwoStage") not in COPIES and not {"kind", "input"} & case.keys()
+        return (
+            case.get("trainer", "TwoStage") not in COPIES | RECENT
+            and not {"kind", "input"} & case.keys()
+        )
 
     golden(metafunc, "method", of_prompts, QUICK)
     golden(metafunc, "zeroshot", lambda figures: "template" in figures, QUICK)
@@ -65,6 +69,7 @@ def build(
     tmp_path,
     dataset="EuroSAT",
     by_recipe=True,
+    sentences="",
     **data,
 ):
     """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and
@@ -81,6 +86,8 @@ def build(
         "OPTIM.WARMUP_EPOCH": -1,
     }
     overrides |= {"MODEL.BACKBONE.TOWERS": towers, "DATASET.NAME": dataset}
+    if sentences:
+        overrides["DATASET.SENTENCES"] = str(sentences)
     optimizer = {
         {"eps": "adam_eps"}.get(key, key): value
         for key, value in optimizer.items()
@@ -126,7 +133,9 @@ def for_classes(trainer, names):
     """The method for other classes, with the tensors of a checkpoint of the trainer."""
     names = [name.replace("_", " ") for name in names]
     other = type(trainer.method)(
-        trainer.cfg, Classes(names, trainer.method.dataset_template), trainer.device
+        trainer.cfg,
+        Classes(names, trainer.method.dataset_template, trainer.method.sentences),
+        trainer.device,
     )
     assemble_model(other, trainer.cfg.MODEL.BACKBONE.TOWERS, trainer.model.frozen)
     state = {
@@ -191,7 +200,9 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
     settings = method, towers, values, case["arch"], case["classnames"], figures["optimizer"]
     trainer = build(*settings, backbones, tmp_path, case.get("dataset", "EuroSAT"))
     learned = dict(trainer.model.named_parameters())
-    assert shapes_of(learned) == figures["trainable"]
+    idle = figures.get("in_optimizer_but_without_gradient", {})
+    assert shapes_of(learned) == figures["trainable"] | idle
+    learned = {name: learned[name] for name in figures["trainable"]}
 
     images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
     batch = {"img": images, "label": torch.tensor(figures["labels"]).to(trainer.device)}

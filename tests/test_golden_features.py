@@ -95,6 +95,11 @@ def built(figures, backbones, stand_in, tmp_path):
         key = "AUGMENT_EPOCH" if key == "VIEWS" else key
         key = "STEPS" if key == "MAX_EPOCH" and "STEPS" in known else key
         options[f"TRAINER.{section}.{key}" if key in known else OF_OPTIM[key]] = value
+    if kind.needs_sentences:
+        count = case.get("features", {}).get("sentences")
+        sentences = case.get("sentences") or {name: ["a text"] * (count - 1) for name in names}
+        to_json(tmp_path / "sentences.json", sentences)
+        options["DATASET.SENTENCES"] = str(tmp_path / "sentences.json")
     torch.manual_seed(1)
     pairs = [item for pair in options.items() for item in pair]
     trainer = build_trainer(make_cfg(case["trainer"], tmp_path, backbone, tmp_path / "out", *pairs))
@@ -102,7 +107,9 @@ def built(figures, backbones, stand_in, tmp_path):
         assert list(trainer.method.templates) == case["templates"]
     inputs = Inputs(figures, trainer)
     trainer.model.clip.logit_scale.data.fill_(case.get("logit_scale", 4.6052))
-    if inputs.texts is not None:
+    if inputs.sentences is not None:
+        trainer.method.sentence_features = inputs.sentences
+    elif inputs.texts is not None:
         trainer.method.set_texts(inputs.texts)
     val_labels, labels = (
         torch.tensor(each).to(trainer.device) for each in (inputs.val_labels, inputs.support_labels)
@@ -128,12 +135,13 @@ def test_method(figures, built):
             drawn = random_tensor(name, tuple(learned[name].shape)).to(trainer.device)
             learned[name].data = drawn + (learned[name].data if "published" in how else 0)
     text = trainer.model.class_texts if "projection" not in figures["case"] else inputs.texts
+    reads_text = trainer.method.spec.reads_text
     # The file has them before they are made unit
-    if "text_norms" in figures and trainer.method.spec.unit_text:
+    if reads_text and "text_norms" in figures and trainer.method.spec.unit_text:
         text = text * torch.tensor(figures["text_norms"], device=text.device)[:, None]
-    if "text_first8" in figures:
+    if reads_text and "text_first8" in figures:
         close(text[:, :8], figures["text_first8"], 1e-4)
-    if "text_norms" in figures:
+    if reads_text and "text_norms" in figures:
         assert text.norm(dim=1).tolist() == pytest.approx(figures["text_norms"], rel=1e-4)
     if "checkpoint_keys" in figures:
         state = trainer.method.saved_module().state_dict()

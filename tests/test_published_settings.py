@@ -30,6 +30,7 @@ AUTHORS = {
     "IVLP": "MaPLe",
 }
 CONFIGS = ROOT / "configs/trainers"
+SENTENCES = ROOT / "configs/sentences/EuroSAT.json"
 # Published names
 OTHERS = ("TRAINER.MMRLpp", "TRAINER.CoPrompt")
 KEYS = ("TRAINER.W", "TRAINER.DISTILL")
@@ -114,7 +115,9 @@ PUBLISHED = published()
 
 def settings(file: str) -> CfgNode:
     """The configuration of a run with a YAML file."""
-    return cfg_from("--trainer", Path(file).parent.name, "--config-file", str(CONFIGS / file))
+    method = Path(file).parent.name
+    given = ["DATASET.SENTENCES", str(SENTENCES)] if method in ("HiCroPL", "MMApp") else []
+    return cfg_from("--trainer", method, "--config-file", str(CONFIGS / file), *given)
 
 
 def effective(file: str) -> tuple[dict, set[str]]:

@@ -78,14 +78,19 @@ def test_every_published_setting_learns_and_is_tested(
     file = YAMLS[name]
     backbone, size = (resnet, 64) if file.stem.startswith("rn") else (deep, 32)
     method = methods()[file.parent.name]
+    if method.__name__ == "SkipTuning" and precision == "amp":
+        return  # which it refuses
     options = [f"TRAINER.{method.section()}.PREC", precision]
-    options += ["TRAINER.LOCOOP.TOPK", 2] if name.startswith("LoCoOp/") else []
+    if method.__name__ in ("LoCoOp", "DPC+CoOp"):
+        options += [f"TRAINER.{method.section()}.TOPK", 2]
+    if name == "SkipTuning/vit_b16_bs4_cross_datasets":  # whose first steps vanish in fp32
+        options += ["OPTIM.WARMUP_EPOCH", -1, "OPTIM.LR", 0.01, "OPTIM.NEW_LR", 0.01]
     if method.__name__ in ("ProLIP", "RLA"):  # 300 views of each image as published
         options += [f"TRAINER.{method.section()}.AUGMENT_EPOCH", 5]
     if name == "CoCoOp/rn50_c4_ep10_batch1_ctxv1":
         # EuroSAT's sentence has more than four words
         options += ["DATASET.TEMPLATE", "a photo of a {}."]
-    if file.parent.name in NEED_SENTENCES:
+    if file.parent.name in {*NEED_SENTENCES, "MMApp"}:
         options += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)]
     set_random_seed(1)
     trainer = build_trainer(configured(file, backbone, size, eurosat, tmp_path, *options))
@@ -100,13 +105,18 @@ def test_every_published_setting_learns_and_is_tested(
     elif method.learns:
         trainer.set_model_mode("train")
         trainer.num_batches = 2
-        batches = itertools.chain.from_iterable(itertools.repeat(trainer.train_loader_x))
+        if method.__name__ == "DPC+CoOp":
+            trainer.method.context_of_run = lambda: trainer.model.prompt_learner.ctx.detach()
+        loader = trainer.method.batches(trainer.train_loader_x)
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
         for trainer.batch_idx, batch in zip(range(2), batches, strict=False):
             values = trainer.forward_backward(batch).values()
             assert all(np.isfinite(float(value)) for value in values)
-        later = "prompt_learner.classifier" if method.__name__ == "TwoStage" else ""
+        named = dict(trainer.model.named_parameters())
+        idle = {name for name in before if name not in named or named[name].grad is None}
+        assert not idle or method.__name__.startswith(("TwoStage", "ATPrompt+", "HiCroPL", "DPC+"))
         learned = differing(prompts_of(trainer), before)
-        assert learned == [name for name in before if name != later]
+        assert learned == [name for name in before if name not in idle]
 
     with pytest.raises(KeyError, match="evaluate"):
         trainer.set_model_mode("evaluate")
@@ -162,7 +172,11 @@ def test_settings_that_do_not_fit_the_classes_are_refused_without_train_py(build
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", thorough_but(("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"), METHODS)
+    "method",
+    thorough_but(
+        ("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"),
+        [name for name in METHODS if name != "SkipTuning"],
+    ),
 )
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
     losses = {}
@@ -210,9 +224,12 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, vit_b16, eur
         "CoPrompt": ["TRAINER.COPROMPT.PROMPT_DEPTH", 9],
     }
     options = on_eurosat.get(name, [])  # other values than on most datasets
-    cfg = configured(file, "ViT-B/16", 224, eurosat, tmp_path, *options)
     names = ["forest", "annual crop land"]
-    bare = method(cfg, Classes(names), torch.device("cpu"))
+    if name in ("HiCroPL", "MMApp"):
+        options = ["DATASET.SENTENCES", sentences_of(names, tmp_path)]
+    cfg = configured(file, "ViT-B/16", 224, eurosat, tmp_path, *options)
+    classes = Classes(names, sentences={name: ["a text"] for name in names})
+    bare = method(cfg, classes, torch.device("cpu"))
     model = PromptedCLIP(clip, bare.build_prompts(clip, names))
     learned = sum(parameter.numel() for parameter in model.parameters())
     assert DOCUMENTED[name][-1].startswith(f"{learned:,} (")

@@ -123,7 +123,9 @@ class DePTMethod(Method):
 @plugin("DePT")
 def dept(base: type[Method]) -> type[Method] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
-    if not (base.learns and base.transfers) or issubclass(base, FeatureMethod):
+    if not (base.learns and base.transfers and base.takes_plugins):
+        return None
+    if issubclass(base, FeatureMethod):
         return None
     name = base.__name__
     # Of names that are those in the learner alone

@@ -254,11 +254,15 @@ class Checkpoints:
         method = self.method
         clip = method.model.frozen
         names = [*method.class_names, "one more"]
+        sentences = dict(method.sentences)
+        if sentences:
+            sentences["one more"] = next(iter(sentences.values()))
         device = clip.logit_scale.device
         # The generators that `build_prompts` may move
         drawing = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=drawing), device:
-            other = type(method)(method.cfg, (names, method.dataset_template), device)
+            classes = (names, method.dataset_template, sentences)
+            other = type(method)(method.cfg, classes, device)
             other.model = method.Model(clip, other.build_prompts(clip, names))
         return other
 

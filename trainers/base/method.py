@@ -358,6 +358,18 @@ class Method(Facts):
         )
         return own or self.dataset_template
 
+    def own_sentences(self) -> list[list[str]]:
+        """The sentences of each class in DATASET.SENTENCES. Raises UsageError for a class without
+        one.
+        """
+        texts = self.class_sentences()
+        for name, of_class in zip(self.class_names, texts, strict=True):
+            if not of_class:
+                raise UsageError(
+                    f"{name!r} has no sentence", "give it some in the file of DATASET.SENTENCES"
+                )
+        return texts
+
     def class_sentences(self, *templates: str) -> list[list[str]]:
         """The sentences of each class with its name: its own (DATASET.SENTENCES), or else the
         templates.

@@ -213,6 +213,10 @@ class PromptedCLIP(Declares, nn.Module):
         """
         return self.of_tower(self.image_output(images))
 
+    def text_prompts(self, image_features: Tensor) -> TextPrompts:
+        """The input of the text tower, from image features (batch, joint)."""
+        return self.prompt_learner.text(image_features)
+
     def encode_text(self, image_features: Tensor) -> Tensor:
         """(classes, joint), or (batch, classes, joint) where the texts depend on the image; not
         normalised.
@@ -229,7 +233,7 @@ class PromptedCLIP(Declares, nn.Module):
         )
         if self._text and self._text[0] == state:
             return self._text[1]
-        prompts = self.prompt_learner.text(image_features)
+        prompts = self.text_prompts(image_features)
         parts = [prompts] if training else parts_of(prompts)
         text = torch.cat([self.towers.encode_text(self.clip, part) for part in parts])
         changes = training and self.prompt_learner.random_text

@@ -148,6 +148,8 @@ class Facts(Declares):
     keeps_last_batch: ClassVar[bool] = False
     saves_each_epoch: ClassVar[bool] = True  # False: only those that TRAIN.CHECKPOINT_FREQ keeps
     fits: ClassVar[bool] = False  # whether an epoch is one computation instead of batches
+    # Whether a plug-in may add to its loss
+    takes_plugins: ClassVar[bool] = True
     # Whether the end of the last epoch changes the model: an average, settings that are chosen
     finishes: ClassVar[bool] = False
 
