@@ -114,12 +114,15 @@ def variant_from(name: str, entry: Any) -> Variant:
 
 
 def pair_of(name: str) -> tuple[str, str]:
-    """The method of an entry, and the entry whose answers it reads: those of TransCLIP+CoOp, if
-    TransCLIP has the setting OVER.
+    """The method of an entry, and the entry whose run it reads: TransCLIP and CoOp of
+    TransCLIP+CoOp, DPC+CoOp and CoOp of DPC+CoOp, which have the setting OVER.
     """
-    method, _, over = name.partition("+")
-    kind = methods().get(method)
-    return (method, over) if kind and "OVER" in kind.Settings.schema() else (name, "")
+    first, _, over = name.partition("+")
+    for method in (name, first):
+        kind = methods().get(method)
+        if over and kind and "OVER" in kind.Settings.schema():
+            return method, over
+    return name, ""
 
 
 def pairs(overrides: Any, name: str) -> tuple[str, ...]:

@@ -47,7 +47,6 @@ class ATPromptSettings(MethodSettings):
     ranges = {"N_ATT": (1, 64)}
 
     def check(self):
-        super().check()
         words = self.ATTRIBUTES
         if len(words) > MOST or not all(word.strip() for word in words):
             raise UsageError(
@@ -61,6 +60,7 @@ class ATPromptSettings(MethodSettings):
         if hasattr(self, "PROMPT_DEPTH") and self.N_ATT != self.N_CTX:
             fault = f"N_ATT is {self.N_ATT}, and N_CTX {self.N_CTX}"
             raise UsageError(f"{fault}: with MaPLe they are equal", "give the same number twice")
+        super().check()
 
 
 class AnchoredCLIP(PromptedCLIP):

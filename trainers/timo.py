@@ -103,9 +103,7 @@ class TIMO(FittedMethod):
         self.scores = torch.einsum("cd,cpd->cp", self.prototypes, self.sentence_features)
         sentences = self.scores.shape[1]
         if 2 * sentences < self.settings.BETA:
-            fault = (
-                f"TRAINER.TIMO.BETA is {self.settings.BETA}, and classes have {sentences} sentences"
-            )
+            fault = f"TRAINER.TIMO.BETA is {self.settings.BETA}, for {sentences} sentences a class"
             raise UsageError(fault, f"give at most {2 * sentences}, or 0")
         self.set_text(self.settings.GAMMA)
         self.rows = normalize(support.rows).double()

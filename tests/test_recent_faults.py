@@ -1,0 +1,56 @@
+"""HiCroPL, ATPrompt, MMA++, DPC, SkipTuning, NLPrompt and TIMO refuse what cannot work in one line."""
+
+import pytest
+from drawn import arguments, section_pairs, sentences_of
+from learned import NAMES
+from marks import to_json
+
+pytestmark = pytest.mark.slow
+
+FAULTS = {
+    "no attribute words": (
+        "ATPrompt+CoOp",
+        {"ATTRIBUTES": []},
+        ["DATASET.NAME", "SmallLand"],
+        "ATPrompt has no attribute words for SmallLand",
+    ),
+    "N_ATT of MaPLe": ("ATPrompt+MaPLe", {"N_ATT": 3}, [], "with MaPLe they are equal"),
+    "class-specific context": ("ATPrompt+CoOp", {"CSC": True}, [], "ATPrompt shares its context"),
+    "TOPK": ("DPC+CoOp", {"TOPK": 7}, [], "TOPK is 7, and there are 6 classes"),
+    "no run of CoOp": ("DPC+CoOp", {"TOPK": 2}, [], "TRAINER.COOP.OVER is empty"),
+    "REG_E": ("NLPrompt", {"REG_E": 0.001}, [], "every entry of the transport is 0"),
+    "crossing": ("HiCroPL", {"CROSS_LAYER": 4}, [], "CROSS_LAYER is 4, and PROMPT_DEPTH 4"),
+    "another teacher": ("HiCroPL", {"TEACHER_NAME": "RN50"}, [], "TEACHER_NAME is RN50"),
+    "a batch above the shots": (
+        "SkipTuning",
+        {},
+        ["DATASET.NUM_SHOTS", 4, "DATALOADER.TRAIN_X.BATCH_SIZE", 8],
+        "batches have images of one class",
+    ),
+    "amp": ("SkipTuning", {"PREC": "amp"}, [], "PREC is amp"),
+    "BETA": ("TIMO", {"BETA": 9}, ["OPTIM.MAX_EPOCH", 1], "BETA is 9, for 3 sentences a class"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_cannot_work_is_refused_in_one_line(name, launch, eurosat, deep, tmp_path):
+    method, settings, options, words = FAULTS[name]
+    overrides = ["DATASET.NUM_SHOTS", 2, *section_pairs(method, settings), *options]
+    if method in ("HiCroPL", "TIMO"):
+        overrides += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)]
+    line = arguments(eurosat, deep, tmp_path / "run", *overrides, trainer=method, config="small")
+    ended = launch(*line)
+    assert ended.status == 2 and words in ended.error, ended
+    assert len(ended.errors) == 1
+
+
+@pytest.mark.parametrize("method", ["HiCroPL", "TIMO", "MMApp"])
+def test_missing_sentences_are_named(method, launch, eurosat, deep, tmp_path):
+    options = ["TRAINER.MMAPP.INPUT_PROMPTS", "cupl"] if method == "MMApp" else []
+    line = arguments(eurosat, deep, tmp_path / "run", *options, trainer=method, config="small")
+    assert f"{method} has no sentences for the classes" in launch(*line).error
+    to_json(tmp_path / "some.json", {NAMES[0]: ["one sentence"]})
+    options += ["DATASET.SENTENCES", tmp_path / "some.json"]
+    if method != "TIMO":  # whose classes have the template, too
+        line = arguments(eurosat, deep, tmp_path / "run", *options, trainer=method, config="small")
+        assert f"{NAMES[1]!r} has no sentence" in launch(*line).error
