@@ -75,7 +75,7 @@ def test_invalid_values_are_named_with_their_key(key, value, text):
             ["ctx"],
             "CoCoOp",
             ["ctx", "meta_net.linear1.weight"],
-            ["CoOp", "KgCoOp", "LoCoOp", "ProGrad"],
+            ["CoOp", "KgCoOp", "LoCoOp", "NLPrompt", "ProGrad"],
         ),
         (
             ["prompt_learner.ctx", "image_encoder.VPT"],
@@ -83,7 +83,12 @@ def test_invalid_values_are_named_with_their_key(key, value, text):
             ["prompt_learner.ctx", "image_encoder.VPT"],
             [],
         ),
-        (["ctx"], "Unpublished", ["prompt_learner.ctx"], ["CoOp", "KgCoOp", "LoCoOp", "ProGrad"]),
+        (
+            ["ctx"],
+            "Unpublished",
+            ["prompt_learner.ctx"],
+            ["CoOp", "KgCoOp", "LoCoOp", "NLPrompt", "ProGrad"],
+        ),
     ],
 )
 def test_method_of_a_published_checkpoint_is_guessed_from_its_keys(keys, method, expected, others):
