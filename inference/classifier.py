@@ -102,31 +102,6 @@ class PromptedClassifier:
             }
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | PathLike,
-        backbone: str = "",
-        device: str = "",
-        revision: str | None = None,
-        class_names: Sequence[str] = (),
-        **options: Any,
-    ) -> "PromptedClassifier":
-        """`inference.models.load` with these `LoadOptions`.
-
-        Raises:
-            UsageError: as for `load`, or the model has other class names than the given ones.
-        """
-        from .models import load  # which needs this class
-
-        names = check_names(class_names) if class_names else []
-        options |= {"backbone": backbone, "device": device, "revision": revision}
-        classifier = load(name, LoadOptions(class_names=names, **options))
-        if names and with_spaces(classifier.class_names) != with_spaces(names):
-            fault = f"{name} has class names of its own"
-            raise UsageError(fault, "give other names to `predict`", name)
-        return classifier
-
-    @classmethod
     def zero_shot(
         cls,
         backbone: str,

@@ -76,7 +76,10 @@ def kind_of(path: Path) -> str:
 
 
 def load(
-    name: str | PathLike | None, options: LoadOptions = DEFAULTS, clip: CLIP | None = None
+    name: str | PathLike | None,
+    options: LoadOptions = DEFAULTS,
+    clip: CLIP | None = None,
+    **values: Any,
 ) -> PromptedClassifier:
     """The classifier of an exported folder, of a run, of a checkpoint, or of a folder on the
     Hugging Face Hub; zero-shot CLIP without a name.
@@ -85,11 +88,13 @@ def load(
         name: a folder or a file; or `user/name`, a repository that `tools/export.py --push-to-hub`
             wrote.
         clip: the backbone, if it is loaded already.
+        values: of `LoadOptions`, instead of those in `options`: `load("exported", device="cpu")`.
 
     Raises:
         UsageError: a file is missing, damaged, too large or changed; the backbone has other
             weights; there is no such repository, or no connection to the Hub and no copy of it.
     """
+    options = replace(options, **values)
     for file in options.plugin:
         load_method_file(Path(file))
     if not name:

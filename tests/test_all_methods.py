@@ -16,7 +16,6 @@ from marks import of_json, tables, thorough_but
 
 from common.start import ROOT
 from inference import export, predict
-from inference.classifier import PromptedClassifier
 from inference.models import load
 from inference.options import LoadOptions
 from trainers import methods
@@ -170,7 +169,7 @@ def test_other_classes_predictions_and_exports(method, train, command, deep, eur
     expect("export", command(export, run, "--to", tmp_path / "out", *weights[4:]))
     expect("export `--weights`", command(export, *weights))
     own = load(run, LoadOptions(backbone=str(deep), class_names=list(names[1:])))
-    exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
+    exported = load(tmp_path / "out", backbone=str(deep))
     torch.testing.assert_close(exported.logits(images), own.logits(images), rtol=0, atol=1e-4)
     if row["predict, other classes"] == "ok":
         assert exported.logits(images, OTHER).isfinite().all()

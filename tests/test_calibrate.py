@@ -26,7 +26,6 @@ from common.version import __version__
 from inference import export, predict, programs
 from inference.calibrated import calibration_in
 from inference.calibration import softmax
-from inference.classifier import PromptedClassifier
 from inference.models import load
 from runs import calibrate_command as calibrate
 from runs.open_world import is_union
@@ -143,7 +142,7 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     command.works(export, folder, "--to", out)
     assert "fitted on 120 images" in (out / "README.md").read_text()
     assert rows_of(command, out, *line, "--backbone", deep) == rows
-    classifier = PromptedClassifier.from_pretrained(out, str(deep))
+    classifier = load(out, backbone=str(deep))
     names = classifier.class_names
     logits = classifier.logits(files)
     fit = calibration_in(folder)

@@ -22,7 +22,7 @@ from clip import load_backbone
 from common.errors import UsageError
 from common.start import ROOT
 from inference import export, programs
-from inference.classifier import PromptedClassifier
+from inference.models import load
 from trainers import methods
 
 METHODS = [
@@ -86,7 +86,7 @@ def test_onnx_agrees_with_predict(method, finished, command, deep, backbones, eu
     folder = tmp_path / "deeper/exported"
     run = finished(method, classes, *SETTINGS.get(method, ()), *precision, backbone=deep)
     command.works(export, run, "--to", folder, "--onnx")
-    classifier = PromptedClassifier.from_pretrained(folder, str(deep))
+    classifier = load(folder, backbone=str(deep))
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     (logits,) = session.run(None, {"images": classifier.pixels(images).numpy()})
     torch.testing.assert_close(
@@ -135,7 +135,7 @@ def test_programs_of_a_fit_give_its_probabilities(mode, command, fitting, eurosa
     fitting.works(images, "--backbone", backbone, "--methods", "GDA")
     out = tmp_path / "out"
     command.works(export, tmp_path / "model", "--to", out, "--onnx", "--backbone", backbone)
-    classifier = PromptedClassifier.from_pretrained(out, str(backbone), device="cpu")
+    classifier = load(out, backbone=str(backbone), device="cpu")
     assert classifier.description.input["RESIZE_MODE"] == mode
     assert classifier.calibration.temperature.temperature != 1
     mixed = [
@@ -164,7 +164,7 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(
     )
     command.works(export, run, "--to", tmp_path / "out", "--weights", "--classes", *names)
     tensors = load_file(tmp_path / "out/class_matrix.safetensors")
-    classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
+    classifier = load(tmp_path / "out", backbone=str(deep))
     tower = load_backbone(str(deep))
     before = {key: value.clone() for key, value in tower.state_dict().items()}
     if method != "CoOp":
@@ -173,7 +173,7 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(
         features = tower.encode_image(classifier.pixels(images), normalize=True)
     logits = tensors["logit_scale"] * features @ tensors["class_matrix"].T
     torch.testing.assert_close(logits, classifier.logits(images, names), rtol=0, atol=1e-3)
-    of_run = PromptedClassifier.from_pretrained(run).logits(images, names)
+    of_run = load(run).logits(images, names)
     torch.testing.assert_close(of_run, classifier.logits(images, names), rtol=0, atol=1e-5)
     assert tensors["class_matrix"].dtype == torch.float32 and tensors["class_matrix"].shape[0] == 2
     changed = {
@@ -216,7 +216,7 @@ def test_refused_exports_write_nothing(
 @pytest.mark.slow
 def test_a_model_in_half_precision_has_no_program_and_no_weights(exported, deep, tmp_path):
     """ONNX Runtime has no convolutions of bf16."""
-    classifier = PromptedClassifier.from_pretrained(str(exported), str(deep))
+    classifier = load(str(exported), backbone=str(deep))
     classifier.model_for(classifier.class_names).bfloat16()
     for write in (programs.write_onnx, programs.write_weights):
         with pytest.raises(UsageError, match="computes in bfloat16.*PREC fp32"):

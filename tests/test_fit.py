@@ -26,6 +26,7 @@ from fit.towers import TRAINED, Towers
 from inference import predict
 from inference.calibrated import sha256_of_images
 from inference.classifier import PromptedClassifier
+from inference.models import load
 
 QUICK = ["--methods", "GDA", "SSText"]
 
@@ -60,7 +61,7 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     first = read(tmp_path / "model")
     assert sum(encoded) == len(first["images"]) == 48
     assert first["finished"] and first["estimate"]["low"] < first["estimate"]["high"]
-    classifier = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
+    classifier = load(tmp_path / "model", backbone=str(tiny))
     assert classifier.class_names == [name.replace("_", " ") for name in names]
     assert classifier.calibration.images == 48
     held = sha256_of_images((checksum(file), file.parent.name) for file in photos.glob("*/*"))

@@ -13,7 +13,7 @@ from fit import choice, sources, story
 from fit import command as fit
 from fit.estimator import Classifier
 from fit.options import Option, nested
-from inference.classifier import PromptedClassifier
+from inference.models import load
 from inference.sample import Sample
 
 QUICK = "--methods", "GDA", "SSText"
@@ -63,7 +63,7 @@ def test_a_fit_names_the_price_of_each_backbone_and_keeps_the_choice(
     chosen = next(name for name in rows if weights_sha256(name) == config["backbone_sha256"])
     assert f"on {chosen}" in printed
     assert chosen in (tmp_path / "model/report.html").read_text()
-    classifier = PromptedClassifier.from_pretrained(tmp_path / "model", chosen)
+    classifier = load(tmp_path / "model", backbone=chosen)
     assert len(classifier.class_names) == 6
     assert "Already done" in fitting(*line).printed
     # A single backbone is another request

@@ -29,6 +29,7 @@ from fit.rows import Photo
 from fit.trials import Backbone, Examples
 from inference import export
 from inference.classifier import PromptedClassifier
+from inference.models import load
 from inference.sample import Sample
 from trainers.base.features import CachedOutput
 
@@ -82,7 +83,7 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(
     (tmp_path / "model").mkdir()
     ensemble.save(tmp_path / "model")
     image = next(eurosat.glob("eurosat/2750/*/*"))
-    loaded = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
+    loaded = load(tmp_path / "model", backbone=str(tiny))
     assert torch.allclose(loaded.logits([image]), ensemble.logits([image]), rtol=1e-4)
     command.works(export, tmp_path / "model", "--to", tmp_path / "out", "--backbone", tiny)
     card = (tmp_path / "out/README.md").read_text()

@@ -14,6 +14,7 @@ import clip
 from fit.candidates import KERNEL, VISION, Candidate
 from fit.heads import Heads
 from inference.classifier import PromptedClassifier
+from inference.models import load
 from trainers.base import vision
 from trainers.base.features import CachedOutput
 from trainers.base.vision import ridge
@@ -94,7 +95,7 @@ def test_heads_read_the_features_before_the_projection_of_every_tower(family, tm
         )
         (tmp_path / "model").mkdir()
         heads.classifier(members, (before, labels), {}).save(tmp_path / "model")
-        ensemble = PromptedClassifier.from_pretrained(tmp_path / "model", str(folder))
+        ensemble = load(tmp_path / "model", backbone=str(folder))
         found = ensemble.logits(images)
         assert ensemble.method == "KernelEnsemble"
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -118,6 +119,6 @@ def test_a_probe_of_an_older_version_is_read_if_it_had_no_unlabelled_images(
     to_json(tmp_path / "config.json", config)
     if labelled:
         with one_line("LABELLED was removed: fit the images again"):
-            PromptedClassifier.from_pretrained(tmp_path, str(tiny))
+            load(tmp_path, backbone=str(tiny))
     else:
-        PromptedClassifier.from_pretrained(tmp_path, str(tiny))
+        load(tmp_path, backbone=str(tiny))

@@ -19,7 +19,7 @@ from clip import fetch
 from clip.hub import from_hub
 from common.files import checksum
 from inference import export, hub
-from inference.classifier import PromptedClassifier
+from inference.models import load
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +42,8 @@ def test_a_model_of_the_hub_predicts_as_its_folder(exported, deep, eurosat, monk
         hub, "snapshot_download", lambda *name, **options: asked.append((name, options)) or exported
     )
     images = list(images_of(eurosat, range(6)))
-    expected = PromptedClassifier.from_pretrained(exported, str(deep)).logits(images)
-    assert torch.equal(
-        PromptedClassifier.from_pretrained(NAME, str(deep), revision="v1").logits(images), expected
-    )
+    expected = load(exported, backbone=str(deep)).logits(images)
+    assert torch.equal(load(NAME, backbone=str(deep), revision="v1").logits(images), expected)
     (((name,), options),) = asked
     assert (name, options["revision"]) == (NAME, "v1")
     model = ["config.json", "prompts.safetensors"]
@@ -62,7 +60,7 @@ def test_a_model_that_cannot_be_had_is_one_line(name, nobody):
         if name == "me/cats"
         else "is not the name of a model"
     ):
-        PromptedClassifier.from_pretrained(name)
+        load(name)
 
 
 def test_export_uploads_the_folder_to_a_private_repository(

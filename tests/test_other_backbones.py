@@ -12,7 +12,6 @@ import clip
 import trainers
 from common.errors import UsageError
 from inference import export
-from inference.classifier import PromptedClassifier
 from inference.description import configuration
 from inference.models import load
 from trainers.base.method import Classes
@@ -89,7 +88,7 @@ def test_a_run_and_its_predictions(family, method, onnx, trained, command, euros
     with small_timm(tiny_config(FAMILIES[family])["vision_cfg"].get("timm_model_name")):
         model = load(run)
         command.works(export, run, "--to", out, "--backbone", folder, *onnx.split())
-        exported = PromptedClassifier.from_pretrained(out, str(folder))
+        exported = load(out, backbone=str(folder))
     images = [str(file) for file in sorted((eurosat / "eurosat/2750/0").glob("test*"))]
     torch.testing.assert_close(exported.logits(images), model.logits(images), rtol=0, atol=1e-4)
     config = of_json(out / "config.json")

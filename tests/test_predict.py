@@ -25,7 +25,6 @@ from common.start import ROOT
 from fit.images import find
 from inference import batches, export, predict, shards, tables
 from inference.arguments import given_class_names
-from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import load
 from inference.options import LoadOptions
@@ -67,9 +66,7 @@ def test_sentences_are_those_of_the_dataset_and_not_of_its_title(
         assert classifier.description.dataset == classifier.cfg.DATASET.TITLE == "my pets"
 
 
-def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(
-    finished, command, eurosat, tmp_path
-):
+def test_load_reads_a_run_its_checkpoints_and_published_ones(finished, command, eurosat, tmp_path):
     folder = finished("MPL", "base")
     files, expected, names = own_test(folder, "base")
     (checkpoint,) = folder.glob("*/model.pth.tar-*")
@@ -77,14 +74,12 @@ def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(
     bare["class_names"] = [name.replace("_", " ") for name in names]
     opened = [(path, {}) for path in (folder, str(folder), checkpoint, checkpoint.parent)]
     for path, options in [*opened, (shutil.copy(checkpoint, tmp_path), bare)]:
-        classifier = PromptedClassifier.from_pretrained(path, max_pixels=32 * 32, **options)
+        classifier = load(path, max_pixels=32 * 32, **options)
         assert classifier.class_names == bare["class_names"]
         torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
         contents = [Path(file).read_bytes() for file in files[:2]]
         assert torch.equal(classifier.logits(contents), classifier.logits(files[:2]))
         assert torch.equal(classifier.logits(contents[0]), classifier.logits(files[0]))
-    with one_line("has class names of its own"):
-        PromptedClassifier.from_pretrained(folder, class_names=["a", "b"])
     large = tmp_path / "large.png"
     Image.new("RGB", (33, 32)).save(large)
     with one_line("has more than 1,024 pixels", "--max-pixels"):
@@ -92,9 +87,9 @@ def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(
     assert "1,055 pixels" in command(predict, folder, large, "--max-pixels", 1055).error
     command.works(predict, folder, large, "--max-pixels", 1056)
     with one_line("is not a model"):
-        PromptedClassifier.from_pretrained(large)
+        load(large)
     with one_line("no model at"):
-        PromptedClassifier.from_pretrained(tmp_path / "gone")
+        load(tmp_path / "gone")
 
 
 def test_arrays_are_images_and_other_values_are_named(finished, photos):

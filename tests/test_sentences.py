@@ -14,7 +14,7 @@ from marks import to_json
 
 from clip import tokenize
 from inference import export, predict
-from inference.classifier import PromptedClassifier
+from inference.models import load
 from studies.variant import Variant
 from trainers import methods
 from trainers.base.prompted import normalize
@@ -90,7 +90,7 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
             for path in (folder, to)
         ]
         assert printed[0] == printed[1] != ""
-        assert PromptedClassifier.from_pretrained(to, str(tiny)).description.sentences == SENTENCES
+        assert load(to, backbone=str(tiny)).description.sentences == SENTENCES
     told = command.works(predict, *line, *names, "--sentences", file)
     assert told.printed != command(predict, *line, *names).printed
     (tmp_path / "EuroSAT.json").write_text('{"red": ["a red thing"]}')

@@ -31,6 +31,7 @@ import clip
 from clip.configurations import MODEL, checked, tokeniser_data
 from inference import export
 from inference.classifier import PromptedClassifier
+from inference.models import load
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("transformers")
@@ -142,7 +143,7 @@ def test_an_exported_folder_names_no_repository(
         if sha256
         else "a SHA-256 is missing or wrong"
     ):
-        PromptedClassifier.from_pretrained(folder)
+        load(folder)
 
 
 TOKENISERS = {  # the model_type in config.json, other options, and the file of the vocabulary
@@ -215,9 +216,9 @@ def test_a_folder_of_a_repository_is_read_with_its_name(watched, tmp_path):
     folder.mkdir()
     description = classifier.save(folder)
     with one_line(f"the repository '{name}': give it by --backbone"):
-        PromptedClassifier.from_pretrained(folder)
+        load(folder)
     images = torch.ones(1, 3, 32, 32)
-    logits = PromptedClassifier.from_pretrained(folder, name).logits(images)
+    logits = load(folder, backbone=name).logits(images)
     assert torch.equal(logits, classifier.logits(images))
     assert f"--backbone {name}" in export.card(description, {}, [], True)
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import clip
 from inference import export, predict
 from inference.classifier import PromptedClassifier
+from inference.models import load
 
 pytestmark = pytest.mark.slow
 MODELS = "test_resnet", "test_vit"  # tiny ones of timm, for images of 160 pixels
@@ -76,7 +77,7 @@ def test_a_fit_without_texts_is_exported_and_answers(backbone, command, fitting,
     out = ["--to", tmp_path / "onnx", "--onnx", "--backbone", backbone]
     command.works(export, tmp_path / "model", *out)
     session = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx")
-    model = PromptedClassifier.from_pretrained(tmp_path / "model", backbone)
+    model = load(tmp_path / "model", backbone=backbone)
     assert model.method == "KernelEnsemble"
     pixels = torch.randn(2, 3, *model.cfg.INPUT.SIZE)
     (logits,) = session.run(None, {"images": pixels.numpy()})

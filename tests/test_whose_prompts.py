@@ -349,7 +349,7 @@ def test_a_checkpoint_without_class_names_was_not_learned_on_others(
     ).logits(images, others)
     torch.testing.assert_close(opened.logits(images, others), expected)
     opened.save(tmp_path)
-    exported = PromptedClassifier.from_pretrained(tmp_path, str(deep))
+    exported = load_classifier(tmp_path, backbone=str(deep))
     for asked in (names, others):
         torch.testing.assert_close(exported.logits(images, asked), opened.logits(images, asked))
 
