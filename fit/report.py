@@ -174,6 +174,7 @@ def page(fit: Fit) -> str:
     if fit.estimate and decision.zero_shot is not None:
         doubling = choice.gain(fit.estimate.accuracy, decision.zero_shot, decision.of_class)
     measured = [row for row in decision.rows if "accuracy" in row]
+    faults = [row for row in decision.rows if "fault" in row]
     measured.sort(key=lambda row: -row["accuracy"])
     doubtful = suspects(fit)
     to = shlex.quote(str(request.to))
@@ -182,7 +183,7 @@ def page(fit: Fit) -> str:
     tables = {
         "groups": fit.photos.largest_groups(MOST // 2),
         "rows": measured,
-        "faults": [row for row in decision.rows if "fault" in row],
+        "faults": faults,
         "classes": by_class(fit),
         "suspects": doubtful[:MOST],
         "confused": confused(fit)[: MOST // 2],

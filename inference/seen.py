@@ -222,13 +222,11 @@ class NotedImages:
         self.read(items)
         items = [item for item in items if self.is_noted[self.places[item.impath]]]
         places = [self.places[item.impath] for item in items]
-        return SeenImages(
-            self.digest.numpy()[places],
-            self.signature.numpy()[places],
-            np.array([item.label for item in items], dtype=np.int32),
-            np.arange(len(items), dtype=np.int32),
-            np.full(len(items), ROLES.index(role), dtype=np.uint8),
-        )
+        labels = np.array([item.label for item in items], dtype=np.int32)
+        groups = np.arange(len(items), dtype=np.int32)
+        roles = np.full(len(items), ROLES.index(role), dtype=np.uint8)
+        digests = self.digest.numpy()[places]
+        return SeenImages(digests, self.signature.numpy()[places], labels, groups, roles)
 
 
 def check(arrays: dict[str, Any]) -> None:
