@@ -72,6 +72,8 @@ def register_names(way: Namespace) -> None:
 
     @DATASET_REGISTRY.register(force=True)
     class Names(DatasetBase):
+        sentences = getattr(way, "sentences", {})
+
         def __init__(self, cfg):
             names = list(IMAGENET_CLASSNAMES[: way.classes])
             items = [Datum(label=label, classname=name) for label, name in enumerate(names)]

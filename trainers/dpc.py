@@ -96,7 +96,6 @@ class DPCMethod(Method):
     def build_prompts(self, clip, classnames):
         learner = super().build_prompts(clip, classnames)
         learner.register_buffer(FROZEN, learner.ctx.detach().clone())
-        learner.ctx.register_hook(lambda gradient: gradient / self.settings.WEIGHT)
         return learner
 
     def finish_model(self):
@@ -193,6 +192,10 @@ class DPCMethod(Method):
         logged = super().both_passes(images, labels)
         self.model.rows = None
         return logged
+
+    def backward(self, loss, parts):
+        super().backward(loss, parts)
+        self.model.prompt_learner.ctx.grad /= self.settings.WEIGHT
 
     def loss(self, output, labels):
         """The contrastive loss of images and texts of a batch, each pair with itself."""

@@ -16,14 +16,15 @@ from . import stand_in  # before torch
 import inference.images  # isort: skip
 from common.results import read_results  # isort: skip
 from common.start import ROOT  # isort: skip
-from drawn import write_eurosat  # isort: skip
+from drawn import sentences_of, write_eurosat  # isort: skip
+from marks import of_json  # isort: skip
 from fit.command import main as fit  # isort: skip
 from inference.predict import main as predict  # isort: skip
 from train import main as train  # isort: skip
 from trainers import methods  # isort: skip
 
 OWN = ["DATALOADER.NUM_WORKERS", "0", "DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "1"]
-WITHOUT = {"CuPL", "DCLIP", "WaffleCLIP"}  # they need sentences
+SPLIT = "eurosat/split_zhou_EuroSAT.json"
 SPARSE = {"ZLaP"}  # the stand-in has no sparse tensors
 
 
@@ -52,6 +53,11 @@ def run(method: str, folder: Path, output: Path, *options: str) -> float:
         "--backbone": "small",
         "--output-dir": output,
     }
+    if methods()[method].needs_sentences:
+        names = [name for *_, name in of_json(folder / SPLIT)["test"]]
+        options += "DATASET.SENTENCES", str(sentences_of(names, folder))
+    if method == "DPC+CoOp":
+        options += "TRAINER.COOP.TOPK", "2", "TRAINER.COOP.OVER", str(folder / "cpu/CoOp")
     precision = [f"TRAINER.{methods()[method].section()}.PREC", "fp32"]
     given = [str(word) for pair in words.items() for word in pair]
     train([*given, *options, *OWN, *precision])
@@ -64,7 +70,7 @@ def main(folder: Path, names: list[str]) -> None:
     with_yaml = [
         name for name in methods() if (ROOT / f"configs/trainers/{name}/small.yaml").exists()
     ]
-    for name in names or sorted({*with_yaml} - WITHOUT - SPARSE):
+    for name in names or sorted({*with_yaml} - SPARSE):
         with redirect_stdout(sys.stderr):
             expected = run(name, folder, folder / f"cpu/{name}")
             with stand_in():
