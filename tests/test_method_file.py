@@ -29,14 +29,15 @@ from trainers.base.method_file import load_method_file
 METHOD = """
 from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
-from trainers.base.prompts import ContextSettings, ContextMethod
+from trainers.base.prompts import ContextSettings
+from trainers.coop import CoOp
 
 @dataclass(frozen=True)
 class OwnSettings(ContextSettings):
     SCALE: float = 1.0
 
 @TRAINER_REGISTRY.register()
-class OwnContext(ContextMethod):
+class OwnContext(CoOp):
     Settings = OwnSettings
 """
 YAML = {

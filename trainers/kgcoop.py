@@ -2,8 +2,9 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.prompts import ContextMethod, ContextSettings
+from .base.prompts import ContextSettings
 from .base.teacher import TaughtMethod
+from .coop import CoOp
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class KgCoOpSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class KgCoOp(TaughtMethod, ContextMethod):
+class KgCoOp(TaughtMethod, CoOp):
     """Knowledge-guided Context Optimization: text features held near the frozen CLIP's (Yao et al.,
     CVPR 2023).
     """

@@ -7,7 +7,8 @@ from clip import has_local_features
 from common.errors import UsageError
 
 from .base.prompted import local_logits
-from .base.prompts import ContextMethod, ContextSettings
+from .base.prompts import ContextSettings
+from .coop import CoOp
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LoCoOpSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class LoCoOp(ContextMethod):
+class LoCoOp(CoOp):
     """CoOp whose patches without the class are held away from all texts (Miyai et al., NeurIPS
     2023).
     """

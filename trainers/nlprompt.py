@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Subset
 from common.errors import UsageError
 
 from .base.features import loader_like
-from .base.prompts import ContextMethod, ContextSettings
+from .base.prompts import ContextSettings
+from .coop import CoOp
 
 ROUNDS = 1000  # of Sinkhorn's algorithm, at most
 CHECKED = 10  # the error is computed every so many rounds
@@ -106,7 +107,7 @@ class Split:
 
 
 @TRAINER_REGISTRY.register()
-class NLPrompt(ContextMethod):
+class NLPrompt(CoOp):
     """CoOp for labels that may be wrong: optimal transport finds those for the mean absolute error
     (Pan et al., CVPR 2025).
     """

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from common.errors import UsageError
 
-from .base.prompts import WORDS_FIRST, ContextMethod, ContextSettings, zeros_and_words
+from .base.prompts import WORDS_FIRST, ContextSettings, zeros_and_words
 from .base.teacher import TaughtMethod
+from .coop import CoOp
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ProGradSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class ProGrad(TaughtMethod, ContextMethod):
+class ProGrad(TaughtMethod, CoOp):
     """Prompt-aligned Gradient: no step against the frozen CLIP's predictions (Zhu et al., ICCV
     2023).
     """

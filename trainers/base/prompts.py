@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,16 +90,16 @@ def sentence_context(
     return ["X"] * n_ctx, gaussian(*classes, n_ctx, text_width(clip))
 
 
-def unused_n_ctx(trainer: Method) -> list[str]:
+def unused_n_ctx(method: Method) -> list[str]:
     """For `notes`: a line if the words of CTX_INIT give another number of context vectors than
     N_CTX.
     """
     # Prompts of a user's own may have none
-    ctx: Any = getattr(trainer.model.prompt_learner, "ctx", None)
-    n_ctx = trainer.settings.N_CTX
+    ctx: Any = getattr(method.model.prompt_learner, "ctx", None)
+    n_ctx = method.settings.N_CTX
     n = n_ctx if ctx is None else ctx.shape[-2]
     line = (
-        f"{n} context vectors, one for each word of CTX_INIT: TRAINER.{trainer.section()}.N_CTX "
+        f"{n} context vectors, one for each word of CTX_INIT: TRAINER.{method.section()}.N_CTX "
         f"{n_ctx} is not used"
     )
     return [line] if n != n_ctx else []
@@ -116,7 +116,7 @@ WORDS_FIRST = {
 }
 
 
-def zeros_and_words(trainer: Method, clip: CLIP) -> tuple[list[str], nn.Parameter]:
+def zeros_and_words(method: Method, clip: CLIP) -> tuple[list[str], nn.Parameter]:
     """The words before the class name, and the ctx (N_CTX, text width) that replaces all of them.
 
     The convention of ProGrad's repository: the last vectors start from the words of CTX_INIT, one
@@ -124,16 +124,16 @@ def zeros_and_words(trainer: Method, clip: CLIP) -> tuple[list[str], nn.Paramete
     before the class name of the template. Raises UsageError if there are no words, or more than
     N_CTX.
     """
-    n_ctx = trainer.settings.N_CTX
-    given = trainer.settings.CTX_INIT
+    n_ctx = method.settings.N_CTX
+    given = method.settings.CTX_INIT
     if given is True:
-        sentence = trainer.template(WORDS_FIRST).partition("{}")[0]
+        sentence = method.template(WORDS_FIRST).partition("{}")[0]
     else:
         sentence = given.replace("_", " ")
     words = sentence.split()
     if not 0 < len(words) <= n_ctx:
         fault = (
-            f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and "
+            f"TRAINER.{method.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and "
             f"N_CTX is {n_ctx}"
         )
         raise UsageError(fault, "give 1 to N_CTX words, or False to start at random")
@@ -216,30 +216,6 @@ class ContextSettings(MethodSettings):
         if self.CSC and self.CTX_INIT:
             fault = "CSC True has no effect where contexts start from the words of CTX_INIT"
             raise UsageError(fault, "set CTX_INIT to '' for class-specific contexts, or CSC False")
-
-
-class ContextMethod(Method):
-    """A method that learns CoOp's context vectors; its `Settings` are `ContextSettings`."""
-
-    Settings: ClassVar[type[MethodSettings]] = ContextSettings
-    published = ("ctx",)
-    saves_learner = True
-
-    def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
-        """The words before the class name, and the context vectors; `classes` is [C] for
-        class-specific ones, or [].
-        """
-        given = self.settings.CTX_INIT
-        return sentence_context(
-            clip, self.settings.N_CTX, WORDS if given is True else given or "", *classes
-        )
-
-    def build_prompts(self, clip, classnames):
-        words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
-        return ContextPrompts(clip, classnames, words, ctx, self.settings.CLASS_TOKEN_POSITION)
-
-    def notes(self):
-        return unused_n_ctx(self)
 
 
 def vectors_ahead(position: str | int, n_ctx: int) -> int:
