@@ -4,44 +4,13 @@ import re
 from html import unescape
 
 import pytest
-from finished import choice, different, finish, study_of, summarise, tables_of
+from finished import different, finish, study_of, summarise, tables_of
 
 from studies import command as study_command
-from studies.first_page import headlines, overview
-from studies.render import Cell, Table, latex, markdown
+from studies.first_page import headlines
 from studies.study_file import load
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    ("of_coop", "words"),
-    [
-        ((50, 50, 50), "The 3 seeds show that it is better (95% interval +2.5 to +7.5)."),
-        ((40, 56, 60), "do not show that it is better (95% interval -21.0 to +27.0)"),
-        ((50, 51, 52), "4.0 points above CoOp. All 3 seeds have the same difference."),
-        ((40,), "10.0 points above CoOp. With 1 complete seed, nothing says"),
-        ((40, None, None), "15.0 points above CoOp. With 1 complete seed, nothing says"),
-    ],
-)
-def test_the_first_page_says_how_sure_the_first_place_is(of_coop, words, tmp_path):
-    values = {"CoOp": of_coop, "MPL": (54, 55, 56) if len(of_coop) > 1 else (50,)}
-
-    choices = {"CoOp": [], "MPL": [choice(0)]}
-
-    def accuracy(run):
-        name = run.variant.name
-        value = values[name][run.seed]
-        return value and (value, {"data_use": {"choose": choices[name]}})
-
-    summary = summarise(study_of(tmp_path, tuple(values), seeds=(*range(len(of_coop)),)), accuracy)
-    (sentence,) = headlines(summary)
-    assert "MPL is first with 16 shots 5" in sentence and words in sentence
-    (table,) = overview(summary)
-    assert [(row[0].text, row[-1].text) for row in table.rows] == [
-        ("MPL", "epoch: val"),
-        ("CoOp", "nothing"),
-    ]
 
 
 def test_equal_accuracies_look_equal_everywhere(tmp_path):
@@ -67,33 +36,6 @@ def test_equal_accuracies_look_equal_everywhere(tmp_path):
     values = {"CoOp": 61.3, "MPL": 61.3, "MaPLe": 50}
     behind = summarise(study_of(tmp_path / "one", (*values,)), lambda run: values[run.variant.name])
     assert behind.cells["rank"].to_list() == [1, 1, 1, 1, 2, 2]  # the one behind two is second
-
-
-ROWS = [
-    [Cell("x ± -1.00", 1), Cell("(-0.50 to -0.20) ~^\\$|", 2)],
-    [Cell("[1ex]"), Cell("a-1")],
-    [Cell(" [x]"), Cell(" y")],
-    [Cell("*"), Cell("-")],
-]
-HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], ROWS, "n=2")
-
-
-def test_latex_escapes_special_characters():
-    text = latex([HARD])
-    for escaped in (
-        r"% 50 \% of \{it\} \& \#1",
-        r"\textbf{x $\pm$ $-$1.00} & \underline{($-$0.50 to $-$0.20)",
-        r"\textasciitilde{}\textasciicircum{}\textbackslash{}\$$|$}",
-        "\n{}[1ex] & a-1 \\\\\n{}[x] &  y \\\\\n{}* & - \\\\\n",  # after the \\ of the row above
-    ):
-        assert escaped in text
-    assert text.isascii()
-
-
-def test_markdown_separates_the_header_and_escapes_bars():
-    header, separator, first, *_ = markdown([HARD]).splitlines()[2:]
-    assert (header, separator) == ("| a_b | <c> |", "| --- | --- |")
-    assert first == r"| **x ± -1.00** | _(-0.50 to -0.20) ~^\$\|_ |"
 
 
 # The page of a study: every table with its marks, and names and errors as text.

@@ -1,6 +1,4 @@
-"""The mark of results that were selected on test images: tables, pictures, the report, lines, logs,
-exports.
-"""
+"""The mark of results that were selected on test images: pictures, lines, logs, exports."""
 
 import re
 
@@ -8,7 +6,7 @@ import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, results
-from finished import choice, study_of, summarise, tables_of
+from finished import choice, study_of, summarise
 from marks import of_json, to_json
 from matplotlib import pyplot as plt
 
@@ -18,19 +16,13 @@ from inference import export
 from measures import results as base2new
 from measures.results import RESULTS_FILE, SELECTED
 from studies import plots
-from studies.reproduce import compared_with_authors
-from studies.spec import Study
-from studies.tables import MARK, MARKED
-from studies.variant import Variant
+from studies.tables import MARK
 from trainers import methods
 from trainers.base.feature_method import FeatureMethod
 from trainers.gda import ALPHAS
 
 pytestmark = pytest.mark.slow
 
-SELECTED_RUN = {"data_use": {"choose": [choice(8), choice(0)]}}
-HONEST_RUN = {"data_use": {"choose": [choice(0)]}}
-SETS = ("small_land", "small_counts")
 # Settings of a run on ImageNet
 ON_TEST = (
     "TEST.FINAL_MODEL",
@@ -38,104 +30,18 @@ ON_TEST = (
     "TEST.SELECT_ON_TEST",
     True,
 )
-NAMES = ("CoOp", "MPL", "VPT")
 
 
-@pytest.fixture
-def summarised(tmp_path):
-    """`summarised({(method, dataset), ...}, protocol)` -> a finished study; those runs have the
-    mark.
+def test_a_marked_half_is_marked_in_the_picture(tmp_path):
+    def accuracy(run):
+        selected = (run.dataset, run.classes) == ("small_land", "base")
+        return 50, {"data_use": {"choose": [choice(8 * selected)]}}
 
-    The first method reaches 80 %, the second 70, the third 60, one point more with each seed.
-    """
-
-    def accuracy(run, marked):
-        selected = (run.variant.name, run.dataset) in marked and run.classes != "new"
-        return 80 - 10 * NAMES.index(
-            run.variant.name
-        ) + run.seed, SELECTED_RUN if selected else HONEST_RUN
-
-    def summarised(marked, protocol="few_shot", **settings):
-        study = study_of(
-            tmp_path / "out", NAMES, protocol, datasets=SETS, seeds=(1, 2, 3), **settings
-        )
-        return summarise(study, lambda run: accuracy(run, marked))
-
-    yield summarised
+    study = study_of(tmp_path, ["MPL"], "base2new", datasets=("small_land", "small_counts"))
+    base, new, _ = plots.accuracy_time(summarise(study, accuracy)).axes
+    marks = [[text.get_text() for text in ax.texts] for ax in (base, new)]
+    assert MARK in marks[0] and MARK not in marks[1]
     plt.close("all")
-
-
-def row(table, method):
-    (cells,) = (cells for cells in table.rows if cells[0].text.startswith(method))
-    return [(cell.text, cell.rank) for cell in cells[1:]]
-
-
-# Tables
-
-
-def test_marked_cells_have_no_rank_beside_others(summarised):
-    table = tables_of(summarised({("CoOp", "small_land")}))["few_shot, 16 shots"]
-    marked = f"82.00 ± 0.82 {MARK}"
-    clean = "82.00 ± 0.82"
-    # The second dataset is clean
-    assert row(table, "CoOp") == [
-        (marked, 0),
-        (clean, 1),
-        (marked, 0),
-    ]
-    assert row(table, "MPL") == [("72.00 ± 0.82", 1), ("72.00 ± 0.82", 2), ("72.00 ± 0.82", 1)]
-    assert row(table, "VPT") == [("62.00 ± 0.82", 2), ("62.00 ± 0.82", 0), ("62.00 ± 0.82", 2)]
-    assert table.note.endswith(f" {MARKED}; not ranked with the others.")
-
-
-@pytest.mark.parametrize(
-    ("marked", "ranks"), [(NAMES[:2], [0, 0, 0]), (NAMES, [1, 2, 0])], ids=["two", "all"]
-)
-def test_ranks_are_among_results_of_one_kind(marked, ranks, summarised):
-    """Nothing is bold where one result alone has no mark."""
-    table = tables_of(summarised({(method, name) for method in marked for name in SETS}))[
-        "few_shot, 16 shots"
-    ]
-    assert [row(table, method)[0][1] for method in NAMES] == ranks
-
-
-def test_h_and_averages_of_a_marked_half_are_marked_in_tables_and_pictures(summarised):
-    summary = summarised({("MPL", "small_land")}, "base2new")
-    cells = summary.cells[summary.cells["selected_on_test"]]
-    assert {tuple(names) for names in cells[["part", "method", "dataset"]].to_numpy()} == {
-        (part, "MPL", name) for part in ("base", "H") for name in ("small_land", "average")
-    }
-    table = tables_of(summary)["Summary: base2new"]
-    in_columns = [MARK in text for text, _ in row(table, "MPL")]
-    assert in_columns == [True, True, False, False, True]  # H, base, new, time, choice
-    assert table.note.endswith(f" {MARKED}; not ranked with the others.")
-    assert summary.warnings == [
-        f"3 of 36 runs were selected on test images, their results have the mark {MARK}"
-    ]
-    base, new, _ = plots.accuracy_time(summary).axes
-    assert marks(base) == [(2.0, pytest.approx(72))] and marks(new) == []
-
-
-def test_difference_to_the_paper_and_to_authors_is_marked(tmp_path):
-    summaries = []
-    for name, cfg in (("MPL", "vit_b4_c1_add2_rm1"), ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx")):
-        study = Study((Variant(name, name, cfg),), ("dtd",), seeds=(1,), output=tmp_path)
-        summaries.append(summarise(study, lambda run: (50.0, SELECTED_RUN)))
-    table = tables_of(summaries[0])["base2new, new: the paper"]
-    assert table.rows[0][1].text.endswith(f") {MARK}") and table.note.endswith(
-        f"{MARKED} of the result above."
-    )
-    (table,) = compared_with_authors(summaries[1])
-    assert table.rows[0][0].text == f"these checkpoints {MARK}" and table.note.endswith(
-        f"{MARKED}."
-    )
-
-
-# Pictures
-
-
-def marks(ax):
-    return [tuple(text.xy) for text in ax.texts if text.get_text() == MARK]
 
 
 # The report, and other readers
