@@ -3,7 +3,7 @@
 import pytest
 from drawn import arguments, section_pairs, sentences_of
 from learned import NAMES
-from marks import to_json
+from marks import of_json, to_json
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +54,14 @@ def test_missing_sentences_are_named(method, launch, eurosat, deep, tmp_path):
     if method != "TIMO":  # whose classes have the template, too
         line = arguments(eurosat, deep, tmp_path / "run", *options, trainer=method, config="small")
         assert f"{NAMES[1]!r} has no sentence" in launch(*line).error
+
+
+def test_what_is_behind_the_run_of_coop_is_in_the_results(launch, eurosat, deep, tmp_path):
+    own = {"config": "small"}
+    options = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1]
+    launch.works(*arguments(eurosat, deep, tmp_path / "one", *options, trainer="CoOp", **own))
+    options += ["TRAINER.COOP.OVER", tmp_path / "one", "TRAINER.COOP.TOPK", 2]
+    launch.works(*arguments(eurosat, deep, tmp_path / "two", *options, trainer="DPC+CoOp", **own))
+    results = [of_json(tmp_path / name / "results.json") for name in ("one", "two")]
+    (first,), both = (result["data_use"]["fit"] for result in results)
+    assert both == [first, first]

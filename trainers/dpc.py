@@ -2,6 +2,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -112,6 +113,12 @@ class DPCMethod(Method):
         if missing := {*range(classes)} - seen:
             name = self.class_names[min(missing)]
             raise UsageError(f"DPC has no training image of {name!r}", "give each class one")
+        _ = self.start_context  # also so that the record of the run has what is behind it
+
+    @cached_property
+    def start_context(self) -> Tensor:
+        """What training starts from, with what is behind it."""
+        return self.context_of_run()
 
     def context_of_run(self) -> Tensor:
         """The context of CoOp's run in OVER, with what is behind it. Raises UsageError if it does
@@ -142,7 +149,7 @@ class DPCMethod(Method):
 
     def batches(self, loader):
         if not self.library:  # before the first epoch, and before a run resumes
-            ctx = self.context_of_run()
+            ctx = self.start_context
             learner = self.model.prompt_learner
             for tensor in (learner.ctx, learner.get_buffer(FROZEN)):
                 tensor.data.copy_(ctx)
