@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from drawn import arguments, cfg_from
 from golden_inputs import drawn
 from marks import case_of, golden, golden_cases, thorough_but, to_json
 from test_golden import (
@@ -30,7 +31,13 @@ from torch.utils.data import DataLoader
 import trainers.mmapp
 import trainers.nlprompt
 from datasets.noise import noisy_labels
+from trainers.base.prompted import normalize
 
+CROSS_DATASETS = {
+    "HiCroPL": "vit_b16_c2_ep5_batch32_2ctx_cross_datasets",
+    "ATPrompt+CoOp": "vit_b16_cross_datasets",
+    "MMApp": "x2d",
+}
 IGNORED = ("CURRICLUM_EPOCH", "BEGIN_RATE", "CURRICLUM_MODE")  # of budgets below 1
 
 
@@ -41,6 +48,12 @@ def pytest_generate_tests(metafunc):
     golden(metafunc, "mmapp", lambda figures: case_of(figures).get("trainer") == "MMApp")
     golden(metafunc, "skipping", lambda figures: case_of(figures).get("trainer") == "SkipTuning")
     golden(metafunc, "nlprompt", lambda figures: case_of(figures).get("trainer") == "NLPrompt")
+    golden(metafunc, "mapping", lambda figures: "mapped" in figures)
+    golden(metafunc, "started", lambda figures: "start_published" in figures)
+    golden(
+        metafunc, "rates", lambda figures: "lr_by_epoch" in figures and "start_published" in figures
+    )
+    golden(metafunc, "whole", lambda figures: "whole_words" in figures)
 
 
 def test_noise_is_the_published_one(noise):
@@ -129,8 +142,11 @@ def test_epochs_of_nlprompt(nlprompt, make, monkeypatch):
             steps.append(
                 {"loss": "mae" if batch["wrong"] else "ce", "images": batch["index"].tolist()}
             )
-            if len(steps) == 1:
-                assert gradients_of(learned) == pytest.approx(nlprompt["grad_norms"], rel=1e-3)
+            first_mae = nlprompt.get("grad_norm_of_first_mae_step", {"step": None})
+            for step, expected in ((0, nlprompt["grad_norms"]), (first_mae["step"], first_mae)):
+                if len(steps) - 1 == step:
+                    norms = {name: expected[name] for name in learned}
+                    assert gradients_of(learned) == pytest.approx(norms, rel=1e-3)
     assert steps == nlprompt["steps"]
     close(losses, nlprompt["losses"], LOSSES)
     check_end(learned, start, nlprompt)
@@ -179,6 +195,9 @@ def test_steps_of_mmapp(mmapp, make, tmp_path, monkeypatch):
     images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
     batch = {"img": images, "label": torch.tensor(mmapp["labels"])}
     check_both(trainer, images, mmapp, "before", BEFORE)
+    first = trainer.model.drawn + torch.tensor(case["sentence_of_step"][0])
+    trainer.model.drawn = first
+    close(trainer.model_inference(images), mmapp["logits_of_first_step"], BEFORE)
     steps = [trainer.forward_backward(batch)]
     assert gradients_of(learned) == pytest.approx(mmapp["grad_norms"], rel=1e-3, abs=1e-4)
     steps += [trainer.forward_backward(batch) for _ in mmapp["losses"][1:]]
@@ -202,6 +221,10 @@ def test_steps_of_hicropl(hicropl, make, tmp_path):
     images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
     batch = {"img": images, "label": torch.tensor(hicropl["labels"])}
     check_both(trainer, images, hicropl, "before", BEFORE)
+    with torch.no_grad():
+        frozen = trainer.model.towers.encode_image(trainer.model.frozen, images).feature
+        logits = trainer.model.logits(normalize(frozen), trainer.model.class_features)
+    close(logits, hicropl["logits_zeroshot_sentences"], BEFORE)
     steps = [trainer.forward_backward(batch)]
     assert gradients_of(learned) == pytest.approx(hicropl["grad_norms"], rel=1e-3, abs=1e-4)
     steps += [trainer.forward_backward(batch) for _ in hicropl["losses"][1:]]
@@ -212,6 +235,26 @@ def test_steps_of_hicropl(hicropl, make, tmp_path):
     parameters = dict(trainer.model.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in kept.items())
     check_both(trainer, images, hicropl, "after", AFTER)
+
+
+def test_prompts_that_hicropl_maps_are_the_published_ones(mapping, make, tmp_path):
+    """Published code stores them at each batch of a test, so that the next one has others."""
+    case = mapping["case"]
+    trainer = make(mapping, case["cfg"], **sentences_of(case, tmp_path))
+    learner = trainer.model.prompt_learner
+    images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
+    learner.stored = True
+    trainer.set_model_mode("eval")
+    seen = {1: "before", 2: "before_second_batch", 22: "before_batch_22"}
+    for batch in range(1, 23):
+        learner.store()
+        if batch == 1:
+            for name, expected in mapping["mapped"].items():
+                prompts = trainer.model.get_parameter(name)
+                assert prompts.norm().item() == pytest.approx(expected["norm"], rel=1e-5)
+                close(prompts.flatten()[:4], expected["first4"], 1e-5)
+        if batch in seen:
+            close(trainer.model_inference(images), mapping[f"logits_{seen[batch]}"], BEFORE)
 
 
 def test_steps_of_skip_tuning(skipping, make):
@@ -287,3 +330,54 @@ def test_pairs_of_dpc(dpc, make):
     close(losses, dpc["losses"], LOSSES)
     check_end(learned, start, dpc)
     check_both(trainer, images, dpc, "after", AFTER)
+
+
+def options_of(case, tmp_path):
+    return sentences_of(case, tmp_path) if "sentences" in case else {}
+
+
+def test_start_is_the_published_one(started, make, tmp_path):
+    case = started["case"]
+    settings = case["cfg"] | case.get("base_cfg", {})
+    trainer = make(started, settings, by_recipe=False, **options_of(case, tmp_path))
+    method = trainer.method
+    torch.manual_seed(started["start_published"]["torch_manual_seed"])
+    learner = method.build_prompts(trainer.model.frozen, method.class_names)
+    first = {
+        f"{learner.name}.{name}": value.flatten()[:4].tolist()
+        for name, value in learner.named_parameters()
+    }
+    expected = started["start_published"]["first4"]
+    assert first.keys() == expected.keys()
+    for name, numbers in expected.items():
+        assert first[name] == pytest.approx(numbers, rel=1e-5, abs=1e-7), name
+
+
+def test_learning_rate_of_each_epoch_is_the_published_one(rates, make, tmp_path):
+    case = rates["case"]
+    expected = rates["lr_by_epoch"]["lr"]
+    options = options_of(case, tmp_path)
+    method = make(rates, case["cfg"] | case.get("base_cfg", {}), **options).method
+    given = ["OPTIM.MAX_EPOCH", len(expected)]
+    if options:
+        given += ["DATASET.SENTENCES", options["sentences"]]
+    name = type(method).__name__
+    own = {"trainer": name, "config": CROSS_DATASETS[name]}
+    backbone = method.cfg.MODEL.BACKBONE.NAME
+    method.cfg = cfg_from(*arguments(tmp_path, backbone, tmp_path / "other", *given, **own))
+    schedule = method.build_optimizer()[1]
+    found = []
+    for _ in expected:
+        found += schedule.get_last_lr()
+        schedule.step()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_whole_words_keep_all_tokens(whole, make):
+    case = whole["case"]
+    trainer = make(whole, case["cfg"] | case["base_cfg"] | {"WHOLE_WORDS": True})
+    images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
+    check_both(trainer, images, {"case": case, **whole["whole_words"]}, "before", BEFORE)
+    batch = {"img": images, "label": torch.tensor(whole["labels"])}
+    loss = trainer.forward_backward(batch)["loss"]
+    assert float(loss) == pytest.approx(whole["whole_words"]["first_loss"], abs=LOSSES)
