@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -89,15 +88,6 @@ def test_each_golden_file_is_read_by_its_content(tmp_path, monkeypatch):
     assert read_of(tmp_path, monkeypatch) == {"x_conformal"}
 
 
-def test_common_imports_packages_in_functions_only():
-    # A warm-up is a schedule of torch; only what trains imports it.
-    light = [file for file in files("common") if file.name != "warm_up.py"]
-    texts = "".join(file.read_text() for file in light)
-    assert (
-        set(re.findall(r"^(?:from|import) (\w+)", texts, re.MULTILINE)) <= sys.stdlib_module_names
-    )
-
-
 def test_a_method_imports_at_most_the_one_that_it_builds_on():
     own = {Path(sys.modules[method.__module__].__file__) for method in trainers.methods().values()}
     names = {file.stem for file in own}
@@ -166,27 +156,6 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the package ") and "`pip install -r requirements.txt`" in line
-
-
-LAYOUT = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.STRING,
-}
-
-
-def number_of_tokens(file):
-    """What is written besides comments, strings and layout."""
-    with tokenize.open(file) as text:
-        return sum(token.type not in LAYOUT for token in tokenize.generate_tokens(text.readline))
-
-
-def test_a_method_is_a_short_file():
-    tokens = {file.name: number_of_tokens(file) for file in (ROOT / "trainers").glob("*.py")}
-    assert {name: count for name, count in tokens.items() if count > 2000} == {}
 
 
 def test_the_libraries_that_ci_tries_in_two_versions_have_a_lowest_one():

@@ -6,11 +6,10 @@ import shutil
 import pytest
 import torch
 from learned import images_of as images_of_dataset
-from marks import case_of, golden, of_json, one_line, thorough_but, to_json
+from marks import case_of, golden, of_json, one_line, to_json
 from safetensors.torch import load_file, save_file
 from test_golden import build, images_of
 
-from clip import load_backbone
 from inference import export, models, peft, peft_export, predict
 from inference.classifier import PromptedClassifier
 from inference.description import describe
@@ -68,106 +67,6 @@ ARCH = {"image_resolution": 32, "patch_size": 16, "vision_layers": 3, "text_laye
 ARCH["widths"] = 128, 128, 64  # of the image tower, of the text tower and of both
 
 
-def as_transformers(clip):
-    """The same CLIP as one of transformers."""
-    transformers = pytest.importorskip("transformers")
-    tower = {"intermediate_size": 4 * clip.transformer.width, "hidden_act": "quick_gelu"}
-    width = clip.transformer.width
-    text = tower | {"hidden_size": width, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": clip.transformer.resblocks[0].attn.num_heads}
-    text |= {"projection_dim": 64, "eos_token_id": 49407}
-    width = clip.visual.conv1.out_channels
-    vision = tower | {"hidden_size": width, "intermediate_size": 4 * width}
-    heads = clip.visual.transformer.resblocks[0].attn.num_heads
-    vision |= {"num_hidden_layers": 3, "num_attention_heads": heads}
-    vision |= {"image_size": 32, "patch_size": 16}
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
-    model = transformers.CLIPModel(config).eval()
-    own = clip.state_dict()
-    state = {"logit_scale": own["logit_scale"]}
-    for here, there in OTHER_NAMES.items():
-        state[there] = own[here].T if "projection" in there else own[here]
-    for key, value in own.items():
-        tower = "vision_model" if key.startswith("visual.") else "text_model"
-        layer, _, rest = key.partition("resblocks.")[2].partition(".")
-        for part, name in PARTS.items():
-            if rest.startswith((f"{part}_", f"{part}.")):
-                values = value.chunk(3) if part == "attn.in_proj" else [value]
-                kind = rest.removeprefix(part)[1:]
-                for each, one in zip(name, values, strict=True):
-                    state[f"{tower}.encoder.layers.{layer}.{each}.{kind}"] = one
-    missing = model.load_state_dict(state, strict=False)
-    assert not missing.unexpected_keys
-    assert {key for key in missing.missing_keys if "position_ids" not in key} == set()
-    return model
-
-
-PARTS = {
-    "attn.in_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    "attn.out_proj": ["self_attn.out_proj"],
-    "ln_1": ["layer_norm1"],
-    "ln_2": ["layer_norm2"],
-    "mlp.c_fc": ["mlp.fc1"],
-    "mlp.c_proj": ["mlp.fc2"],
-}
-OTHER_NAMES = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-    "text_projection": "text_projection.weight",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
-    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
-    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
-    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
-    "visual.proj": "visual_projection.weight",
-}
-
-
-@torch.no_grad()
-def logits_of(model, ids, images):
-    """Of transformers' model, with CLIP-LoRA's scale."""
-    texts = model.get_text_features(input_ids=ids)
-    image = model.get_image_features(pixel_values=images)
-    texts, image = (getattr(found, "pooler_output", found) for found in (texts, image))
-    texts, image = (torch.nn.functional.normalize(found, dim=-1) for found in (texts, image))
-    return 100 * image @ texts.T
-
-
-SETTINGS = {
-    "all": {"R": 2, "PARAMS": ["q", "k", "v"]},
-    "text": {"R": 3, "ALPHA": 2, "PARAMS": ["q", "v"], "ENCODER": "text"},
-    "vision": {"R": 2, "PARAMS": ["q", "k", "v", "o"], "ENCODER": "vision", "POSITION": "bottom"},
-}
-
-
-@pytest.mark.parametrize("name", thorough_but(("vision",), SETTINGS))
-def test_peft_computes_the_same_and_what_it_saves_is_a_model(name, learn, tmp_path):
-    library_of_peft = pytest.importorskip("peft")
-    classifier = learn(ARCH, **SETTINGS[name])
-    backbone = classifier.cfg.MODEL.BACKBONE.NAME
-    peft_export.write(classifier, tmp_path)
-    clip = load_backbone(backbone)
-    base = as_transformers(clip)
-    images = images_of(2, 32)
-    ids = clip.tokenizer([f"a photo of a {name}." for name in NAMES]).long()
-    before = logits_of(base, ids, images)
-    model = library_of_peft.PeftModel.from_pretrained(base, tmp_path)
-    found = logits_of(model.base_model.model, ids, images)
-    expected = classifier.logits(images)
-    assert torch.allclose(found, expected, atol=1e-4)
-    assert not torch.allclose(before, expected, atol=0.05)
-    model.save_pretrained(tmp_path / "by peft")
-    options = LoadOptions(backbone=backbone, class_names=NAMES)
-    again = models.load(tmp_path / "by peft", options)
-    assert torch.allclose(again.logits(images), expected, atol=1e-4)
-    for key in ("R", "PARAMS", "ENCODER"):
-        assert getattr(again._own.settings, key) == getattr(classifier._own.settings, key)
-
-
 class Adapter:
     """A folder of PEFT's form, its tensors, and the options to load it."""
 
@@ -198,6 +97,15 @@ def learned(backbones, tmp_path_factory):
 @pytest.fixture
 def adapter(learned, tmp_path):
     return Adapter(learned, tmp_path / "adapter")
+
+
+def test_peft_reads_the_configuration_and_what_it_saves_is_a_model(adapter):
+    library_of_peft = pytest.importorskip("peft")
+    expected = adapter.load().logits(images_of(2, 32))
+    own = of_json(adapter.folder / peft.CONFIG)
+    library_of_peft.LoraConfig.from_pretrained(adapter.folder).save_pretrained(adapter.folder)
+    assert len(of_json(adapter.folder / peft.CONFIG)) > len(own)
+    assert torch.equal(adapter.load().logits(images_of(2, 32)), expected)
 
 
 def test_some_layers_with_other_ranks_are_a_model(adapter):

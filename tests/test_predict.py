@@ -125,26 +125,10 @@ def test_table_csv_and_json_have_the_same_figures(finished, command, photos):
         assert line.startswith(row["image"]) and line.endswith("   ".join(columns))
 
 
-def test_columns_of_the_table_fit_the_class_names_of_all_models():
-    own = {"short": ["a"], "long": ["a green tree frog"]}
-    models = [
-        SimpleNamespace(name=name, classifier=SimpleNamespace(class_names=names))
-        for name, names in own.items()
-    ]
-    rows = [
-        {
-            "image": "a.jpg",
-            "model": name,
-            "top": [{"class": names[0], "probability": 1.0}],
-            "unknown": None,
-            "set": None,
-        }
-        for name, names in own.items()
-    ]
-    out = io.StringIO()
-    tables.as_table(out, rows, [Path("a.jpg")], models, None)
-    widths = {len(line) for line in out.getvalue().splitlines()}
-    assert len(widths) == 1
+def test_columns_of_the_table_fit_the_class_names_of_all_models(finished, command, photos):
+    models = finished("CoOp", "base"), finished("MPL", "new")
+    lines = command(predict, *models, photos / "a.jpg", photos / "b.png").printed.splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
 
 
 def test_the_ending_of_a_file_decides_its_form(finished, command, photos, tmp_path):
