@@ -25,6 +25,16 @@ from runs.session import run_command
 from train import main as train
 
 
+def copy_project(folder, *left_out):
+    """Copy the files that git lists, or would list; not those of these folders."""
+    command = ["git", "ls-files", "-coz", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(left_out):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
 class Ended(NamedTuple):
     """How a program ended: its exit status, what it printed, and its lines on stderr without
     progress bars.

@@ -14,6 +14,7 @@ from drawn import card
 from finished import InThisProcess
 from marks import of_json, thorough_but
 from PIL import Image
+from running import copy_project
 
 from common.start import ROOT
 from datasets.small_world import SmallLand
@@ -40,17 +41,7 @@ def copy(drawn, tmp_path_factory):
     root = tmp_path_factory.mktemp("fresh") / "project"
     SmallLand.prepare(drawn / "small_land")
     shutil.copytree(drawn / "small_land", root / "data/small_land")
-    listed = subprocess.run(
-        ["git", "ls-files", "-coz", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
+    copy_project(root)
     for name, text in blocks("docs/add_a_method.md").items():
         assert not (root / name).exists()
         (root / name).parent.mkdir(parents=True, exist_ok=True)

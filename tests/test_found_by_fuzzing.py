@@ -57,7 +57,13 @@ def test_run_does_not_write_through_links_or_wait_for_pipes(
 
 
 @pytest.mark.parametrize(
-    ("link", "action"), [("base2new", "tables"), ("studies", "tables"), ("trials", "status")]
+    ("link", "action"),
+    [
+        ("base2new", "tables"),
+        ("studies", "tables"),
+        ("studies/study/tables.md", "tables"),
+        ("trials", "status"),
+    ],
 )
 def test_study_does_not_read_or_write_through_a_link(link, action, one_line, tmp_path):
     """Whoever gives away the folder of a study could have files written elsewhere."""
@@ -77,7 +83,7 @@ def test_study_does_not_read_or_write_through_a_link(link, action, one_line, tmp
         finish(run, 50.0)
     (tmp_path / "elsewhere").mkdir()
     place = tmp_path / "out" / link
-    place.parent.mkdir(exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
         place.rename(tmp_path / "elsewhere/found")
     place.symlink_to(tmp_path / "elsewhere/found")

@@ -8,6 +8,7 @@ import sys
 import pytest
 from marks import thorough_but
 from PIL import Image
+from running import copy_project
 
 from common.renaming import NAMES, PACKAGE, renamed, with_commands
 from common.start import ROOT
@@ -22,17 +23,7 @@ OTHERS = ("clip", "datasets", "dassl", "common")
 def site(tmp_path_factory):
     """A folder with the installed package, beside others that have the names of our folders."""
     folder = tmp_path_factory.mktemp("installed")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\n")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
-            (folder / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / "clone" / name)
+    copy_project(folder / "clone", "tests/", "docs/")
     install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run(

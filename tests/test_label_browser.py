@@ -1,20 +1,12 @@
-"""tools/label.py --page: the command, and a browser that is used by keyboard while the server is killed."""
+"""tools/label.py --page: the command, and a browser that is used by keyboard while the server is gone."""
 
-import csv
-import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
 
 import pytest
-from marks import of_json, one_line
+from marks import of_json, one_line, to_json
 from visitors import served
 
-from common.start import ROOT
 from fit import asked
 from fit import command as fit
 from fit import labelling as label
@@ -24,7 +16,7 @@ from inference.arguments import load_options
 from inference.options import LoadOptions
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
-from test_label_page import HOSTILE, Labels
+from test_label_page import HOSTILE, NAMES, Labels, record
 
 from fit.labeller.application import application
 from fit.labeller.rounds import Mark, key_of
@@ -135,44 +127,15 @@ def test_a_fit_in_a_process_of_its_own_gives_its_error(tmp_path):
         FitApart().run([str(tmp_path / "nothing"), "--to", str(tmp_path / "model")])
 
 
-class Page:
-    """The command in a process of its own, which can be killed and started again."""
-
-    def __init__(self, pool, tiny, file, ask):
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            self.port = taken.getsockname()[1]
-        words = [pool, "--ask", ask, "--to", file, "--page", "--port", self.port]
-        words += ["--backbone", tiny, "--classes", *CLASSES]
-        self.command = [sys.executable, ROOT / "tools/label.py", *words]
-        self.log = file.with_suffix(".log")
-        self.start()
-
-    def start(self):
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(list(map(str, self.command)), stdout=log, stderr=log)
-        while f"http://127.0.0.1:{self.port}/" not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def served_page(pool, tiny, tmp_path):
-    page = Page(pool, tiny, tmp_path / "asked.csv", 50)
-    yield page
-    page.process.send_signal(signal.SIGINT)
-    page.process.wait(60)
-    assert "Stopped." in page.log.read_text()
-
-
 @pytest.fixture
 def tab(chromium):
     tab = chromium.new_context(viewport={"width": 1280, "height": 800}).new_page()
     tab.set_default_timeout(60_000)
     return tab
+
+
+# The image that can be seen, once it has loaded
+SEEN = "body[aria-busy=false] #image:not([hidden],[data-seen=''])"
 
 
 def test_many_classes_hostile_names_and_two_tabs(labels, tab):
@@ -185,7 +148,7 @@ def test_many_classes_hostile_names_and_two_tabs(labels, tab):
         page.on("dialog", lambda dialog: asked_for.append(dialog.message))
         page.on("pageerror", lambda error: asked_for.append(str(error)))
         page.on("console", lambda line: asked_for.append(line.location["url"]))
-    seen = tab.locator("body[aria-busy=false] #image:not([hidden],[data-seen=''])")
+    seen = tab.locator(SEEN)
     with served(application(labels.rounds)) as port:
         tab.goto(f"http://127.0.0.1:{port}/")
         seen.wait_for()
@@ -216,110 +179,36 @@ def test_many_classes_hostile_names_and_two_tabs(labels, tab):
     assert {text.rpartition("/")[2] for text in asked_for} <= {"label", "favicon.ico"}
 
 
-class Worker:
-    """Who labels by keyboard, and remembers what the server has confirmed."""
+def test_labels_by_keyboard_are_sent_again_until_the_server_answers(labels, tab):
+    def press(key, text):
+        tab.locator(SEEN).wait_for()
+        tab.keyboard.press(key)
+        tab.get_by_text(text).wait_for()
 
-    def __init__(self, tab, pool, tmp_path):
-        self.tab = tab
-        self.folder = tmp_path
-        self.confirmed = {}
-        self.elsewhere = []
-        self.paths = {key_of(str(path)): path.name for path in pool.iterdir()}
-        tab.on("response", self.note)
-        tab.on("request", self.note_request)
-
-    def note_request(self, request):
-        if not request.url.startswith("http://127.0.0.1:"):
-            self.elsewhere.append(request.url)
-
-    def note(self, response):
-        if response.url.endswith("/label") and response.ok:
-            given = json.loads(response.request.post_data)
-            self.confirmed[given["key"]] = given["after"]
-
-    def key(self):
-        """The image that can be seen, once it has loaded."""
-        seen = self.tab.locator("body[aria-busy=false] #image:not([hidden],[data-seen=''])")
-        seen.wait_for()
-        return seen.get_attribute("data-seen")
-
-    def press(self):
-        """Press the key of the image's class; returns the image."""
-        key = self.key()
-        self.tab.keyboard.press(str(1 + int(self.paths[key][0])))
-        return key
-
-    def label(self):
-        self.wait_for_another(self.press())
-
-    def wait_for_another(self, key):
-        other = f"body[aria-busy=false] #image:not([data-seen='{key}'])"
-        self.tab.locator(other).wait_for(state="attached")
-
-    def check(self):
-        """Each label that was confirmed is in the file; returns its rows."""
-        with open(self.folder / "asked.csv", newline="") as text:
-            rows = list(csv.DictReader(text))
-        kept = {key_of(row["path"]): [row["label"], row.get("reason", "")] for row in rows}
-        assert {key: kept[key] for key in self.confirmed} == self.confirmed
-        return rows
-
-    def picture(self, name):
-        for width, height in ((1280, 800), (390, 844)):
-            self.tab.set_viewport_size({"width": width, "height": height})
-            self.tab.screenshot(path=self.folder / f"{name}-{width}.png")
-            page = self.tab.locator("body").bounding_box()
-            assert page["x"] >= 0 and page["width"] <= width
-
-
-@pytest.mark.thorough
-def test_50_labels_by_keyboard_while_the_server_is_killed(served_page, tab, pool, tmp_path):
-    worker = Worker(tab, pool, tmp_path)
-    tab.goto(f"http://127.0.0.1:{served_page.port}/")
-
-    for _ in range(20):
-        worker.label()
-    served_page.kill()
-    key = worker.press()
-    tab.get_by_text("This is not kept yet: it is sent again").wait_for()
-    assert key not in worker.confirmed
-    worker.check()
-    served_page.start()
-    worker.wait_for_another(key)
-    for _ in range(20):
-        worker.label()
-    key = worker.press()
-    served_page.kill()
-    worker.check()
-    served_page.start()
-    worker.wait_for_another(key)
-    for _ in range(8):
-        worker.label()
-    last = list(worker.confirmed)[-1]
-    tab.keyboard.press("Backspace")
-    assert worker.key() == last
-    worker.picture("label")
-    worker.label()
-    worker.picture("done")
-    tab.keyboard.press("Enter")
-    tab.get_by_text("A classifier learns").wait_for()
-    worker.picture("fit")
-    served_page.kill()
-    tab.get_by_text("The server does not answer").wait_for()
-    served_page.start()
-    tab.get_by_text("Fit and ask again").wait_for()
-    tab.keyboard.press("Enter")
-    tab.get_by_text("Estimate after 50 labels").wait_for()
-    tab.get_by_text("The next 50 labels should add about").wait_for()
-    worker.key()
-    assert tab.locator("#message").inner_text() == ""
-    worker.picture("advice")
-    for pressed in "0 ":
-        seen = worker.key()
-        tab.keyboard.press(pressed)
-        worker.wait_for_another(seen)
-    rows = worker.check()
-    expected = [CLASSES[int(os.path.basename(row["path"])[0])] for row in rows[:50]]
-    assert len(rows) > 53 and [row["label"] for row in rows[:53]] == [*expected, "", "", ""]
-    assert [row["reason"] for row in rows[50:53]] == ["none of these", "skipped", ""]
-    assert len(worker.confirmed) == 52 and worker.elsewhere == []
+    labels.rounds.plan.model.mkdir()
+    to_json(labels.rounds.plan.model / "fit.json", record(80.0, 50))
+    tab.set_viewport_size({"width": 390, "height": 844})
+    asked_for = []
+    tab.on("request", lambda request: asked_for.append(request.url))
+    app = application(labels.rounds)
+    with served(app) as port:
+        address = f"http://127.0.0.1:{port}/"
+        tab.goto(address)
+        for number, key in enumerate("10 ", 1):
+            press(key, f"{number} of 6 in this round")
+        assert tab.locator("body").bounding_box()["width"] <= 390
+    press("2", "This is not kept yet: it is sent again")
+    assert labels.read()[3]["label"] == ""
+    with served(app, port=port):
+        tab.get_by_text("4 of 6 in this round").wait_for()
+        assert tab.locator("#message").inner_text() == ""
+        press("1", "5 of 6 in this round")
+        press("2", "6 of 6 in this round")
+        tab.keyboard.press("Enter")
+        tab.get_by_text("0 of 1 in this round").wait_for()
+        tab.get_by_text("Estimate after").wait_for()
+        tab.close()
+    found = [row["label"] or row["reason"] for row in labels.read()]
+    assert found[:6] == ["red", "none of these", "skipped", NAMES[1], "red", NAMES[1]]
+    assert labels.done == ["fit", "ask"]
+    assert [url for url in asked_for if not url.startswith(address)] == []

@@ -10,8 +10,6 @@ from dassl.data.datasets import Datum
 from marks import one_line
 
 from clip.backbone import common_preprocessing, preprocessing
-from common import cache
-from common.cache import DiskCache
 from fit import story, trials
 from fit.candidates import CANDIDATES, COMPUTED, Candidate
 from fit.estimator import Classifier
@@ -128,20 +126,6 @@ def test_a_fit_of_many_images_and_classes_trains_no_heads(eurosat, tiny, monkeyp
     named = Classifier(backbone=str(tiny), minutes=0, methods=["SSText"], groups="none")
     named.fit(eurosat / "eurosat/2750")
     assert any(name.startswith("SSText") for name in named.leaderboard_["name"])
-
-
-def test_a_cache_counts_its_files_when_it_may_be_full(tmp_path, monkeypatch):
-    counted = []
-    original = DiskCache.make_room
-    monkeypatch.setattr(
-        DiskCache, "make_room", lambda self, file: counted.append(file) or original(self, file)
-    )
-    monkeypatch.setattr(cache, "room_left", {})
-    kept = DiskCache(tmp_path, "rows", "rows", limit=4000)
-    for number in range(40):
-        assert kept.put(f"{number:032}", "form", 100, [b"x" * 100])
-        assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 4000
-    assert 3 < len(counted) < 25
 
 
 def test_predictions_that_are_too_large_are_not_called_damaged(run, monkeypatch):

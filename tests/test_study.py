@@ -284,16 +284,6 @@ def test_status_shows_an_error_in_one_line_and_follows_no_link(kind, one_run, ca
     assert failed.startswith(f"failed: {run.folder}: ") and shown in failed
 
 
-def test_tables_are_not_written_to_a_folder_with_a_link(one_run, command, tmp_path):
-    file, run = one_run()
-    command.works(study_command, "tables", file)
-    table = next(Path(file).parent.rglob("tables.md"))
-    table.unlink()
-    table.symlink_to(tmp_path / "elsewhere")
-    assert f"{table} is a link" in command(study_command, "tables", file).error
-    assert table.is_symlink()
-
-
 def test_a_study_that_goes_on_with_another_version_says_so(one_run, command, monkeypatch):
     file, run = one_run()
     monkeypatch.setattr(executor, "check_datasets", lambda study: None)

@@ -24,12 +24,12 @@ Connect = Callable[[], HTTPConnection]
 
 
 @contextmanager
-def served(app: Any, *proxies: str, host: str = "127.0.0.1") -> Iterator[int]:
+def served(app: Any, *proxies: str, host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """The port at which an application is served, in another thread."""
     from inference.serving import server as serving
 
     server = serving.Server(app, host, proxies, grace=0)
-    with serving.listen(host, 0) as listening:
+    with serving.listen(host, port) as listening:
         thread = Thread(target=server.run, args=([listening],))
         thread.start()
         while not server.started:
