@@ -4,6 +4,10 @@ import pytest
 from drawn import arguments, section_pairs, sentences_of
 from learned import NAMES
 from marks import of_json, to_json
+from published_files import save_published
+
+from clip import load_backbone
+from trainers.skiptuning import saved_name
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +30,18 @@ FAULTS = {
         {},
         ["DATASET.NUM_SHOTS", 4, "DATALOADER.TRAIN_X.BATCH_SIZE", 8],
         "batches have images of one class",
+    ),
+    "a batch above the images": (
+        "SkipTuning",
+        {},
+        ["DATALOADER.TRAIN_X.BATCH_SIZE", 13],
+        "BATCH_SIZE is 13, and no batch is smaller: give at most 12",
+    ),
+    "a batch above the images without those held out": (
+        "SkipTuning",
+        {},
+        ["DATASET.NUM_SHOTS", 4, "DATASET.HOLD_OUT", True],
+        "batches have images of one class: give at most 3",
     ),
     "amp": ("SkipTuning", {"PREC": "amp"}, [], "PREC is amp"),
     "BETA": ("TIMO", {"BETA": 9}, ["OPTIM.MAX_EPOCH", 1], "BETA is 9, for 3 sentences a class"),
@@ -65,3 +81,27 @@ def test_what_is_behind_the_run_of_coop_is_in_the_results(launch, eurosat, deep,
     results = [of_json(tmp_path / name / "results.json") for name in ("one", "two")]
     (first,), both = (result["data_use"]["fit"] for result in results)
     assert both == [first, first]
+
+
+def test_published_skip_tuning_has_the_lower_blocks_of_the_backbone(
+    launch, eurosat, deep, tmp_path
+):
+    state = {
+        saved_name(name): value.half()
+        for name, value in load_backbone(str(deep)).named_parameters()
+        if name != "logit_scale"
+    }
+    options = ["--eval-only", "--model-dir", tmp_path / "published"]
+
+    def tested(output):
+        save_published(tmp_path / "published", state, saved_as="learnable_params")
+        settings = section_pairs("SkipTuning", {"START_LAYER": 6})
+        own = {"trainer": "SkipTuning", "config": "small", "options": options}
+        return launch(*arguments(eurosat, deep, tmp_path / output, *settings, **own))
+
+    state["image_encoder.transformer.resblocks.6.mlp.c_fc.bias"] += 1
+    assert tested("first").status == 0
+    learned_below = "text_encoder.transformer.resblocks.5.mlp.c_fc.bias"
+    state[learned_below] += 1
+    ended = tested("second")
+    assert f"{learned_below} in " in ended.error and "is not the backbone's" in ended.error

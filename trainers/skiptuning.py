@@ -1,5 +1,6 @@
 import math
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from clip.tokenizer import tokenizer_of
 from common.errors import UsageError
 
 from .base import Method
+from .base.checkpoints import SAME_SETTINGS, tensors_of
 from .base.compat import optimizer_of
 from .base.copies import CopyLearner, require_clip
 from .base.features import loader_like
@@ -83,17 +85,28 @@ class SkipTuningSettings(MethodSettings):
         return min(math.ceil(top), self.MAX_TOP, classes)
 
 
+def saved_name(name: str) -> str:
+    """The name of a tensor of the CLIP in published checkpoints."""
+    if name.startswith("visual."):
+        return f"image_encoder.{name.removeprefix('visual.')}"
+    return f"text_encoder.{name}"
+
+
+def same_in_half(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same in fp16, in which published code saves them."""
+    return torch.equal(a.half().cpu(), b.half().cpu())
+
+
 class SkipLearner(CopyLearner):
     """Copies of all tensors behind the first blocks, by their names in published checkpoints."""
 
     def __init__(self, template: str, classnames: list[str], clip: CLIP, start: int):
         copies = {}
         for name, _ in clip.named_parameters():
-            tower = "image" if name.startswith("visual.") else "text"
             inner = name.removeprefix("visual.")
             block = inner.removeprefix("transformer.resblocks.").partition(".")[0]
             if inner in OUTSIDE or (block.isdigit() and int(block) >= start):
-                copies[name] = f"{tower}_encoder.{inner}"
+                copies[name] = saved_name(name)
         super().__init__(template, classnames, clip, copies)
 
 
@@ -191,19 +204,34 @@ class SkipTuning(Method):
     def finish_model(self):
         self.model.start = self.settings.START_LAYER
 
+    @property
+    def by_class(self) -> bool:
+        """Whether a batch has images of one class."""
+        shots: int = self.cfg.DATASET.NUM_SHOTS
+        return shots >= OF_ONE_CLASS
+
     def check_training(self):
         super().check_training()
         size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        shots = self.cfg.DATASET.NUM_SHOTS
-        if OF_ONE_CLASS <= shots < size:
-            fault = f"DATALOADER.TRAIN_X.BATCH_SIZE is {size}, and batches have images of one class"
-            raise UsageError(fault, f"give at most NUM_SHOTS, which is {shots}")
+        counts = Counter(item.label for item in self.images.dataset.train_x)
+        most = max(counts.values()) if self.by_class else counts.total()
+        if most < size:
+            fault = f"DATALOADER.TRAIN_X.BATCH_SIZE is {size}, and "
+            fault += "batches have images of one class" if self.by_class else "no batch is smaller"
+            raise UsageError(fault, f"give at most {most}, for so many images")
 
     def before_load(self, checkpoint, path):
-        """A published checkpoint has all of the towers."""
+        """A published checkpoint has all of the towers. Raises UsageError if a part of them that
+        does not learn here is not the backbone's.
+        """
         if not checkpoint.get("metadata"):
-            known = self.model.prompt_learner.state_dict()
-            state = {key: one for key, one in checkpoint["state_dict"].items() if key in known}
+            learned = self.model.prompt_learner.state_dict()
+            state = tensors_of(checkpoint)
+            for name, frozen in self.model.frozen.named_parameters():
+                key = saved_name(name)
+                if key in state.keys() - learned.keys() and not same_in_half(state[key], frozen):
+                    raise UsageError(f"{key} in {path} is not the backbone's", SAME_SETTINGS, path)
+            state = {key: one for key, one in state.items() if key in learned}
             checkpoint = {**checkpoint, "state_dict": state}
         return super().before_load(checkpoint, path)
 
@@ -224,8 +252,7 @@ class SkipTuning(Method):
             outputs = self.model.lower_image(images).cpu()
             items += [{"img": x, "label": y} for x, y in zip(outputs, labels.tolist(), strict=True)]
         size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        by_class = self.cfg.DATASET.NUM_SHOTS >= OF_ONE_CLASS
-        of_epoch = class_batches([item["label"] for item in items], size, by_class)
+        of_epoch = class_batches([item["label"] for item in items], size, self.by_class)
         return DataLoader(items, batch_sampler=of_epoch)
 
     def classes_of_step(self, image: Tensor, labels: Tensor) -> Tensor:
