@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from drawn import cfg_from
 from marks import of_json, to_json
 
 from common.records import read
-from common.results import RunResult
+from common.results import RunResult, digest_of_rows
 from studies.executor import LocalExecutor, execute_run
 from studies.first_page import overview
 from studies.planned import Run
@@ -43,6 +45,16 @@ def made_up(accuracy: float, **measured) -> dict:
     """The results of a run with an accuracy."""
     usual = {"n_test": 10, "train_seconds": 2.0, "test_seconds": 1.0, "device": "cpu"}
     return usual | {"accuracy": accuracy} | measured
+
+
+def predicted(label, classes, probabilities, names, paths, **others) -> dict[str, Any]:
+    """The arrays of predictions.npz of a test; `classes` are the most probable ones."""
+    rows = zip(paths, map(int, label), (names[one] for one in label), strict=True)
+    arrays = {"label": label, "classes": classes, "probabilities": probabilities}
+    arrays |= {"log_probability": np.full(len(label), -1, np.float32)}
+    arrays |= {"brier": np.full(len(label), 0.5, np.float32), "image": np.array(paths)}
+    arrays |= {"class_names": np.array(names), "dataset": "Set", "split": "test"}
+    return arrays | {"images_sha256": digest_of_rows(rows)} | others
 
 
 def finish(run: Run, accuracy: float, **measured) -> None:

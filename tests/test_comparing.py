@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from finished import choice
+from finished import choice, predicted
 from marks import of_json, to_json
 
-from common.results import digest_of_rows
 from measures.predictions import save
 from studies import comparing
 from studies.comparing import bootstrap_interval, seed_interval, smallest_difference
@@ -19,21 +18,11 @@ def write_run(
     """A finished run of two classes; label 0 is right."""
     correct = np.asarray(correct)
     number = len(correct)
-    half = np.full(number, 0.5, dtype=np.float32)
+    half = np.full((number, 2), 0.5, dtype=np.float32)
     folder.mkdir(parents=True)
     paths = [f"{images}/{i}.png" for i in range(number)]
-    arrays = {
-        "image": paths,
-        "class_names": names,
-        "dataset": "Set",
-        "split": "test",
-        "images_sha256": digest_of_rows((path, 0, names[0]) for path in paths),
-        "label": np.zeros(number, dtype=int),
-        "classes": np.stack([1 - correct, correct], axis=1),
-        "probabilities": np.stack([half, half], 1),
-        "log_probability": -half,
-        "brier": half,
-    }
+    classes = np.stack([1 - correct, correct], axis=1)
+    arrays = predicted(np.zeros(number, dtype=int), classes, half, names, paths)
     save(folder / "predictions.npz", arrays)
     run = {"trainer": method, "dataset": "Set", "seed": seed, "classes": "all", "shots": 4}
     run |= {"n_test": number, "accuracy": 100 * float(correct.mean())}

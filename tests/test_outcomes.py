@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished import made_up
+from finished import made_up, predicted
 from marks import to_json
 from PIL import Image
 
-from common.results import digest_of_rows
 from measures.metrics import of_predictions
 from measures.outcomes import Outcome, thumbnail
 from measures.predictions import COLUMNS, save
@@ -27,19 +26,8 @@ def made_up_test(seed=1, number=200, right=0.6):
     first = np.where(rng.random(number) < right, label, rng.integers(0, len(NAMES), number))
     confidence = rng.uniform(0.3, 1, number).astype(np.float32)
     paths = [f"images/{place}.png" for place in range(number)]
-    rows = [(path, int(one), NAMES[one]) for path, one in zip(paths, label, strict=True)]
-    arrays = {
-        "label": label,
-        "classes": np.stack([first, (first + 1) % len(NAMES)], axis=1),
-        "probabilities": np.stack([confidence, 1 - confidence], axis=1),
-        "log_probability": np.full(number, -1, np.float32),
-        "brier": np.full(number, 0.5, np.float32),
-        "image": np.array(paths),
-        "class_names": np.array(NAMES),
-        "dataset": np.array("Set"),
-        "split": np.array("test"),
-        "images_sha256": np.array(digest_of_rows(rows)),
-    }
+    classes = np.stack([first, (first + 1) % len(NAMES)], axis=1)
+    arrays = predicted(label, classes, np.stack([confidence, 1 - confidence], 1), NAMES, paths)
     accuracy = 100 * float(np.mean(first == label))
     results = {"dataset": "Set", "n_test": number, "trainer": "MPL", "classes": "all"}
     return arrays, made_up(accuracy, **results, shots=4, seed=seed)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import results
+from finished import predicted
 from marks import of_json, one_line
 from scipy.special import softmax
 from sklearn.metrics import f1_score
@@ -184,22 +185,8 @@ def test_missing_predictions_and_those_of_another_test_are_named(tested):
 
 def test_a_long_class_name_is_in_memory_once(tmp_path):
     """It was there for each image: 9.7 kB took 9.8 GB."""
-    name = "x" * 100_000
-    number = 2000
-    digest = digest_of_rows(("", 0, name) for _ in range(number))
-    zeros = np.zeros(number, "f4")
-    arrays = {
-        "label": np.zeros(number, int),
-        "classes": np.zeros((number, 1), int),
-        "probabilities": zeros[:, None],
-        "log_probability": zeros,
-        "brier": zeros,
-        "image": np.array([""] * number),
-        "class_names": np.array([name]),
-        "dataset": np.array(""),
-        "split": np.array(""),
-        "images_sha256": np.array(digest),
-    }
+    zeros = np.zeros((2000, 1), int)
+    arrays = predicted(zeros[:, 0], zeros, zeros.astype("f4"), ["x" * 100_000], [""] * 2000)
     file = tmp_path / PREDICTIONS_FILE
     save(file, arrays)
     tracemalloc.start()

@@ -140,17 +140,3 @@ def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone
         # Of the learned classes alone
         head = {key for key in state if key.startswith("linear_probe_proj")}
         assert different == (set() if learned_classes else head)
-
-
-@pytest.mark.parametrize(
-    ("name", "learned_classes"), [("MMRL", [True, False]), ("MMRLpp, ImageNet", [False])]
-)
-def test_mmrl_reads_images_of_learned_classes_in_another_way(
-    name, learned_classes, tested, backbone, tmp_path
-):
-    """Its checkpoints do not say what they have learned: base classes of the dataset, or
-    ImageNet.
-    """
-    publish(CASES[name], tmp_path / "set", backbone)
-    _, loaded, _ = tested(CASES[name])
-    assert [learned for _, learned in loaded] == learned_classes
