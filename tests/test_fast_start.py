@@ -122,17 +122,16 @@ def test_a_shell_completes_commands_and_options(line, words, tmp_path):
     assert (tmp_path / "words").read_text().split() == words
 
 
-@pytest.mark.thorough
-def test_importing_the_methods_waits_for_torch_alone():
-    slow = "{'scipy', 'sklearn', 'pandas', 'matplotlib'}"
-    code = f"import sys, trainers; print(sorted({slow} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr
-
-
-def test_help_of_train_waits_for_no_progress_bar_and_no_records():
-    slow = {"tqdm", "common.records", "inference.options"}
-    code = f"import sys, train; print(sorted({slow} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        pytest.param("trainers", "scipy sklearn pandas matplotlib", marks=pytest.mark.thorough),
+        ("train", "tqdm common.records inference.options"),
+    ],
+)
+def test_an_import_waits_for_what_it_needs_alone(module, unwanted):
+    slow = {*unwanted.split()}
+    code = f"import sys, {module}; print(sorted({slow} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 

@@ -6,8 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from dassl.engine import build_trainer
-from drawn import differing, make_cfg, write_eurosat
+from drawn import differing
 from marks import case_of, golden, one_line
 from test_golden import backbone_of, images_of
 from torch.nn.functional import normalize
@@ -22,21 +21,17 @@ NAMES = ["red", "green field", "blue lake"]
 
 
 @pytest.fixture
-def build(tiny, tmp_path):
-    """`build(KEY, VALUE, ...)`: a trainer of FineTune."""
+def finetune(build, tiny):
+    """`finetune(KEY=VALUE, ...)`: a trainer of FineTune on the three classes."""
 
-    def built(final_model="last_step", **settings):
-        write_eurosat(tmp_path, NAMES)
-        pairs = {"PREC": "fp32", "CUTMIX": 0.0, "TOWER_RATE": 0.1} | settings
-        options = [x for key, value in pairs.items() for x in (f"TRAINER.FINETUNE.{key}", value)]
-        options += ["OPTIM.NAME", "adamw", "OPTIM.LR", 0.01, "OPTIM.WEIGHT_DECAY", 0.01]
-        options += ["OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 2]
-        options += ["TEST.FINAL_MODEL", final_model]
-        cfg = make_cfg("FineTune", tmp_path, tiny, tmp_path / "out", *options)
-        torch.manual_seed(1)
-        return build_trainer(cfg)
+    def finetune(final_model="last_step", **settings):
+        pairs = {"CUTMIX": 0.0, "TOWER_RATE": 0.1} | settings
+        options = ["OPTIM.NAME", "adamw", "OPTIM.LR", 0.01, "OPTIM.WEIGHT_DECAY", 0.01]
+        options += ["OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", final_model]
+        own = [x for pair in pairs.items() for x in pair]
+        return build("FineTune", "base", *own, backbone=tiny, options=options)
 
-    return built
+    return finetune
 
 
 def texts_of(clip):
@@ -45,8 +40,8 @@ def texts_of(clip):
 
 
 @pytest.mark.parametrize("encoder", ["vision", "both"])
-def test_steps_are_those_of_adamw_on_all_weights(encoder, build, tiny):
-    trainer = build(ENCODER=encoder)
+def test_steps_are_those_of_adamw_on_all_weights(encoder, finetune, tiny):
+    trainer = finetune(ENCODER=encoder)
     method = trainer.method
     clip = load_backbone(str(tiny))
     images = images_of(3, 32)
@@ -83,8 +78,8 @@ def test_steps_are_those_of_adamw_on_all_weights(encoder, build, tiny):
     torch.testing.assert_close(learner.log_scale, log_scale)
 
 
-def test_a_share_of_the_change_stays_at_the_end(build):
-    trainer = build(WISE_FT=0.25)
+def test_a_share_of_the_change_stays_at_the_end(finetune):
+    trainer = finetune(WISE_FT=0.25)
     method = trainer.method
     learner = method.model.prompt_learner
     start = deepcopy(learner.state_dict())
@@ -102,8 +97,8 @@ def test_a_share_of_the_change_stays_at_the_end(build):
     torch.testing.assert_close(learner.log_scale, tuned["log_scale"])
 
 
-def test_mixed_batches_have_the_shares_of_their_images(build):
-    method = build(CUTMIX=1.0).method
+def test_mixed_batches_have_the_shares_of_their_images(finetune):
+    method = finetune(CUTMIX=1.0).method
     images = torch.stack([torch.full((3, 32, 32), float(number)) for number in range(3)])
     batch = {"img": images, "label": torch.arange(3)}
     torch.manual_seed(0)
@@ -112,15 +107,15 @@ def test_mixed_batches_have_the_shares_of_their_images(build):
         shares = torch.stack([(image == number).float().mean() for number in range(3)])
         torch.testing.assert_close(target, shares)
     assert labels.tolist() == [0, 1, 2] and not torch.equal(mixed, images)
-    never = build(CUTMIX=0.0).method
+    never = finetune(CUTMIX=0.0).method
     same, _ = never.parse_batch_train(batch)
     assert torch.equal(same, images) and never.targets is None
     assert trainers.methods()["FineTune"].reads_views is False
 
 
-def test_only_the_last_epoch_is_a_mixture_with_clip(build):
+def test_only_the_last_epoch_is_a_mixture_with_clip(finetune):
     with one_line("TEST.FINAL_MODEL is best_val", "WISE_FT to 1"):
-        build(final_model="best_val")
+        finetune(final_model="best_val")
 
 
 @pytest.mark.parametrize("encoder", ["vision", "both"])

@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import marks
 import pytest
 from dassl.config import get_cfg_default
-from marks import golden_files, one_line
+from marks import golden_files
 from yacs.config import CfgNode
 
 import datasets
@@ -139,9 +139,6 @@ def test_per_layer_settings_on_plain_yacs_nodes(value):
         value if isinstance(value, list) else [3, 3],
         [1, 1],
     )
-    with one_line("TRAINER.MPL.PREC is 'half': give one of fp16, bf16, fp32, amp"):
-        cfg.TRAINER.MPL.PREC = "half"
-        trainers.methods()["MPL"].settings_of(cfg)
 
 
 # Commands
