@@ -9,10 +9,10 @@ import torch
 import yaml
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
+from drawn import arguments
 from marks import of_json
 
 import trainers
-from common.start import ROOT
 from configs.recipes import recipe
 from inference import predict
 from runs.configuration import extend_cfg
@@ -35,30 +35,11 @@ def train_run(
     output: Path, root: Path, backbone: Path, method: str, *overrides, options=()
 ) -> None:
     """A run of the method's published settings with two shots and one epoch."""
-    configs = ROOT / "configs"
     folder = trainers.methods()[method].config_folder or method
-    yaml_file = configs / "trainers" / folder / f"{recipe(folder, 'base2new').cfg}.yaml"
-    argv = [
-        "--root",
-        root,
-        "--backbone",
-        backbone,
-        "--trainer",
-        method,
-        "--config-file",
-        yaml_file,
-        "--seed",
-        1,
-    ]
-    argv += [
-        "--dataset-config-file",
-        configs / "datasets/eurosat.yaml",
-        "--output-dir",
-        output,
-        *options,
-    ]
+    pairs = "TRAINER.MPL.PROMPT_DEPTH", 9, *SHORT, *overrides
+    published = {"trainer": method, "config": recipe(folder, "base2new").cfg, "options": options}
     with redirect_stdout(io.StringIO()):
-        train([str(item) for item in (*argv, *SHORT, *overrides)])
+        train(arguments(root, backbone, output, *pairs, **published))
 
 
 def images_of(root: Path, labels: range, part: str = "test") -> dict[str, str]:
