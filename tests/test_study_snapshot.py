@@ -1,6 +1,7 @@
 """The tables, notes and sentences of small made-up studies are those of study_snapshot.txt."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -141,6 +142,13 @@ def written(tmp_path):
         yield from (f"Warning: {line}\n" for line in summary.warnings)
         yield from headlines(summary)
         yield markdown(tables)
+        cells = json.loads(json.dumps(summary.records(), allow_nan=False))["cells"]
+        empty = [
+            (cell["part"], cell["method"], cell["dataset"])
+            for cell in cells
+            if cell["mean"] is None
+        ]
+        yield f"Without a number in summary.json: {empty}\n"
     yield "# How sure a first place is\n"
     for of_methods in SURE:
         yield from headlines(of_sure(of_methods, tmp_path))

@@ -1,8 +1,6 @@
 """The numbers in a study's tables, their formats, and what the tables say besides accuracy."""
 
 import dataclasses
-import json
-from itertools import product
 
 import pandas as pd
 import pytest
@@ -117,16 +115,3 @@ def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
     shown = markdown(build_tables(summary))
     assert f"| MPL | 53.00 ± {(high - low) / 2:.2f} |" in shown
     assert "±: half of the 95% t-interval of" in shown
-
-
-def test_what_is_missing_is_null_in_the_summary_file(tmp_path):
-    study = study_of(tmp_path, TWO, "base2new", datasets=PAIR)
-    missing = ("MPL", "small_counts", "new")
-    found = summarise(
-        study, lambda run: None if (run.variant.name, run.dataset, run.classes) == missing else 50
-    )
-    records = json.loads(json.dumps(found.records(), allow_nan=False))
-    empty = [cell for cell in records["cells"] if cell["mean"] is None]
-    assert {(cell["method"], cell["part"], cell["dataset"]) for cell in empty} == {
-        ("MPL", *place) for place in product(("new", "H"), ("small_counts", "average"))
-    }
