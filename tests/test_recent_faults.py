@@ -105,3 +105,33 @@ def test_published_skip_tuning_has_the_lower_blocks_of_the_backbone(
     state[learned_below] += 1
     ended = tested("second")
     assert f"{learned_below} in " in ended.error and "is not the backbone's" in ended.error
+
+
+OTHER_RUNS = {
+    "of another method": ("NLPrompt", {}, "is a checkpoint of NLPrompt, not of CoOp"),
+    "of another position": (
+        "CoOp",
+        {"CLASS_TOKEN_POSITION": "front"},
+        "has CLASS_TOKEN_POSITION front, here end",
+    ),
+    "of other classes": (
+        "CoOp",
+        {"CSC": True, "CTX_INIT": "''"},
+        "has a context for each of other classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_dpc_starts_from_no_other_run(name, launch, eurosat, deep, tmp_path):
+    method, settings, words = OTHER_RUNS[name]
+
+    def run(method, output, classes, settings):
+        pairs = ["DATASET.SUBSAMPLE_CLASSES", classes, *section_pairs(method, settings)]
+        own = {"trainer": method, "config": "small"}
+        return launch(*arguments(eurosat, deep, tmp_path / output, *pairs, **own))
+
+    assert run(method, "first", "base", settings).status == 0
+    settings = {key: value for key, value in settings.items() if key != "CLASS_TOKEN_POSITION"}
+    settings |= {"TOPK": 2, "OVER": tmp_path / "first"}
+    assert words in run("DPC+CoOp", "run", "new", settings).error

@@ -133,12 +133,28 @@ class DPCMethod(Method):
         checkpoint = read_checkpoint(path)
         if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", f"check {key}", path)
-        self.checkpoints.check_weights(checkpoint.get("metadata") or {}, path)
+        self.check_first_run(checkpoint.get("metadata") or {}, path)
         state = tensors_of(checkpoint)
         learner: Any = self.model.prompt_learner
         check_tensor("ctx", state, learner.ctx, path, SAME_SETTINGS)
         self.inherited_choices, self.inherited_phases = inherited(checkpoint)
         return state["ctx"].to(learner.ctx)
+
+    def check_first_run(self, written: Mapping[str, Any], path: str) -> None:
+        """Raise UsageError if a checkpoint with this metadata is not CoOp's, or is of other
+        weights, or its context means something else here.
+        """
+        self.checkpoints.check_weights(written, path)
+        remedy = f"give a run of CoOp: TRAINER.{self.section()}.OVER FOLDER"
+        if (method := written.get("method", "CoOp")) != "CoOp":
+            raise UsageError(f"{path} is a checkpoint of {method}, not of CoOp", remedy, path)
+        position = self.settings.CLASS_TOKEN_POSITION
+        before = (written.get("settings") or {}).get("CLASS_TOKEN_POSITION", position)
+        if before != position:
+            fault = f"{path} has CLASS_TOKEN_POSITION {before}, here {position}"
+            raise UsageError(fault, SAME_SETTINGS, path)
+        if self.settings.CSC and written.get("class_names", self.class_names) != self.class_names:
+            raise UsageError(f"{path} has a context for each of other classes", remedy, path)
 
     def before_load(self, checkpoint, path):
         """A published checkpoint lacks the context of CoOp's run, which OVER has."""
