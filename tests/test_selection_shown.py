@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 from dassl.engine import build_trainer
-from drawn import make_cfg, results
+from drawn import NEED_SENTENCES, make_cfg, results, sentences_of
 from finished import choice, study_of, summarise
+from learned import NAMES
 from marks import of_json, to_json
 from matplotlib import pyplot as plt
 
@@ -140,6 +141,8 @@ def test_oracle_is_refused_or_marked(method, launch, refused, argv, tmp_path):
     section = f"TRAINER.{method.upper()}"
     keys = [f"{section}.{key}" for key in methods()[method].spec.chosen]
     quick = [f"{section}.SEARCH_STEP", "[3, 3]"] if method.startswith("TipAdapter") else []
+    if method in NEED_SENTENCES:
+        quick = ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)]
     pairs = [f"{section}.CHOOSE_ON", "oracle", *quick]
     why = f"{keys[0]} is chosen on 24 images, all of them test images of EuroSAT"
     remedy = (
