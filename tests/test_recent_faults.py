@@ -7,6 +7,7 @@ from marks import of_json, to_json
 from published_files import save_published
 
 from clip import load_backbone
+from inference import export
 from trainers.skiptuning import saved_name
 
 pytestmark = pytest.mark.slow
@@ -135,3 +136,17 @@ def test_dpc_starts_from_no_other_run(name, launch, eurosat, deep, tmp_path):
     settings = {key: value for key, value in settings.items() if key != "CLASS_TOKEN_POSITION"}
     settings |= {"TOPK": 2, "OVER": tmp_path / "first"}
     assert words in run("DPC+CoOp", "run", "new", settings).error
+
+
+def test_dpc_starts_from_an_exported_folder_of_its_own_weights(
+    launch, command, eurosat, deep, tiny, tmp_path
+):
+    def run(method, output, backbone, *pairs):
+        own = {"trainer": method, "config": "small"}
+        return launch(*arguments(eurosat, backbone, tmp_path / output, *pairs, **own))
+
+    assert run("CoOp", "first", deep).status == 0
+    assert command(export, tmp_path / "first", "--to", tmp_path / "exported").status == 0
+    pairs = section_pairs("DPC+CoOp", {"TOPK": 2, "OVER": tmp_path / "exported"})
+    assert run("DPC+CoOp", "same", deep, *pairs).status == 0
+    assert "prompts for other weights" in run("DPC+CoOp", "other", tiny, *pairs).error

@@ -3,6 +3,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from common.errors import UsageError
 
 from .base import Method
 from .base.checkpoints import (
+    PROMPTS,
     SAME_SETTINGS,
     check_tensor,
+    described,
     find_checkpoint,
     is_checkpoint,
     tensors_of,
@@ -131,6 +134,8 @@ class DPCMethod(Method):
         folder = self.folder_of_run(self.settings.OVER)
         path = find_checkpoint(folder, "prompt_learner", None, "CoOp")
         checkpoint = read_checkpoint(path)
+        if Path(path).name == PROMPTS:
+            checkpoint["metadata"] = described(path)
         if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", f"check {key}", path)
         self.check_first_run(checkpoint.get("metadata") or {}, path)
