@@ -30,14 +30,10 @@ from torch.utils.data import DataLoader
 
 import trainers.mmapp
 import trainers.nlprompt
+from configs.recipes import recipe
 from datasets.noise import noisy_labels
 from trainers.base.prompted import normalize
 
-CROSS_DATASETS = {
-    "HiCroPL": "vit_b16_c2_ep5_batch32_2ctx_cross_datasets",
-    "ATPrompt+CoOp": "vit_b16_cross_datasets",
-    "MMApp": "x2d",
-}
 IGNORED = ("CURRICLUM_EPOCH", "BEGIN_RATE", "CURRICLUM_MODE")  # of budgets below 1
 
 
@@ -142,7 +138,7 @@ def test_epochs_of_nlprompt(nlprompt, make, monkeypatch):
             steps.append(
                 {"loss": "mae" if batch["wrong"] else "ce", "images": batch["index"].tolist()}
             )
-            first_mae = nlprompt.get("grad_norm_of_first_mae_step", {"step": None})
+            first_mae = nlprompt.get("grad_norm_of_first_mae_step") or {"step": None}
             for step, expected in ((0, nlprompt["grad_norms"]), (first_mae["step"], first_mae)):
                 if len(steps) - 1 == step:
                     norms = {name: expected[name] for name in learned}
@@ -358,11 +354,11 @@ def test_learning_rate_of_each_epoch_is_the_published_one(rates, make, tmp_path)
     expected = rates["lr_by_epoch"]["lr"]
     options = options_of(case, tmp_path)
     method = make(rates, case["cfg"] | case.get("base_cfg", {}), **options).method
-    given = ["OPTIM.MAX_EPOCH", len(expected)]
+    given = ["OPTIM.MAX_EPOCH", len(expected), "OPTIM.LR", max(expected)]
     if options:
         given += ["DATASET.SENTENCES", options["sentences"]]
     name = type(method).__name__
-    own = {"trainer": name, "config": CROSS_DATASETS[name]}
+    own = {"trainer": name, "config": recipe(name, "cross_dataset").cfg}
     backbone = method.cfg.MODEL.BACKBONE.NAME
     method.cfg = cfg_from(*arguments(tmp_path, backbone, tmp_path / "other", *given, **own))
     schedule = method.build_optimizer()[1]
