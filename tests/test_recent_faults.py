@@ -150,3 +150,12 @@ def test_dpc_starts_from_an_exported_folder_of_its_own_weights(
     pairs = section_pairs("DPC+CoOp", {"TOPK": 2, "OVER": tmp_path / "exported"})
     assert run("DPC+CoOp", "same", deep, *pairs).status == 0
     assert "prompts for other weights" in run("DPC+CoOp", "other", tiny, *pairs).error
+
+
+def test_an_epoch_of_nlprompt_has_steps_where_neither_part_fills_a_batch(build, monkeypatch):
+    trainer = build("NLPrompt", options=["DATALOADER.TRAIN_X.BATCH_SIZE", 8])
+    loader = trainer.train_loader_x
+    agrees = [True] * 5 + [False] * 7
+    monkeypatch.setattr(trainer.method, "agreeing", lambda loader: agrees)
+    batches = list(trainer.method.batches(loader))
+    assert [(batch["wrong"], len(batch["label"])) for batch in batches] == [(False, 5), (True, 7)]

@@ -87,7 +87,8 @@ class Split:
         print(f"{len(clean)} of {len(agrees)} labels agree with the optimal transport")
         if not clean:
             return [(False, self.loader)]
-        # As published, each part leaves out its last images that fill no batch
+        # As published, each part leaves out its last images that fill no batch; but where neither
+        # part fills one, published code takes no step
         full = max(len(clean), len(noisy)) >= (self.loader.batch_size or 1)
         parts = [(False, self.part(clean, full))]
         return [*parts, (True, self.part(noisy, full))] if noisy else parts
