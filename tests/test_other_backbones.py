@@ -20,6 +20,9 @@ pytestmark = pytest.mark.slow
 
 TINY = {
     "PROMPT_DEPTH": 2,
+    "CROSS_LAYER": 1,
+    "ATTRIBUTES": ["color"],
+    "N_ATT": 4,
     "PROMPT_DEPTH_VISION": 2,
     "PROMPT_DEPTH_TEXT": 2,
     "REP_LAYERS": [1, 2],
@@ -140,7 +143,10 @@ def test_every_method_works_or_says_which_backbone_it_needs(family):
         section = cfg.TRAINER[kind.section()]
         section.update({key: value for key, value in TINY.items() if key in section})
         cfg.MODEL.BACKBONE.NAME = "the backbone"
-        method = kind(cfg, Classes(["river", "old tree", "lake"]), torch.device("cpu"))
+        names = ["river", "old tree", "lake"]
+        needing = name in ("HiCroPL", "MMApp")
+        sentences = {each: [f"a {each} here"] for each in names} if needing else {}
+        method = kind(cfg, Classes(names, sentences=sentences), torch.device("cpu"))
         try:
             method.model = kind.Model(model, method.build_prompts(model, method.class_names))
             method.finish_model()
