@@ -80,6 +80,17 @@ def check_end(learned, start, figures):
     assert changes_of(learned, start) == expected
 
 
+def check_steps(trainer, batch, learned, start, figures):
+    """Steps of one batch: losses, their parts, the first gradient, and the end."""
+    steps = [trainer.forward_backward(batch)]
+    assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
+    steps += [trainer.forward_backward(batch) for _ in figures["losses"][1:]]
+    close([float(step["loss"]) for step in steps], figures["losses"], LOSSES)
+    for step, expected in zip(steps, figures["loss_parts"], strict=True):
+        close([float(step[f"loss_{part}"]) for part in expected], [*expected.values()], LOSSES)
+    check_end(learned, start, figures)
+
+
 class Given(torch.utils.data.Dataset):
     """Given images and labels, as Dassl's datasets return them."""
 
@@ -194,13 +205,7 @@ def test_steps_of_mmapp(mmapp, make, tmp_path, monkeypatch):
     first = trainer.model.drawn + torch.tensor(case["sentence_of_step"][0])
     trainer.model.drawn = first
     close(trainer.model_inference(images), mmapp["logits_of_first_step"], BEFORE)
-    steps = [trainer.forward_backward(batch)]
-    assert gradients_of(learned) == pytest.approx(mmapp["grad_norms"], rel=1e-3, abs=1e-4)
-    steps += [trainer.forward_backward(batch) for _ in mmapp["losses"][1:]]
-    close([float(step["loss"]) for step in steps], mmapp["losses"], LOSSES)
-    for step, expected in zip(steps, mmapp["loss_parts"], strict=True):
-        close([float(step[f"loss_{part}"]) for part in expected], [*expected.values()], LOSSES)
-    check_end(learned, start, mmapp)
+    check_steps(trainer, batch, learned, start, mmapp)
     check_both(trainer, images, mmapp, "after", AFTER)
 
 
@@ -221,13 +226,7 @@ def test_steps_of_hicropl(hicropl, make, tmp_path):
         frozen = trainer.model.towers.encode_image(trainer.model.frozen, images).feature
         logits = trainer.model.logits(normalize(frozen), trainer.model.class_features)
     close(logits, hicropl["logits_zeroshot_sentences"], BEFORE)
-    steps = [trainer.forward_backward(batch)]
-    assert gradients_of(learned) == pytest.approx(hicropl["grad_norms"], rel=1e-3, abs=1e-4)
-    steps += [trainer.forward_backward(batch) for _ in hicropl["losses"][1:]]
-    close([float(step["loss"]) for step in steps], hicropl["losses"], LOSSES)
-    for step, expected in zip(steps, hicropl["loss_parts"], strict=True):
-        close([float(step[f"loss_{part}"]) for part in expected], [*expected.values()], LOSSES)
-    check_end(learned, start, hicropl)
+    check_steps(trainer, batch, learned, start, hicropl)
     parameters = dict(trainer.model.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in kept.items())
     check_both(trainer, images, hicropl, "after", AFTER)

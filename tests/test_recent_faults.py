@@ -61,6 +61,14 @@ def test_what_cannot_work_is_refused_in_one_line(name, launch, eurosat, deep, tm
     assert len(ended.errors) == 1
 
 
+def test_a_missing_run_of_coop_is_named_by_its_setting(launch, eurosat, deep, tmp_path):
+    options = ["TRAINER.COOP.OVER", tmp_path / "nowhere", "TRAINER.COOP.TOPK", 2]
+    line = arguments(eurosat, deep, tmp_path / "two", *options, trainer="DPC+CoOp", config="small")
+    ended = launch(*line)
+    assert ended.status == 2 and "check TRAINER.COOP.OVER" in ended.error
+    assert "--model-dir" not in ended.error
+
+
 @pytest.mark.parametrize("method", ["HiCroPL", "TIMO", "MMApp"])
 def test_missing_sentences_are_named(method, launch, eurosat, deep, tmp_path):
     options = ["TRAINER.MMAPP.INPUT_PROMPTS", "cupl"] if method == "MMApp" else []

@@ -3,7 +3,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +13,12 @@ from clip import ImageOutput, TextPrompts
 from common.errors import UsageError
 
 from .base import Method
-from .base.checkpoints import (
-    PROMPTS,
-    SAME_SETTINGS,
-    check_tensor,
-    described,
-    find_checkpoint,
-    is_checkpoint,
-    tensors_of,
-)
-from .base.compat import read_checkpoint
+from .base.checkpoints import SAME_SETTINGS, check_tensor, tensors_of
 from .base.data_use import inherited
 from .base.plugin import plugin
 from .base.prompted import PromptedCLIP, normalize
 from .base.settings import MethodSettings
+from .base.trained_run import checkpoint_of
 
 FROZEN = "backbone_ctx"  # the context of CoOp's run, in a checkpoint
 LEAST = 2  # negatives of an image, if there are as many
@@ -95,7 +86,7 @@ class DPCMethod(Method):
 
     model: DPCCLIP
     reads_views = False
-    library: Mapping[int, list[int]] = {}  # the training images of each class
+    images_of_class: Mapping[int, list[int]] = {}  # the training images of each class
 
     def build_prompts(self, clip, classnames):
         learner = super().build_prompts(clip, classnames)
@@ -131,13 +122,7 @@ class DPCMethod(Method):
         if not self.settings.OVER:
             fault = f"DPC starts from the context of a run of CoOp, and {key} is empty"
             raise UsageError(fault, f"train CoOp, and give its output folder: {key} FOLDER")
-        folder = self.folder_of_run(self.settings.OVER)
-        path = find_checkpoint(folder, "prompt_learner", None, "CoOp")
-        checkpoint = read_checkpoint(path)
-        if Path(path).name == PROMPTS:
-            checkpoint["metadata"] = described(path)
-        if not is_checkpoint(checkpoint):
-            raise UsageError(f"{path} is not a checkpoint of a training run", f"check {key}", path)
+        checkpoint, path = checkpoint_of(self.folder_of_run(self.settings.OVER), key)
         self.check_first_run(checkpoint.get("metadata") or {}, path)
         state = tensors_of(checkpoint)
         learner: Any = self.model.prompt_learner
@@ -169,15 +154,15 @@ class DPCMethod(Method):
         return super().before_load({**checkpoint, "state_dict": state}, path)
 
     def batches(self, loader):
-        if not self.library:  # before the first epoch, and before a run resumes
+        if not self.images_of_class:  # before the first epoch, and before a run resumes
             ctx = self.start_context
             learner = self.model.prompt_learner
             for tensor in (learner.ctx, learner.get_buffer(FROZEN)):
                 tensor.data.copy_(ctx)
             self.train_images = loader.dataset
-            self.library = defaultdict(list)
+            self.images_of_class = defaultdict(list)
             for index, item in enumerate(loader.dataset.data_source):
-                self.library[item.label].append(index)
+                self.images_of_class[item.label].append(index)
         self.frozen_texts = self.model.frozen_texts()
         return loader
 
@@ -213,7 +198,9 @@ class DPCMethod(Method):
             pairs.append((place, label))
             for negative in negatives_of(near, label, seen, len(self.class_names)):
                 pairs.append((len(labels) + len(others), negative))
-                others.append(self.train_images[random.choice(self.library[negative])]["img"])
+                others.append(
+                    self.train_images[random.choice(self.images_of_class[negative])]["img"]
+                )
         return pairs, others
 
     def both_passes(self, images, labels):

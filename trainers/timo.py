@@ -70,7 +70,8 @@ class TIMO(FittedMethod):
 
     @property
     def trials(self) -> int:
-        return len(GAMMAS) + BETAS * len(ALPHAS) if self.settings.SEARCH else len(ALPHAS)
+        alphas = 1 if self.settings.ALPHA else len(ALPHAS)
+        return len(GAMMAS) + BETAS * alphas if self.settings.SEARCH else alphas
 
     @property
     def chosen_keys(self) -> list[str]:

@@ -1,5 +1,6 @@
 """A trained run whose answers another method reads."""
 
+from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
@@ -7,15 +8,15 @@ from yacs.config import CfgNode
 from common.errors import UsageError
 
 from .build import assemble_model
-from .checkpoints import find_checkpoint, is_checkpoint
+from .checkpoints import PROMPTS, described, find_checkpoint, is_checkpoint
 from .compat import read_checkpoint
 from .method import Classes, Method
 from .plugin import registered
 from .settings import without_removed
 
 
-def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], str]:
-    """The method of the run in a folder, its checkpoint, and the path of that.
+def checkpoint_of(folder: str, key: str) -> tuple[dict[str, Any], str]:
+    """The checkpoint of the run, or of the exported model, in a folder, and its path.
 
     `key` is the setting that names the folder. Raises UsageError if there is none.
     """
@@ -26,7 +27,20 @@ def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], st
             error.fault, error.remedy.replace("check --model-dir", f"check {key}"), error.where
         ) from error
     checkpoint = read_checkpoint(path)
-    name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
+    if Path(path).name == PROMPTS:
+        checkpoint["metadata"] = described(path)
+    if not is_checkpoint(checkpoint):
+        raise UsageError(f"{path} is not a checkpoint of a training run", f"check {key}", path)
+    return checkpoint, path
+
+
+def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], str]:
+    """The method of the run in a folder, its checkpoint, and the path of that.
+
+    `key` is the setting that names the folder. Raises UsageError if there is none.
+    """
+    checkpoint, path = checkpoint_of(folder, key)
+    name = (checkpoint.get("metadata") or {}).get("method", "")
     if not name:
         fault = f"{path} does not say of which method it is"
         raise UsageError(fault, f"give {key} another", path)
