@@ -48,6 +48,7 @@ class Script:
     cfg: str = ""  # the YAML file; empty: the method's recipe for the protocol
     datasets: tuple[str, ...] = ()  # one run for each, unless DATASET is an argument
     shots: tuple[int, ...] = ()  # the same; empty: the protocol's
+    seeds: tuple[int, ...] = SEEDS  # the same, unless SEED is an argument
     # The one that the test loads, if the YAML file is the script's; None: the best or newest
     epoch: int | None = None
     epochs: Mapping[str, int] = field(default_factory=dict)  # the same, for single datasets
@@ -93,7 +94,7 @@ def text(name: str, script: Script) -> str:
     recipes = recipes_of_script(script)
     by_shots = any(entry.shots for entry in recipes)
     several = len(shots) > 1
-    seeds = " ".join(map(str, SEEDS))
+    seeds = " ".join(map(str, script.seeds))
     given = "$SHOTS"
     if "SHOTS" not in script.positions:
         given = f"${{SHOTS:-{' '.join(map(str, shots))}}}"
@@ -179,7 +180,9 @@ def pairs_of(settings: str) -> list[str]:
 
 def main() -> None:
     for name, script in read_table().items():
-        write_text(FOLDER / f"{name}.sh", text(name, script))
+        path = FOLDER / f"{name}.sh"
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, text(name, script))
 
 
 if __name__ == "__main__":

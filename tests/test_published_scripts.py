@@ -47,14 +47,23 @@ VALUES |= {
     "MODEL_DIR": "trained",
     "LOADEP": "4",
     "LOADER": "4",
+    "RATE": "0.5",
+    "TYPE": "sym",
+    "CLASS": "10",
 }
 # Published names of trainers, and of their folders
 NAMES = {
     "MultiModalAdapter": "MMA",
+    "MultiModalAdapterPP": "MMApp",
+    "CoOp_ATP": "ATPrompt+CoOp",
     "trainers": "CoPrompt",
 }
 # Where a repository has no file of the name above, or starts from words, for which CSC is refused
-OF_ANOTHER = {("MMA", "CFG"): "vit_b16_ep5", ("ProGrad", "CSC"): "False"}
+OF_ANOTHER = {
+    ("MMA", "CFG"): "vit_b16_ep5",
+    ("MMApp", "CFG"): "b2n_cupl",
+    ("ProGrad", "CSC"): "False",
+}
 SCRIPT_FACTS = [
     (repository, path)
     for repository, facts in FACTS.items()
@@ -71,7 +80,11 @@ OTHER_REPOSITORY = {  # (repository, path): the repository whose script of the s
     for name in ("base2new_train", "base2new_test", "reproduce")
 }
 # The path is KgCoOp's, with arguments
-MOVED = {("TCP", "scripts/base2new_train.sh"): "scripts/tcp/base2new_train.sh"}
+MOVED = {("TCP", "scripts/base2new_train.sh"): "scripts/tcp/base2new_train.sh"} | {
+    # Its fourth argument, always MultiModalAdapterPP, is no argument here
+    ("MMApp", f"scripts/{name}.sh"): f"scripts/mmapp/{name}.sh"
+    for name in ("base2new_train", "base2new_test", "xd_train", "xd_test")
+}
 OTHER_YAML = {  # the published script names a file that its repository does not have
     (
         "PromptSRC",
@@ -96,6 +109,7 @@ LOCOOP = {
     "--T": "TEST.OOD_T",
 }
 DROPPED = {"TASK": "MMRL's checkpoints say here which classes were trained"}
+RENAMED = {"TRAINER.ATPROMPT.N_ATT1": "TRAINER.COOP.N_ATT"}  # of a plug-in: of its base method
 PLACES = {"OUTPUT_DIR", "DATASET.ROOT", "RESUME"}
 
 
@@ -122,7 +136,8 @@ def published_runs(repository, path, dataset="eurosat"):
         for call in facts["runs"]:
             options = {key: substitute(value, variables) for key, value in call["options"].items()}
             settings = {
-                key: substitute(value, variables) for key, value in call["settings"].items()
+                RENAMED.get(key, key): substitute(value, variables)
+                for key, value in call["settings"].items()
             }
             yield run_of(
                 repository, options, {key: settings[key] for key in settings if key not in DROPPED}
@@ -138,8 +153,11 @@ def run_of(repository, options, settings):
     method = NAMES.get(method, method)
     tests = "--eval-only" in options
     settings |= {LOCOOP[key]: value for key, value in options.items() if key in LOCOOP}
+    trainer = NAMES.get(options["--trainer"], options["--trainer"])
+    if trainer.startswith("ATPrompt+"):  # there it reads its base method's file
+        method = trainer
     facts = {
-        "method": NAMES.get(options["--trainer"], options["--trainer"]),
+        "method": trainer,
         "yaml": f"{method}/{OTHER_YAML.get((repository, cfg), cfg)}",
         "dataset": Path(options["--dataset-config-file"]).stem,
         "seed": options.get("--seed"),
@@ -198,6 +216,8 @@ def effective(facts, settings):
     argv = ["--trainer", facts["method"], "--seed", facts["seed"] or "1"]
     argv += ["--dataset-config-file", f"{ROOT}/configs/datasets/{facts['dataset']}.yaml"]
     argv += ["--config-file", f"{ROOT}/configs/trainers/{facts['yaml']}.yaml"]
+    if facts["method"] in ("HiCroPL", "MMApp"):  # in the published repository's own files
+        settings = settings | {"DATASET.SENTENCES": f"{ROOT}/configs/sentences/EuroSAT.json"}
     cfg = flatten(cfg_from(*argv, *(item for pair in settings.items() for item in pair)))
     return {
         key: value
@@ -261,4 +281,4 @@ def test_every_published_script_is_compared():
     compared = {script_of(repository, path) for repository, path in SCRIPT_FACTS}
     claimed = {name for name, script in read_table().items() if script.repository}
     assert compared == claimed
-    assert len(SCRIPT_FACTS) == 131 and len(compared) == 74
+    assert len(SCRIPT_FACTS) == 143 and len(compared) == 86
