@@ -39,8 +39,8 @@ from fit.curve import estimate_by
 from fit.decision import decide_among
 from fit.features import Row
 from fit.heads import Heads
+from fit.options import FitRequest
 from fit.photos import Photos
-from fit.request import FitRequest
 from fit.rows import Photo
 from fit.trials import Backbone, Examples
 from inference.classifier import PromptedClassifier
@@ -227,7 +227,7 @@ def cell(args: Namespace, name: str, kind: str, number: int, seed: int) -> Recor
     images, labels, source = drawn(data, kind, number, seed)
     examples, photos = examples_of(heads, images, labels)
     heads.seed = seed
-    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    request = FitRequest(images=Path("images"), to=Path("model"), seed=seed)
     backbone = Backbone("", heads, examples, HEADS)
     with redirect_stdout(io.StringIO()):
         _, decision = decide_among([backbone], request)

@@ -19,9 +19,10 @@ from marks import case_of  # noqa: E402
 
 import trainers  # noqa: E402
 from configs.recipes import recipe  # noqa: E402
+from fit.options import flag_of, help_of, options_of_fit  # noqa: E402
 from studies.study_file import load  # noqa: E402
 
-PAGES = ("docs/reproduce.md", "docs/results.md", "docs/studies.md")
+PAGES = ("docs/own_classes.md", "docs/reproduce.md", "docs/results.md", "docs/studies.md")
 FILES = ROOT / "studies/published"
 PUBLISHED = json.loads((FILES / "published_results.json").read_text())
 DOMAINS = {
@@ -147,6 +148,16 @@ def studies(old: list[Row]) -> list[Row]:
     return [old[0], *rows]
 
 
+def fit_options(old: list[Row]) -> list[Row]:
+    """The options of a fit and what they mean."""
+    rows = [
+        [f"`{flag_of(one)}`", help_of(one).replace("%%", "%")]
+        for one in options_of_fit()
+        if flag_of(one).startswith("-")
+    ]
+    return [["option", "meaning"], *rows]
+
+
 TABLES: dict[str, Callable[[list[Row]], list[Row]]] = {
     "verified": verified,
     "settings": settings,
@@ -154,6 +165,7 @@ TABLES: dict[str, Callable[[list[Row]], list[Row]]] = {
     "few-shot": few_shot,
     "domains": domains,
     "studies": studies,
+    "fit": fit_options,
 }
 
 

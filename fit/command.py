@@ -6,17 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
 from common.errors import UsageError
 from common.files import checksum
 from common.names import as_clip_reads, printable
-from common.start import Parser, any_seed, between, path, percent, required_packages
+from common.start import Parser, required_packages
 from datasets.base import missing_files
 
 from .images import check_named, find
+from .options import FitRequest, add_options
 from .record import FORM, check_same_images, checksums, earlier_record, facts
-from .request import COVERAGES, GROUPS, PRIORS, FitRequest
 from .rows import Photo
 
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
@@ -37,72 +36,14 @@ and more images cost only what is new.
 def parse(argv: list[str] | None) -> FitRequest:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     parser.command = "fit"
-    add = parser.add_argument
-    words = "folder of class folders, or a CSV file"
-    add("images", type=path, nargs="?", metavar="IMAGES", help=words)
-    add(
-        "--to",
-        type=path,
-        required=True,
-        metavar="MODEL",
-        help="folder for the model: new, or of an earlier call",
-    )
-    words = "ViT-B/16, small, a weight file, ..., or several to choose among"
-    add("--backbone", nargs="+", default=["ViT-B/16"], help=f"{words} (default: ViT-B/16)")
-    words = "leave out backbones whose image tower takes longer for an image on this machine"
-    add("--max-ms", type=between(0, 1e6, "a number of milliseconds"), metavar="MS", help=words)
-    add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
-    add("--sentences", type=path, metavar="FILE", help="JSON file with sentences for each class")
-    words = "train prompts and CLIP-LoRA, too, if they end in time (default: 5)"
-    add("--minutes", type=between(-1e-9, 1e5, "a number of minutes"), default=5.0, help=words)
-    add(
-        "--test",
-        type=path,
-        metavar="DIR",
-        help="test images in class folders, or a CSV file: a second opinion",
-    )
-    words = "answer `unknown` so that at most so many answers are wrong: 5, 5%% or 0.05"
-    add("--max-error", type=percent, metavar="PERCENT", help=words)
-    words = (
-        "how to find images of one scene, which count once: by names, times and near-copies, "
-        "or not at all"
-    )
-    add("--groups", choices=GROUPS, default=GROUPS[0], help=f"{words} (default: auto)")
-    words = (
-        "name the groups by the folder below that of the class, or by the capture of REGEX in "
-        "the path"
-    )
-    add("--group-by", default="", metavar="folder|REGEX", help=words)
-    words = (
-        "how frequent the classes are in new images: as in these, or all equally (default: folder)"
-    )
-    add("--prior", choices=PRIORS, default=PRIORS[0], help=words)
-    words = "whether sets (`predict --sets`) cover a share of all images, or of those of each class"
-    add("--coverage-by", choices=COVERAGES, default=COVERAGES[0], help=f"{words} (default: images)")
-    add(
-        "--methods",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="methods to try besides zero-shot CLIP (default: all)",
-    )
-    words = "CSV file with path and label, for a bank"
-    add("--labels", type=path, metavar="FILE", help=words)
-    add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
-    words = "replace the model of a fit of other images"
-    add("--replace", action="store_true", help=words)
+    add_options(parser)
     options = vars(parser.parse_args(argv))
     if options["images"] is None:
         parser.error("the argument IMAGES is missing: write it before options with several values")
-    return request_of(options)
-
-
-def request_of(options: dict[str, Any]) -> FitRequest:
-    """The request by the values of all options."""
-    backbone, *others = options["backbone"]
-    lists = {"methods": tuple(options["methods"]), "others": tuple(others)}
-    values = {**options, **lists, "backbone": backbone}
-    return FitRequest(**{field.name: values[field.name] for field in fields(FitRequest)})
+    values = {one.name: options[one.name] for one in fields(FitRequest)}
+    for name in ("backbones", "methods"):
+        values[name] = tuple(values[name])
+    return FitRequest(**values)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from inference.sample import Sample
 
 from . import choice
 from .candidates import Weighted
-from .request import FitRequest
+from .options import FitRequest
 from .trials import Backbone, Examples, Trials
 
 SHARES = 0.25, 0.5

@@ -16,11 +16,11 @@ from inference.sets import Sets
 from . import choice
 from .candidates import Candidate, Weighted, ensemble, used
 from .choice import Estimate
+from .choose import Selection, select
 from .curve import curve, curve_seconds, estimate_by
 from .heads import Heads, logit_std
-from .options import Selection, select
+from .options import PRIORS, FitRequest
 from .plan import Plan
-from .request import PRIORS, FitRequest
 from .trials import Backbone, Examples, Trials, no_trials, try_candidates
 
 LEAST_DRAWN = 10  # scenes that were drawn at random, of an estimate

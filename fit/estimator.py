@@ -31,9 +31,9 @@ from .choice import Estimate
 from .command import with_checksums
 from .labelled import check_labels, check_list, column_of, photos_of
 from .matrix import fit_matrix
+from .options import FitOptions, FitRequest
 from .record import FILE, FORM, PAGE, contents_of, facts, images_of, options_of, write_contents
 from .report import leaderboard
-from .request import COVERAGES, PRIORS, FitOptions, FitRequest
 from .rows import Photo
 from .story import fit
 
@@ -80,17 +80,17 @@ class Classifier(ClassifierMixin, BaseEstimator):
     """
 
     backbone: str | Sequence[str] | None = "ViT-B/16"
-    minutes: float = 5.0
-    groups: str = "auto"
-    prior: str = PRIORS[0]
-    max_error: float | None = None
-    methods: str | Sequence[str] = ()
+    minutes: float = FitOptions.minutes
+    groups: str = FitOptions.groups
+    prior: str = FitOptions.prior
+    max_error: float | None = FitOptions.max_error
+    methods: str | Sequence[str] = FitOptions.methods
     sentences: str | PathLike | None = None
     device: str = ""
-    random_state: int = 1
+    random_state: int = FitOptions.seed
     verbose: bool = False
-    coverage_by: str = COVERAGES[0]
-    max_ms: float | None = None
+    coverage_by: str = FitOptions.coverage_by
+    max_ms: float | None = FitOptions.max_ms
     _model: Any = field(init=False)  # a PromptedClassifier, or a MatrixModel
 
     def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
@@ -171,7 +171,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31)
-        first, *others = self._backbones()
         options: dict[str, Any] = {
             one.name: getattr(self, one.name, None) for one in fields(FitOptions)
         }
@@ -180,8 +179,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return FitRequest(
             images=Path("images"),
             to=folder,
-            backbone=first,
-            others=tuple(others),
+            backbones=tuple(self._backbones()),
             device=self.device,
             sentences=Path(self.sentences) if self.sentences else None,
             **options,

@@ -22,8 +22,8 @@ from trainers.base.head import Head
 from .candidates import CANDIDATES, VISION, ZERO_SHOT, Candidate
 from .decision import decide
 from .heads import Heads, reads_names
+from .options import FitRequest
 from .photos import Photos
-from .request import FitRequest
 from .result import Fit
 from .rows import Photo
 from .trials import Examples

@@ -1,120 +1,175 @@
-"""The choice among backbones, and among the candidates of each."""
+"""The options of a fit, each once: the command, `Classifier`, fit.json and the page of options have
+their names, defaults, values and help from here.
+"""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Real
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from common.errors import UsageError, check_name
+from common.start import Parser, any_seed, between, path, percent
 
-from inference.sample import Sample
-
-from .choice import Floats, choose, combine, correct, losses, stack
-
-# By how much the cross-entropy of a backbone may be larger, for an accuracy larger by 1; chosen on
-# other data sets than those of docs/own_classes.md
-OF_ACCURACY = 3.0
-Ensemble = Callable[[NDArray[np.bool_]], Mapping[int, float]]
-
-
-@dataclass(frozen=True)
-class Option:
-    """The results of the candidates of a backbone.
-
-    Attributes:
-        logits: (candidates, repeats, images, classes).
-        ensemble: from the images that choose (images,) to those of an ensemble and their
-            default weights.
-    """
-
-    logits: Floats
-    ensemble: Ensemble
+PRIORS = "folder", "equal"
+COVERAGES = "images", "class"
+GROUPS = "auto", "none"
 
 
-def choose_each(
-    options: Sequence[Option],
-    sample: Sample,
-    inside: NDArray[np.bool_],
-    starts: Sequence[Floats | None],
-) -> tuple[list[float], list[Floats]]:
-    """For each backbone the score of the choice among its candidates, and that choice (`choose`),
-    by the images `inside` (images,) of the sample. The lowest one wins: the cross-entropy less
-    OF_ACCURACY times the accuracy, as encoders may be as sure and not as often right.
-    """
-    part = sample.part(inside)
-    weights = []
-    scores = []
-    for option, start in zip(options, starts, strict=True):
-        logits = option.logits[:, :, inside]
-        chosen = choose(logits, part, option.ensemble(inside), start)
-        weights.append(chosen)
-        answers = combine(chosen, logits)
-        accuracy = part.mean(correct(answers, part.labels))
-        scores.append(part.mean(losses(answers, part.labels)) - OF_ACCURACY * accuracy)
-    return scores, weights
-
-
-def nested(
-    options: Sequence[Option], sample: Sample, folds: NDArray[np.int64]
-) -> tuple[Floats, NDArray[np.int64]]:
-    """The logits of the images of each fold by the choice that the other images make, for each
-    backbone: (backbones, repeats, images, classes); and the backbone that these choose (repeats,
-    images).
+def option(default: Any, words: str, flag: str = "", below: float = 0.0, **reads: Any) -> Any:
+    """A field of an option.
 
     Args:
-        folds: (repeats, images).
+        words: its help.
+        flag: its word on the command line; by default its name.
+        below: numbers of 0 or more, and less than this, are accepted; 0: it is no number.
+        reads: how argparse reads it.
     """
-    out = np.zeros(len(sample.labels), dtype=bool)  # of the folds
-    starts = [stack(one.logits, sample, one.ensemble(~out)) for one in options]
-    backbones = np.zeros(folds.shape, dtype=np.int64)
-    found = np.stack([one.logits[0] for one in options])
-    for repeat, out in each_fold(folds):
-        scores, weights = choose_each(options, sample, ~out, starts)
-        backbones[repeat, out] = np.argmin(scores)
-        logits = (one.logits[:, repeat, out] for one in options)
-        found[:, repeat, out] = list(map(combine, weights, logits))
-    return found, backbones
+    if below:
+        reads = {"type": between(-1e-9, below, f"a number from 0 to {below:,.0f}")} | reads
+    facts = {"words": words, "flag": flag, "below": below, "reads": reads}
+    return field(default=default, metadata=facts)
 
 
-def each_fold(folds: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """The number of the repeat, and the images of each fold (images,)."""
-    for repeat, row in enumerate(folds):
-        for fold in np.unique(row):
-            yield repeat, row == fold
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """The options of a fit that fit.json keeps.
 
-
-@dataclass(frozen=True)
-class Selection:
-    """The choice among backbones.
-
-    Attributes:
-        place: of the chosen backbone.
-        weights: (candidates,), of the chosen backbone.
-        scores: of each backbone, by `choose_each`.
-        logits: (backbones, repeats, images, classes), by `nested`.
-        outside: (repeats, images, classes), the same by the backbone that the other images choose.
+    Raises UsageError for a value that is not accepted.
     """
 
-    place: int
-    weights: Floats
-    scores: Sequence[float]
-    logits: Floats
-    outside: Floats
+    max_ms: float | None = option(
+        None,
+        "leave out backbones whose image tower takes longer for an image on this machine",
+        below=1e6,
+        metavar="MS",
+    )
+    minutes: float = option(
+        5.0, "train prompts and CLIP-LoRA, too, if they end in time; 0: heads alone", below=1e5
+    )
+    max_error: float | None = option(
+        None,
+        "answer `unknown` so that at most so many answers are wrong: 5, 5%% or 0.05",
+        below=100,
+        type=percent,
+        metavar="PERCENT",
+    )
+    groups: str = option(
+        GROUPS[0],
+        "how to find images of one scene, which count once: by names, times and near-copies, or "
+        "not at all",
+        choices=GROUPS,
+    )
+    prior: str = option(
+        PRIORS[0],
+        "how frequent the classes are in new images: as in these, or all equally",
+        choices=PRIORS,
+    )
+    coverage_by: str = option(
+        COVERAGES[0],
+        "whether sets (`predict --sets`) cover a share of all images, or of those of each class",
+        choices=COVERAGES,
+    )
+    methods: tuple[str, ...] = option(
+        (), "methods to try besides zero-shot CLIP (default: all)", nargs="+", metavar="NAME"
+    )
+    seed: int = option(1, "of the folds and of the training", type=any_seed)
 
-    def part(self, inside: NDArray[np.bool_]) -> "Selection":
-        """The same of some of the images (images,)."""
-        logits = self.logits[:, :, inside]
-        return replace(self, logits=logits, outside=self.outside[:, inside])
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            check(one, getattr(self, one.name))
 
 
-def select(options: Sequence[Option], sample: Sample, folds: NDArray[np.int64]) -> Selection:
-    """Choose a backbone and among its candidates.
+@dataclass(frozen=True, kw_only=True)
+class FitRequest(FitOptions):
+    """All options of `tools/fit.py`."""
 
-    Args:
-        folds: (repeats, images).
-    """
-    everything = np.ones(len(sample.labels), dtype=bool)
-    scores, weights = choose_each(options, sample, everything, [None] * len(options))
-    place = int(np.argmin(scores))
-    logits, backbones = nested(options, sample, folds)
-    outside = np.take_along_axis(logits, backbones[None, :, :, None], axis=0)[0]
-    return Selection(place, weights[place], scores, logits, outside)
+    images: Path = option(
+        MISSING,
+        "folder of class folders, a CSV file or a bank",
+        "images",
+        type=path,
+        nargs="?",
+        metavar="IMAGES",
+    )
+    to: Path = option(
+        MISSING,
+        "folder for the model: new, or of an earlier call",
+        type=path,
+        required=True,
+        metavar="MODEL",
+    )
+    backbones: tuple[str, ...] = option(
+        ("ViT-B/16",),
+        "ViT-B/16, small, a weight file, ..., or several to choose among",
+        "--backbone",
+        nargs="+",
+        metavar="NAME",
+    )
+    device: str = option("", "cpu or cuda (default: cuda if there is a GPU)")
+    sentences: Path | None = option(
+        None, "JSON file with sentences for each class", type=path, metavar="FILE"
+    )
+    test: Path | None = option(
+        None,
+        "test images in class folders, or a CSV file: a second opinion",
+        type=path,
+        metavar="DIR",
+    )
+    group_by: str = option(
+        "",
+        "name the groups by the folder below that of the class, or by the capture of REGEX in the "
+        "path",
+        metavar="folder|REGEX",
+    )
+    labels: Path | None = option(
+        None, "CSV file with path and label, for a bank", type=path, metavar="FILE"
+    )
+    replace: bool = option(False, "replace the model of a fit of other images", action="store_true")
+
+    @property
+    def backbone(self) -> str:
+        """The only one, or the first to choose among."""
+        return self.backbones[0]
+
+
+def check(one: Field[Any], value: Any) -> None:
+    """Raise UsageError for a value that an option does not accept."""
+    choices = one.metadata["reads"].get("choices")
+    if choices:
+        check_name(value, choices, f"value of {one.name}")
+    below = one.metadata["below"]
+    if not below or value is one.default is None:
+        return
+    if not isinstance(value, Real) or not 0 <= float(value) < below:  # also NaN
+        raise UsageError(f"{one.name} is {value!r}", f"give a number from 0 to below {below:,.0f}")
+
+
+def options_of_fit() -> list[Field[Any]]:
+    """All options, in the order of the help."""
+    return sorted(fields(FitRequest), key=lambda one: one.name in FitOptions.__dataclass_fields__)
+
+
+def flag_of(one: Field[Any]) -> str:
+    """The word of an option on the command line."""
+    return one.metadata["flag"] or "--" + one.name.replace("_", "-")
+
+
+def help_of(one: Field[Any]) -> str:
+    """What an option means, with its default."""
+    words: str = one.metadata["words"]
+    if one.default is MISSING or not one.default:
+        return words
+    values = one.default if isinstance(one.default, tuple) else [one.default]
+    return f"{words} (default: {' '.join(map(str, values))})"
+
+
+def add_options(parser: Parser) -> None:
+    """Add all options to those of a command."""
+    for one in options_of_fit():
+        reads = dict(one.metadata["reads"])
+        if one.default is not MISSING:
+            reads["default"] = one.default
+        flag = flag_of(one)
+        if flag.startswith("-"):
+            reads["dest"] = one.name
+        parser.add_argument(flag, help=help_of(one), **reads)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from common.results import CALIBRATION, SEEN
 from common.start import required_packages
 from common.text import MAX_JSON, read_bytes, read_json
 
-from .request import FitOptions, FitRequest
+from .options import FitOptions, FitRequest
 from .rows import Photo
 
 FILE = "fit.json"
@@ -98,33 +98,27 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
     with required_packages():
         from clip import weights_sha256  # imports torch, which takes seconds
 
-    later: dict[str, Any] = {}  # options that earlier versions lack
-    if request.coverage_by == "class":
-        later["coverage_by"] = "class"
-    if request.others:
-        later["others"] = [weights_sha256(name) for name in request.others]
-    if request.max_ms:
-        later["max_ms"] = request.max_ms
+    kept = {one.name: getattr(request, one.name) for one in fields(FitOptions)}
+    # Options that earlier versions lack
+    later = {"coverage_by": "images", "max_ms": None}
+    known = {name: value for name, value in kept.items() if value != later.get(name, ...)}
+    weights, *others = map(weights_sha256, request.backbones)
+    if others:
+        known["others"] = others
     if any(photo.bank for photo in photos):
-        later["bank"] = True
+        known["bank"] = True
     if any(photo.asked for photo in photos):
-        later["asked"] = digest([photo.asked for photo in photos])
+        known["asked"] = digest([photo.asked for photo in photos])
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     sentences = ""
     if request.sentences:
         sentences = hashlib.sha256(read_bytes(request.sentences, MAX_JSON)).hexdigest()
-    return {
-        "minutes": request.minutes,
+    return known | {
         "methods": list(request.methods),
-        "max_error": request.max_error,
-        "seed": request.seed,
-        "groups": request.groups,
-        "prior": request.prior,
         "images": digest(rows),
-        "weights": weights_sha256(request.backbone),
+        "weights": weights,
         "sentences": sentences,
         "form": FORM,
-        **later,
     }
 
 

@@ -15,8 +15,8 @@ from inference.calibrated import Calibration, sha256_of_images
 from .candidates import GUESSING
 from .choice import Estimate
 from .decision import Decision
+from .options import PRIORS, FitRequest
 from .photos import Photos
-from .request import PRIORS, FitRequest
 
 MOST_NAMED = 3  # heads of a vote
 

@@ -20,8 +20,8 @@ from .candidates import VISION
 from .features import Features, Row
 from .heads import Heads, reads_names
 from .images import learned_classes
+from .options import FitRequest
 from .plan import Plan
-from .request import FitRequest
 from .rows import Photo
 
 TIMED = 8  # images of a measurement
@@ -82,10 +82,10 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
     names = sorted(learned_classes(found))
     sources = []
     for name in request.backbones:
-        own = replace(request, backbone=name, others=())
+        own = replace(request, backbones=(name,))
         heads = heads_of(own, names)
         encoder = Features(heads.zero_shot, heads.tower)
-        if (request.others or request.max_ms) and name not in plan.ms:
+        if (len(request.backbones) > 1 or request.max_ms) and name not in plan.ms:
             plan.ms[name] = milliseconds(encoder)
         if request.max_ms and plan.ms[name] > request.max_ms:
             print(f"Left out: {name} takes {plan.ms[name]:.1f} ms for an image")

@@ -30,10 +30,10 @@ from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
 from .decision import Decision, decide_among
 from .features import Row, features_of
 from .heads import Heads, reads_names
+from .options import FitRequest
 from .photos import Photos
 from .plan import Plan
 from .record import FILE, FORM, PAGE, TABLE, checksums
-from .request import FitRequest
 from .result import Fit, Tested
 from .rows import Photo
 from .sources import Source, price, read_by_all, sources_of

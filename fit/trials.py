@@ -18,8 +18,8 @@ from inference.sample import Sample
 
 from . import choice
 from .candidates import GUESSING, Candidate, ensemble
+from .choose import Option
 from .heads import Heads, logit_std
-from .options import Option
 from .plan import Plan, TooLong
 
 MOST_LOGITS = 5 * 10**7  # of all candidates, repeats, images and classes: 0.2 GB

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.model_selection import cross_val_score
 
 from common.errors import UsageError
 from fit.estimator import Classifier
+from fit.options import FitOptions, FitRequest
 from inference.models import load
 from inference.options import LoadOptions
 
@@ -204,12 +206,19 @@ def test_wrong_arguments_are_value_errors(X, y, what, tiny):
         quick(tiny).fit(X, y)
 
 
+def test_a_classifier_has_the_options_and_defaults_of_a_fit():
+    options = {one.name: one.default for one in fields(FitOptions)}
+    options["random_state"] = options.pop("seed")
+    (options["backbone"],) = FitRequest.backbones
+    assert options.items() <= Classifier().get_params().items()
+
+
 @pytest.mark.parametrize("option", ["minutes", "max_error", "max_ms"])
 def test_options_below_0_are_refused(option, tiny, images):
     for value in (-1.0, np.nan, "5"):
-        with one_line(f"{option} is {value!r}: give a number, 0 or more"):
+        with one_line(f"{option} is {value!r}: give a number from 0 to below"):
             quick(tiny).set_params(**{option: value}).fit(*images)
-    with one_line("max_error is 100.0: give a percentage below 100"):
+    with one_line("max_error is 100.0: give a number from 0 to below 100"):
         quick(tiny).set_params(max_error=100.0).fit(*images)
 
 

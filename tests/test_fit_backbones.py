@@ -11,8 +11,8 @@ from marks import of_json
 from clip import weights_sha256
 from fit import choice, sources, story
 from fit import command as fit
+from fit.choose import Option, nested
 from fit.estimator import Classifier
-from fit.options import Option, nested
 from inference.models import load
 from inference.sample import Sample
 

@@ -19,12 +19,12 @@ from fit.candidates import (
     Candidate,
     ensemble,
 )
+from fit.choose import Option, nested
 from fit.curve import curve, estimate_by
 from fit.decision import decide
 from fit.heads import Heads, logit_std, settings_of
-from fit.options import Option, nested
+from fit.options import FitRequest
 from fit.photos import Photos
-from fit.request import FitRequest
 from fit.rows import Photo
 from fit.trials import Backbone, Examples
 from inference import export
@@ -48,7 +48,7 @@ def features_of(labels):
 def decided(heads, features, labels, scenes, methods):
     examples = Examples(features, labels, np.array(scenes), heads.names)
     candidates = [one for one in CANDIDATES if one.method in methods]
-    return decide(heads, examples, candidates, FitRequest(Path("photos"), Path("model")))
+    return decide(heads, examples, candidates, FitRequest(images=Path("photos"), to=Path("model")))
 
 
 def test_heads_learn_with_one_thread(heads, monkeypatch):
@@ -326,7 +326,7 @@ def test_the_curve_asks_for_each_image_once_and_learns_from_a_share_of_the_scene
     assert sizes[0] == 1 and 2 <= sizes[1] <= 2.5
     assert heads.seen == [4] * number + [2 * 2 * round(4.8 / 2)] * number
 
-    request = FitRequest(Path("photos"), Path("model"))
+    request = FitRequest(images=Path("photos"), to=Path("model"))
     without = estimate_by(np.arange(24), backbone, [(CANDIDATES[0], 2.0)], 50.0, request)
     alone = Sample.of(examples.labels)
     expected = choice.estimate(x.numpy()[None], alone, 5, 50.0, 12)
