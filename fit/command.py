@@ -4,7 +4,7 @@ estimate.
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from common.errors import UsageError
@@ -15,7 +15,7 @@ from datasets.base import missing_files
 
 from .images import check_named, find
 from .options import FitRequest, add_options
-from .record import FORM, check_same_images, checksums, earlier_record, facts
+from .record import check_same_images, checksums, earlier_record, record_of
 from .rows import Photo
 
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
@@ -60,16 +60,12 @@ def main(argv: list[str] | None = None) -> None:
     announce(request, photos, classes)
     if request.methods:
         with required_packages():
-            from .story import check_methods  # imports torch, which takes seconds
+            from .fit import check_methods  # imports torch, which takes seconds
         check_methods(request.methods)
     photos = with_checksums(photos)
     if not request.replace:
         check_same_images(earlier, photos, request)
-    asked = facts(request, photos)
-    same = earlier.get("request") == asked
-    record = earlier if same else {"form": FORM, "finished": False, "request": asked}
-    record.setdefault("images", [asdict(photo) for photo in photos])
-    record.setdefault("names", classes)
+    record = record_of(request, photos, earlier)
     if record.get("finished") is True:
         page = request.to / "report.html"
         if record.get("model") == checksums(request.to) and page.is_file():
@@ -78,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         files = f"The model or {page.name} in {request.to}"
         print(f"{files} is gone or was changed: it is fitted again")
     with required_packages():
-        from .story import fit  # imports torch, which takes seconds
+        from .fit import fit  # imports torch, which takes seconds
     for line in fit(request, photos, record).summary():
         print(printable(line))
 

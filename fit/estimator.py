@@ -29,13 +29,13 @@ from inference.options import LoadOptions
 
 from .choice import Estimate
 from .command import with_checksums
+from .fit import fit
 from .labelled import check_labels, check_list, column_of, photos_of
 from .matrix import fit_matrix
 from .options import FitOptions, FitRequest
-from .record import FILE, FORM, PAGE, contents_of, facts, images_of, options_of, write_contents
+from .record import FILE, PAGE, contents_of, images_of, options_of, record_of, write_contents
 from .report import leaderboard
 from .rows import Photo
-from .story import fit
 
 AT_A_TIME = 1000  # images that are in memory for a prediction
 
@@ -196,8 +196,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _fit(self, request: FitRequest, photos: list[Photo], known: Sequence[Photo] = ()) -> None:
         """Fit into the folder of the request; the known images must be readable."""
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-            asked = facts(request, photos)
-            fit(request, photos, {"form": FORM, "finished": False, "request": asked}, known)
+            fit(request, photos, record_of(request, photos), known)
 
     def _take(self, files: dict[str, bytes], labels: dict[str, Any]) -> None:
         """Take the files of a fit, which are the model."""

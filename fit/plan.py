@@ -5,6 +5,7 @@ it were not. A `Clock` says whether the trainings of a candidate end in time.
 import json
 import math
 import time
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,12 @@ class Plan:
     def __init__(
         self,
         file: Path | None = None,
-        record: dict[str, Any] | None = None,
+        record: Mapping[str, Any] | None = None,
         deadline: float = math.inf,
         end: float = math.inf,
     ):
         self.file = file
-        self.record = record or {}
+        self.record = dict(record or {})
         self.deadline = deadline
         self.end = end
         written = self.record.get("plan")
@@ -59,16 +60,21 @@ class Plan:
         return f"{self.backbone} {candidate}" if self.backbone else candidate
 
     def write(
-        self, trained: dict[str, str] | None = None, too_long: dict[str, str] | None = None
+        self,
+        trained: dict[str, str] | None = None,
+        too_long: dict[str, str] | None = None,
+        ms: dict[str, float] | None = None,
     ) -> None:
         """Take decisions.
 
         Args:
             trained: for each trained method why it is left out; empty if it is tried.
             too_long: for each head that takes too long, by its `key`, how long.
+            ms: milliseconds of an image, by backbone.
         """
         self.trained = self.trained if trained is None else trained
         self.too_long |= too_long or {}
+        self.ms |= ms or {}
         if not self.file:
             return
         plan: dict[str, Any] = {"too_long": self.too_long}

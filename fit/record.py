@@ -93,6 +93,21 @@ def digest(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def record_of(
+    request: FitRequest, photos: Sequence[Photo], earlier: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of fit.json before the fit: that of an earlier call with the same facts, or a new
+    one.
+    """
+    asked = facts(request, photos)
+    if earlier and earlier.get("request") == asked:
+        return earlier
+    images = [asdict(photo) for photo in photos]
+    names = sorted({photo.label for photo in photos})
+    facts_so_far = {"form": FORM, "finished": False, "request": asked}
+    return facts_so_far | {"images": images, "names": names}
+
+
 def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
     """The facts that a fit depends on, for fit.json: the same facts give the same result."""
     with required_packages():

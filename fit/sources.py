@@ -21,14 +21,13 @@ from .features import Features, Row
 from .heads import Heads, reads_names
 from .images import learned_classes
 from .options import FitRequest
-from .plan import Plan
 from .rows import Photo
 
 TIMED = 8  # images of a measurement
 ROUNDS = 3  # of which the fastest counts
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
     """A backbone, and what it says of the images.
 
@@ -43,11 +42,6 @@ class Source:
     rows: Mapping[str, Row]
     damaged: Mapping[str, str]
     encoder: Features
-
-    @property
-    def read(self) -> tuple[Mapping[str, Row], Mapping[str, str]]:
-        """The facts of the images, and the faults of the other ones."""
-        return self.rows, self.damaged
 
     def of_classes(self, names: Sequence[str]) -> Heads:
         """The heads for these classes."""
@@ -72,8 +66,14 @@ def heads_of(request: FitRequest, names: Sequence[str], clip: CLIP | None = None
     return Heads(PromptedClassifier(nameless, None, name, options, clip), request.seed)
 
 
-def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[Source]:
-    """Each backbone that is fast enough, with the features of the images.
+def sources_of(
+    request: FitRequest, found: Sequence[Photo], known: Mapping[str, float]
+) -> tuple[list[Source], dict[str, float]]:
+    """Each backbone that is fast enough, with the features of the images; and the milliseconds of
+    an image by each backbone, if there are several or a limit.
+
+    Args:
+        known: milliseconds that an earlier call has measured.
 
     Raises:
         UsageError: two backbones have the same weights, or none is fast enough.
@@ -81,29 +81,30 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
     check_different(request.backbones)
     names = sorted(learned_classes(found))
     sources = []
+    ms = {}
     for name in request.backbones:
         own = replace(request, backbones=(name,))
         heads = heads_of(own, names)
         encoder = Features(heads.zero_shot, heads.tower)
-        if (len(request.backbones) > 1 or request.max_ms) and name not in plan.ms:
-            plan.ms[name] = milliseconds(encoder)
-        if request.max_ms and plan.ms[name] > request.max_ms:
-            print(f"Left out: {name} takes {plan.ms[name]:.1f} ms for an image")
+        if len(request.backbones) > 1 or request.max_ms:
+            ms[name] = known.get(name) or milliseconds(encoder)
+        if request.max_ms and ms[name] > request.max_ms:
+            print(f"Left out: {name} takes {ms[name]:.1f} ms for an image")
             continue
         sources.append(Source(own, heads, *banked.features_of(found, encoder), encoder))
-    check_texts(request, sources)
     if not sources:
-        fastest = min(plan.ms, key=plan.ms.__getitem__)
+        fastest = min(ms, key=ms.__getitem__)
         raise UsageError(
             f"no backbone takes at most {request.max_ms:g} ms for an image here",
-            f"raise --max-ms: {fastest} takes {plan.ms[fastest]:.1f}",
+            f"raise --max-ms: {fastest} takes {ms[fastest]:.1f}",
         )
-    return sources
+    check_texts(request, sources)
+    return sources, ms
 
 
 def check_texts(request: FitRequest, sources: Sequence[Source]) -> None:
     """Raise UsageError for an option that needs texts, if no backbone reads any."""
-    if not sources or any(source.heads.reads_names for source in sources):
+    if any(source.heads.reads_names for source in sources):
         return
     asked = [name for name in request.methods if reads_names(name)]
     asked += ["--sentences"] if request.sentences else []
@@ -142,10 +143,8 @@ def price(name: str, ms: float) -> dict[str, Any]:
     return {"megabytes": megabytes, "ms": ms, "images_per_second": 1000 / ms}
 
 
-def read_by_all(
-    found: Sequence[tuple[Mapping[str, Row], Mapping[str, str]]],
-) -> tuple[dict[str, Row], dict[str, str]]:
+def read_by_all(sources: Sequence[Source]) -> tuple[dict[str, Row], dict[str, str]]:
     """The rows of the first backbone, of images that all can use; and the faults of others."""
-    first, _ = found[0]
-    used = {path: row for path, row in first.items() if all(path in rows for rows, _ in found)}
-    return used, {path: fault for _, faults in found for path, fault in faults.items()}
+    rows = sources[0].rows
+    used = {path: rows[path] for path in rows if all(path in one.rows for one in sources)}
+    return used, {path: fault for one in sources for path, fault in one.damaged.items()}

@@ -14,8 +14,9 @@ from PIL import Image
 
 from common.files import checksum
 from common.version import source
-from fit import choice, decision, features, plan, story
+from fit import choice, decision, features, plan
 from fit import command as fit
+from fit import fit as story
 from fit import towers as towers_module
 from fit.estimator import Classifier
 from fit.features import Features

@@ -9,8 +9,9 @@ from drawn import class_folders
 from marks import of_json
 
 from clip import weights_sha256
-from fit import choice, sources, story
+from fit import choice, sources
 from fit import command as fit
+from fit import fit as story
 from fit.choose import Option, nested
 from fit.estimator import Classifier
 from inference.models import load

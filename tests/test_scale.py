@@ -10,7 +10,8 @@ from dassl.data.datasets import Datum
 from marks import one_line
 
 from clip.backbone import common_preprocessing, preprocessing
-from fit import story, trials
+from fit import fit as story
+from fit import trials
 from fit.candidates import CANDIDATES, COMPUTED, Candidate
 from fit.estimator import Classifier
 from fit.heads import Heads

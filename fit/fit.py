@@ -2,7 +2,6 @@
 leaves.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from trainers.base.features import CachedOutput
 
 from . import groups, report
 from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
-from .decision import Decision, decide_among
+from .decision import decide_among
 from .features import Row, features_of
 from .heads import Heads, reads_names
 from .options import FitRequest
@@ -62,14 +61,14 @@ class Learner(Backbone):
 def fit(
     request: FitRequest,
     found: Sequence[Photo],
-    record: dict[str, Any],
+    record: Mapping[str, Any],
     known: Sequence[Photo] = (),
 ) -> Fit:
     """Write the model, the page and, last, the record.
 
     Args:
         found: the images with the SHA-256 of their files.
-        record: the content of fit.json so far: the request and, of a fit that was killed, its plan.
+        record: the content of fit.json so far (`record_of`).
         known: images of an earlier fit, which must be readable.
 
     Raises:
@@ -78,20 +77,23 @@ def fit(
     """
     check_methods(request.methods)
     plan = plan_of(request, record)
-    sources = sources_of(request, found, plan)
-    rows, damaged = read_by_all([source.read for source in sources])
+    sources, ms = sources_of(request, found, plan.ms)
+    rows, damaged = read_by_all(sources)
     check_found(known, damaged)
     photos = photos_of(request, found, rows, damaged)
     with locked(request.to, option="--to"):
-        write_text(request.to / FILE, json.dumps(record) + "\n")
-        if plan.ms:
-            plan.write()
-        learner, decision = decided(request, sources, photos, plan)
-        result = Fit(learner.source.request, photos, decision)
+        plan.write(ms=ms)
+        learners = [learner_of(one, photos, plan, len(sources) > 1) for one in sources]
+        place, decision = decide_among(learners, request, plan)
+        learner = learners[place]
+        priced = [row | price(row["backbone"], ms[row["backbone"]]) for row in decision.backbones]
+        notes = [*decision.notes, *left_out(request, photos, len(sources) > 1)]
+        decision = replace(decision, backbones=priced, notes=notes)
+        asked = record["request"]
         if any(source.encoder.changed for source in sources):
             # The same call again does not lack changed images
-            record["request"] = {**record["request"], "images": ""}
-        return written(result, learner, record["request"])
+            asked = asked | {"images": ""}
+        return written(Fit(learner.source.request, photos, decision), learner, asked)
 
 
 def written(result: Fit, learner: Learner, asked: Mapping[str, Any]) -> Fit:
@@ -123,7 +125,7 @@ def check_found(known: Sequence[Photo], damaged: Mapping[str, str]) -> None:
         raise UsageError(fault, "restore them, or call fit with all images")
 
 
-def plan_of(request: FitRequest, record: dict[str, Any]) -> Plan:
+def plan_of(request: FitRequest, record: Mapping[str, Any]) -> Plan:
     """The plan from now on."""
     began = time.monotonic()
     end = began + 60 * request.minutes
@@ -138,25 +140,9 @@ def examples_of(photos: Photos, rows: Mapping[str, Row], heads: Heads) -> Exampl
     return Examples(x, y, photos.scenes, photos.names, photos.drawn, photos.certain)
 
 
-def decided(
-    request: FitRequest, sources: Sequence[Source], photos: Photos, plan: Plan
-) -> tuple[Learner, Decision]:
-    """What learns on the chosen backbone, and the decision.
-
-    With several backbones, heads alone are tried: prompts and adapters would have to be trained for
-    each of them.
-    """
-    several = len(sources) > 1
-    learners = [learner_of(source, photos, plan, several) for source in sources]
-    place, decision = decide_among(learners, request, plan)
-    priced = [row | price(row["backbone"], plan.ms[row["backbone"]]) for row in decision.backbones]
-    notes = [*decision.notes, *left_out(request, photos, several)]
-    return learners[place], replace(decision, backbones=priced, notes=notes)
-
-
 def learner_of(source: Source, photos: Photos, plan: Plan, several: bool) -> Learner:
-    """What learns on a backbone, which may be one of several; methods that train on images only if
-    these can be read.
+    """What learns on a backbone, which may be one of several: then heads alone, as prompts and
+    adapters would have to be trained for each of them. Methods that train on images need these.
     """
     request = source.request
     heads = source.of_classes(photos.names)
@@ -197,16 +183,18 @@ def photos_of(
 ) -> Photos:
     """The images that can be used, in groups."""
     photos = Photos.usable(found, rows, damaged)
+    notes = [*photos.notes]
     if request.minutes and photos.from_bank:
-        photos.notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
+        notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
     looks = groups.looks_known(found, rows)
     if request.groups == "auto":
         photos = photos.in_groups(groups.find(photos.images, rows, looks))
-        if looks:
-            return photos
-    why = "--groups none" if looks else "a bank that was written without --look"
-    note = f"GROUPS ARE OFF ({why}): near-copies count as if they were of different scenes"
-    return replace(photos, notes=[*photos.notes, note], looks=looks)
+    if request.groups != "auto" or not looks:
+        why = "--groups none" if looks else "a bank that was written without --look"
+        notes.append(
+            f"GROUPS ARE OFF ({why}): near-copies count as if they were of different scenes"
+        )
+    return replace(photos, notes=notes, looks=looks)
 
 
 def methods_of(
