@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from drawn import differing
+from harness import backbone_of, images_of
 from marks import case_of, golden, one_line
-from test_golden import backbone_of, images_of
 from torch.nn.functional import normalize
 
 import trainers

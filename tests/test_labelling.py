@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from golden_inputs import drawn
+from harness import drawn
 from marks import golden_cases
 
 from measures.labelling import METHODS, Pool, auto_radius, choose, herding, k_center, whitened

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import results
-from golden_inputs import drawn, drawn_features
+from harness import drawn, drawn_features
 from marks import case_of, golden, one_line
 
 from measures import metrics

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from drawn import arguments, results, write_eurosat
-from marks import case_of, golden, of_json, thorough_but, to_json
+from harness import agree
+from marks import of_json, to_json
 from sklearn.metrics import average_precision_score, roc_auc_score
-from test_golden import AFTER, BEFORE, close, images_of
-from test_golden import build as golden_trainer
 from trees import build_tree
 
 import trainers
@@ -19,52 +18,11 @@ from trainers.base.prompted import local_logits
 pytestmark = pytest.mark.slow
 
 
-def pytest_generate_tests(metafunc):
-    golden(metafunc, "figures", lambda content: case_of(content).get("trainer") == "LoCoOp")
-
-
-def same_scores(logits, of_patches, expected, tolerance=2e-6):
-    for each in expected:
-        got = ood.scores(torch.as_tensor(logits), torch.as_tensor(of_patches), each["T"])
-        for score in ("MCM", "GL-MCM"):
-            close(got[score], each[score], tolerance)
-
-
 def logits_and_patches(trainer, images):
     """As `ood.DetectionObserver` reads them."""
     with trainer.model.reading("local"):
         logits = trainer.model_inference(images)
         return logits, local_logits(trainer.model, trainer.model.last_output).detach()
-
-
-@pytest.mark.parametrize("towers", thorough_but(("fast",), ("fast", "plain")))
-def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
-    case = figures["case"]
-    settings = (
-        case["trainer"],
-        towers,
-        case["cfg"],
-        case["arch"],
-        case["classnames"],
-        figures["optimizer"],
-    )
-    trainer = golden_trainer(*settings, backbones, tmp_path)
-    images = images_of(case["batch"], case["arch"]["image_resolution"])
-    batch = {"img": images, "label": torch.tensor(figures["labels"])}
-
-    def check(when, tolerance):
-        trainer.set_model_mode("eval")
-        logits, of_patches = logits_and_patches(trainer, images)
-        close(logits, figures[f"logits_{when}"], tolerance)
-        close(of_patches, figures[f"logits_local_{when}"], 2 * tolerance)
-        same_scores(logits, of_patches, figures[f"scores_{when}"], tolerance)
-        assert trainer.model.read == ("local",)
-        trainer.set_model_mode("train")
-
-    check("before", BEFORE)
-    for _ in figures["losses"]:
-        trainer.forward_backward(batch)
-    check("after", AFTER)
 
 
 def test_other_scores_by_numpy():
@@ -101,7 +59,7 @@ def test_patches_of_an_image_do_not_depend_on_the_others(method, build):
     images = torch.randn(3, 3, 32, 32)
     together = patches(images)
     assert together.shape == (3, 4, 6)
-    close(together, torch.cat([patches(image[None]) for image in images]), 1e-3)
+    agree(together, torch.cat([patches(image[None]) for image in images]), abs=1e-3)
 
 
 # Runs

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
+from harness import build, images_of
 from learned import images_of as images_of_dataset
 from marks import case_of, golden, of_json, one_line, to_json
 from safetensors.torch import load_file, save_file
-from test_golden import build, images_of
 
 from inference import export, models, peft, peft_export, predict
 from inference.classifier import PromptedClassifier
