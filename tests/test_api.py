@@ -9,7 +9,7 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
-from threading import Event, Thread
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -122,17 +122,6 @@ def test_a_list_of_one_image_and_a_data_url(port, photos):
     assert of_list == [of_url]
 
 
-def test_no_answer_waits_until_the_client_acknowledges_its_head(port):
-    with closing(HTTPConnection("127.0.0.1", port, 300)) as connection:
-        times = []
-        for _ in range(15):
-            start = time.perf_counter()
-            connection.request("GET", "/health")
-            connection.getresponse().read()
-            times.append(time.perf_counter() - start)
-    assert sorted(times)[5] < 0.035  # it would be 0.04 for most of them
-
-
 def test_few_images_wait_to_be_classified_and_many_are_answered(classifier, monkeypatch):
     monkeypatch.setattr(service, "BATCH", 2)
     go = Event()
@@ -159,30 +148,6 @@ def test_few_images_wait_to_be_classified_and_many_are_answered(classifier, monk
     before, answers = asyncio.run(ask_many())
     assert 0 < before <= 2 * (torch.get_num_threads() + 1)
     assert len({answer["top"][0]["class"] for answer in answers}) == 1 and len(answers) == 60
-
-
-def test_a_job_wakes_the_thread_that_waits_for_few():
-    """It woke one thread, perhaps one that waits for more jobs, and the other one slept on."""
-    line = service.Line()
-    taken = []
-    job = service.Job(b"", None, None, None, service.Question(image=""))
-    line.add(job)
-    line.take(1)
-
-    def take(few):
-        taken.append((few, len(line.take(9, few))))
-
-    threads = [Thread(target=take, args=[few]) for few in (4, 8)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.1)
-    for _ in range(4):
-        line.add(job)
-        time.sleep(0.1)
-    threads[0].join(1)
-    found = list(taken)
-    line.close()
-    assert found == [(4, 4)]
 
 
 def test_the_server_describes_itself(port, classifier):

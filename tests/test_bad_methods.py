@@ -222,15 +222,6 @@ def test_a_hook_of_a_plain_mixin_is_declared_as_that_of_the_class():
     assert not denied.reads_tests and not type("Child", (denied,), {}).reads_tests
 
 
-def test_a_mixin_behind_its_base_declares_nothing_that_the_base_hides():
-    mixin = type("InOrder", (), {"test_loader": lambda self, loader: loader})
-    behind = type("Behind", (Correct, mixin), {})
-    assert behind.test_loader is Correct.test_loader and not behind.reads_tests
-    denying = type("Denying", (), {"reads_tests": False})
-    own = type("Own", (Correct, denying), {"test_loader": mixin.test_loader})
-    assert own.reads_tests
-
-
 def test_class_names_of_a_dataset_of_its_own_are_checked(build, monkeypatch):
     monkeypatch.setattr(
         DATASET_REGISTRY.get("EuroSAT"),

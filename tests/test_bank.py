@@ -10,10 +10,8 @@ from marks import of_json, one_line, parquet_library, thorough_but, to_json
 from PIL import Image
 
 from common.lock import locked
-from fit import labelling
 from fit.banked import photos_in
 from fit.estimator import Classifier
-from fit.groups import NOT_KNOWN
 from fit.rows import photos_in_rows, rows_of
 from inference import bank, embed, outputs, predict
 from runs import calibrate_command as calibrate
@@ -200,19 +198,6 @@ def test_a_bank_without_images_is_refused_in_one_line(banked, command, fitting, 
     assert "no image of" in fitting(folder, "--backbone", deep, "--methods", "GDA").error
 
 
-def test_a_feature_of_an_image_with_an_error_does_not_move_to_the_next_image(
-    banked, command, deep, photos
-):
-    folder = banked(photos)
-    file = folder / "00000.parquet"
-    table = parquet.read_table(file)
-    errors = ["gone", *table["error"].to_pylist()[1:]]
-    place = table.schema.get_field_index("error")
-    parquet.write_table(table.set_column(place, "error", pyarrow.array(errors)), file)
-    done = command(predict, folder, "--backbone", deep, *NAMES)
-    assert "its column tower is not of the images without an error" in done.error
-
-
 def test_a_flipped_bit_in_a_bank_is_refused_and_its_file_is_written_again(
     banked, command, deep, photos
 ):
@@ -280,27 +265,6 @@ def test_the_table_of_labels_of_a_bank_can_be_given_back(
     assert photos_in_rows(rows_of(table), table)[0].path == "s3://host/a.jpg"
     with one_line(f"no image of {folder} has a label in {table}"):
         photos_in(folder, table)
-
-
-@pytest.mark.slow
-def test_a_damaged_image_leaves_a_pool_its_looks(banked, command, deep, tmp_path):
-    for number in range(24):
-        write_noise(tmp_path / "pool", number)
-    (tmp_path / "pool/damaged.png").write_text("no image")
-    folder = banked(tmp_path / "pool", "--look")
-    words = (
-        "--backbone",
-        deep,
-        "--classes",
-        "cat",
-        "dog",
-        "--ask",
-        4,
-        "--to",
-        tmp_path / "asked.csv",
-    )
-    printed = command.works(labelling, folder, *words).printed
-    assert "damaged.png" in printed and NOT_KNOWN not in printed
 
 
 def test_a_bank_without_looks_has_no_groups_and_says_so(banked, command, deep, classes, tmp_path):

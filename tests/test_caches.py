@@ -164,17 +164,6 @@ def test_a_new_file_is_spared_whatever_the_clock_says(tmp_path):
     assert list(tmp_path.iterdir()) == [cache.file(KEY)]
 
 
-def test_a_file_of_another_user_is_used(tmp_path, monkeypatch):
-    cache = DiskCache(tmp_path, "x", "numbers", 100)
-    cache.put(KEY, FORM, 24, [bytes(range(24))])
-
-    def refuse(*arguments, **options):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "utime", refuse)
-    assert cache.get(KEY, FORM, 24)[:24] == bytes(range(24))
-
-
 def test_limit_deletes_what_was_not_used_for_longest(tmp_path):
     cache = DiskCache(tmp_path, "x", "numbers", 2.5 * (24 + DIGEST))
     mine = tmp_path / "x-of-mine.zip"  # files of the user do not belong to the cache

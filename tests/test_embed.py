@@ -1,7 +1,6 @@
 """tools/embed.py: the features of images in files for other programs."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -9,7 +8,6 @@ import tarfile
 
 import numpy as np
 import pytest
-import tqdm
 from marks import of_json, parquet_library
 from PIL import Image
 
@@ -255,25 +253,6 @@ def test_each_tar_becomes_one_file_with_keys(embedded, photos, tmp_path):
         assert ["01.tar" in fault for fault in faults] == [True, False, False]
 
 
-def test_a_bar_counts_images_and_errors(embedded, photos, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD", 2)
-    (photos / "broken.png").write_bytes(b"no image")
-    bars = []
-
-    class Shown(tqdm.tqdm):
-        def __init__(self, **options):
-            super().__init__(**options | {"disable": False, "file": io.StringIO()})
-            bars.append(self)
-
-    monkeypatch.setattr(tqdm, "tqdm", Shown)
-    folder = embedded(photos, errors=1)
-    (folder / "00001.parquet").unlink()
-    embedded(photos, errors=1)
-    embedded(photos, "--shard", "1/3", to="part")
-    assert [(bar.n, bar.total, bar.initial) for bar in bars] == [(6, 6, 0), (6, 6, 4), (2, 2, 0)]
-    assert [bar.postfix for bar in bars] == ["errors=1", "errors=1", "errors=0"]
-
-
 @pytest.mark.parametrize("name", ["img_emb", "metadata"])
 def test_nothing_is_written_or_deleted_through_a_link(
     name, embedded, command, deep, photos, tmp_path, monkeypatch
@@ -297,21 +276,6 @@ def test_a_damaged_file_of_features_is_written_again(embedded, photos, capsys):
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     embedded(photos, "--layout", "clip-retrieval")
-    assert file.read_bytes() == whole
-
-
-@pytest.mark.parametrize("remove", [True, False])
-def test_a_shard_of_another_form_is_written_again(remove, embedded, photos):
-    folder = embedded(photos)
-    file = folder / "00000.parquet"
-    whole = file.read_bytes()
-    table = parquet.read_table(file)
-    if remove:
-        parquet.write_table(table.drop(["error"]), file)
-    else:
-        deep_json = b"[" * 100_000
-        parquet.write_table(table.replace_schema_metadata({b"embed": deep_json}), file)
-    embedded(photos)
     assert file.read_bytes() == whole
 
 

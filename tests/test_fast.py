@@ -2,8 +2,6 @@
 schedules.
 """
 
-import gc
-import weakref
 from copy import deepcopy
 from dataclasses import replace
 
@@ -175,18 +173,6 @@ def test_text_first_used_in_inference_mode_can_train_later(clip, by_class):
     with torch.inference_mode():
         fast.encode_text(clip, prompts)
     assert_same_forms("encode_text", (clip, prompts), [ctx, deep])
-
-
-def test_cached_layout_keeps_no_tensor_alive():
-    prompts = TextPrompts(
-        rows([[2], [3]], 2, []), torch.zeros(2, WIDTH), torch.tensor([[1, 2], [1, 2]])
-    )
-    layout = weakref.ref(layout_of(prompts))
-    tensors = [weakref.ref(tensor) for tensor in (prompts.ids, prompts.slots, prompts.ctx)]
-    del prompts
-    gc.collect()
-    assert [tensor() for tensor in tensors] == [None] * 3
-    assert layout() is None
 
 
 def test_many_images_are_encoded_in_chunks_without_gradients(clip, monkeypatch):

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dassl.utils import ChangedImageError
 from marks import of_json, to_json
 from PIL import Image
 
@@ -130,11 +129,6 @@ def test_a_link_in_the_folder_of_a_fit_is_not_copied(fitting, photos, tiny, tmp_
     assert not {"notes.txt", "labels.csv"} & {file.name for file in (tmp_path / "copy").iterdir()}
 
 
-def test_an_unknown_method_is_said_before_images_are_read(fitting, photos, monkeypatch):
-    monkeypatch.setattr(fit, "with_checksums", lambda photos: 1 / 0)
-    assert "there is no method 'Foo'" in fitting(photos, "--methods", "Foo").error
-
-
 @pytest.mark.parametrize("error", ["0.05", "5", "5%"])
 def test_fit_says_how_clip_reads_joined_names_and_what_an_error_is(error, fitting, photos):
     (photos / "0").rename(photos / "AnnualCrop")
@@ -211,14 +205,6 @@ def test_sets_of_an_older_version_are_refused_until_images_are_fitted_again(
     assert not (model / "folds").exists() and kept.exists()
 
 
-def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
-    zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green"])
-    before = Features(zero_shot, zero_shot.model_for()).facts
-    assert Features(zero_shot, zero_shot.model_for()).facts == before
-    monkeypatch.setattr(features, "decoders", lambda: {"pillow": "another"})
-    assert Features(zero_shot, zero_shot.model_for()).facts != before
-
-
 def towers_of(photos, backbone):
     """The images below class folders, and what learns from them."""
     files = sorted(map(str, photos.glob("*/*")))
@@ -226,15 +212,6 @@ def towers_of(photos, backbone):
     names = sorted({picture.label for picture in pictures})
     heads = Heads(PromptedClassifier.zero_shot(str(backbone), names))
     return files, heads, Towers(heads, Photos(pictures, names, {}, []))
-
-
-def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):
-    files, heads, towers = towers_of(photos, tiny)
-    shutil.copy(files[-1], files[0])
-    batches = towers.loader(towers.method(TRAINED[-1], 8), np.arange(8))
-    for reading in (lambda: list(batches), lambda: list(towers.pixels(files[:2]))):
-        with pytest.raises(ChangedImageError, match="changed after its checksum was read"):
-            reading()
 
 
 def test_a_killed_fit_goes_on_to_the_same_result(

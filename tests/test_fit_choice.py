@@ -20,13 +20,12 @@ from fit.candidates import (
     ensemble,
 )
 from fit.choose import Option, nested
-from fit.curve import curve, estimate_by
 from fit.decision import decide
-from fit.heads import Heads, logit_std, settings_of
+from fit.heads import Heads, logit_std
 from fit.options import FitRequest
 from fit.photos import Photos
 from fit.rows import Photo
-from fit.trials import Backbone, Examples
+from fit.trials import Examples
 from inference import export
 from inference.classifier import PromptedClassifier
 from inference.models import load
@@ -49,15 +48,6 @@ def decided(heads, features, labels, scenes, methods):
     examples = Examples(features, labels, np.array(scenes), heads.names)
     candidates = [one for one in CANDIDATES if one.method in methods]
     return decide(heads, examples, candidates, FitRequest(images=Path("photos"), to=Path("model")))
-
-
-def test_heads_learn_with_one_thread(heads, monkeypatch):
-    seen = []
-    monkeypatch.setattr("fit.heads.learn", lambda *_: seen.append(torch.get_num_threads()))
-    monkeypatch.setattr(torch, "get_num_threads", iter([2, 1, 2]).__next__)
-    monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    heads.fit(Candidate("RLA"), (torch.randn(4, 64), torch.tensor([0, 1, 0, 1])))
-    assert seen == [1, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["Ensemble", "KernelEnsemble", "Linear"])
@@ -93,7 +83,7 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(
 
 
 def test_labels_in_doubt_are_the_least_probable_ones(monkeypatch):
-    p = np.array([[0.4, 0.6, 0, 0], [0.3, 0.01, 0.4, 0.29], [0.2, 0.8, 0, 0], [0.8, 0.1, 0.1, 0]])
+    p = np.array([[0.4, 0.6, 0, 0], [0.3, 0.01, 0.4, 0.29], [0.2, 0.8, 0, 0], [0.5, 0.5, 0, 0]])
     monkeypatch.setattr(report, "probabilities", lambda *_: p)
     images = [Photo(str(place), "a") for place in range(5)]
     sample = Sample.of(np.array([0, 1, 0, 0]))
@@ -106,14 +96,6 @@ def test_labels_in_doubt_are_the_least_probable_ones(monkeypatch):
     found = report.suspects(fit)
     assert [(one["path"], one["rather"]) for one in found] == [("1", "c"), ("3", "b"), ("0", "b")]
     assert [one["doubt"] for one in found] == pytest.approx(-np.log([0.01, 0.2, 0.4]))
-
-
-def test_a_configuration_is_made_once_and_never_changes():
-    one = settings_of(Candidate("RLA"))
-    assert one is settings_of(Candidate("RLA"))
-    assert one is not settings_of(Candidate("RLA", {"STEPS": 7}))
-    with pytest.raises(AttributeError, match="immutable"):
-        one.TRAINER.RLA.STEPS = 8
 
 
 @pytest.mark.parametrize("methods", [("ZeroshotCLIP",), ("ZeroshotCLIP", "GDA", "TaskRes")])
@@ -292,45 +274,6 @@ def test_many_logits_are_kept_of_some_scenes_only(heads, monkeypatch):
     assert [round(number) for number, _ in found.curve] == [0, 4, 8, 16]
     scenes = [scenes[place] for place in found.trials.held]
     assert all(scenes.count(scene) == 2 for scene in scenes)
-
-
-class Answering:
-    """Heads whose logits are the features, plus the number of images that they have seen."""
-
-    def __init__(self):
-        self.seen = []
-        self.asked = []
-
-    def answers(self, candidate, seen, features):
-        self.seen.append(len(seen[1]))
-        self.asked.append(features)
-        return features
-
-
-def test_the_curve_asks_for_each_image_once_and_learns_from_a_share_of_the_scenes():
-    labels = torch.arange(24) % 2
-    x = torch.eye(2)[labels]
-    x[:4] = 1 - x[:4]  # four images are wrong
-    scenes = np.arange(24) // 4 * 2 + labels.numpy()  # six of each class, of two images
-    examples = Examples(x, labels, scenes, ["red", "blue"])
-    folds = choice.folds(examples.labels, scenes, 1)[0]
-    heads = Answering()
-    backbone = Backbone("", heads, examples, ())
-    points = curve(backbone, [(CANDIDATES[0], 2.0)], folds, "folder")
-    assert [accuracy for _, accuracy in points] == pytest.approx([100 * 20 / 24] * 2)
-    number = folds.max() + 1
-    assert len(heads.asked) == 2 * number
-    assert torch.cat(heads.asked[:number]).sum(dim=0).tolist() == x.sum(dim=0).tolist()
-    sizes = [scenes_of_class for scenes_of_class, _ in points]
-    # Of the scenes outside of a fold, 4 or 5 of a class, a quarter and a half
-    assert sizes[0] == 1 and 2 <= sizes[1] <= 2.5
-    assert heads.seen == [4] * number + [2 * 2 * round(4.8 / 2)] * number
-
-    request = FitRequest(images=Path("photos"), to=Path("model"))
-    without = estimate_by(np.arange(24), backbone, [(CANDIDATES[0], 2.0)], 50.0, request)
-    alone = Sample.of(examples.labels)
-    expected = choice.estimate(x.numpy()[None], alone, 5, 50.0, 12)
-    assert without == pytest.approx(expected.accuracy)
 
 
 def test_two_classes_are_enough_and_one_is_not():

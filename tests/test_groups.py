@@ -2,8 +2,6 @@
 
 import csv
 import io
-import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +11,7 @@ from PIL.ExifTags import IFD, Base
 from scipy.ndimage import gaussian_filter
 
 from datasets import copies, image_facts
-from fit import choice, report
-from fit.rows import Photo
+from fit import choice
 from inference.calibration import Temperature, Threshold
 from inference.sample import Sample
 from inference.sets import Sets
@@ -148,39 +145,10 @@ def test_where_most_images_have_copies_the_others_join_their_like():
     assert len(np.unique(groups[56:])) > 5  # twice as many as by the share of the other classes
 
 
-def test_a_spot_in_front_of_a_scene_hides_few_copies():
-    joined = []
-    for seed in range(6):  # one draw finds 30 to 95% of the copies
-        rng = np.random.default_rng(seed)
-        images = [picture(rng, 0) for _ in range(24)]
-        spotted = []
-        for image in images:
-            pixels = np.array(image)
-            x, y = rng.integers(0, 52, 2)
-            pixels[y : y + 12, x : x + 12] = (255, 255, 0)
-            spotted.append(Image.fromarray(pixels))
-        found = near_copies([*images, *spotted], np.tile(np.arange(24) % 2, 2))
-        groups = copies.components(48, [found.pairs])
-        joined.append((groups[:24] == groups[24:]).mean())
-    assert np.mean(joined) > 0.5
-
-
 def test_one_image_has_no_near_copies():
     found = near_copies([Image.new("RGB", (64, 64))], [0])
     alone = np.zeros(1, dtype=int)
     assert len(found.pairs) == len(found.guessed(alone, alone, alone == 0)) == 0
-
-
-def test_the_search_compares_some_pairs_at_a_time(random_seed):
-    rng = np.random.default_rng(random_seed)
-    for images in (10, 2000):
-        signatures = rng.integers(-127, 128, (images, *image_facts.SHAPE)).astype(np.int8)
-        features = rng.normal(size=(images, 16)).astype(np.float32)
-        tracemalloc.start()
-        copies.NearCopies.of(signatures, features, np.arange(images) % 2)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 200e6  # all pairs at a time: 360 MB
 
 
 def test_photos_of_one_camera_within_seconds_are_a_burst():
@@ -376,18 +344,6 @@ def test_the_first_line_says_that_plain_images_may_show_one_scene(fitting, tmp_p
     assert record["estimate"]["groups"] == 24
     page = (tmp_path / "model/report.html").read_text()
     assert page.index(doubt) < page.index("of 100 new images")
-
-
-def test_a_label_as_probable_as_another_class_is_no_suspect(monkeypatch):
-    p = np.array([[0.5, 0.5], [0.7, 0.3]])
-    monkeypatch.setattr(report, "probabilities", lambda fit, calibration: p)
-    photos = SimpleNamespace(names=["a", "b"], images=[Photo("tie.png", "b"), Photo("no.png", "b")])
-    sample = SimpleNamespace(labels=np.array([1, 1]))
-    trials = SimpleNamespace(sample=sample, held=np.arange(2))
-    decision = SimpleNamespace(trials=trials)
-    fit = SimpleNamespace(calibration=True, decision=decision, photos=photos)
-    (suspect,) = report.suspects(fit)
-    assert (suspect["path"], suspect["rather"]) == ("no.png", "a")
 
 
 def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(fitting, photos, tmp_path):

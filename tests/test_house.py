@@ -13,11 +13,8 @@ from unittest.mock import MagicMock
 
 import marks
 import pytest
-from dassl.config import get_cfg_default
 from marks import golden_files
-from yacs.config import CfgNode
 
-import datasets
 import trainers
 from common.start import ROOT
 from configs.recipes import recipe
@@ -127,20 +124,6 @@ def test_every_method_has_a_yaml_for_each_protocol():
             ).is_file()
 
 
-@pytest.mark.parametrize("value", [[2, 0], 3])
-def test_per_layer_settings_on_plain_yacs_nodes(value):
-    cfg = CfgNode(get_cfg_default())
-    datasets.extend_cfg(cfg)
-    trainers.extend_cfg(cfg)
-    cfg.merge_from_list(["TRAINER.MPL.PROMPT_DEPTH", "3", "TRAINER.MPL.N_ADD_OP", str(value)])
-    assert value == cfg.TRAINER.MPL.N_ADD_OP
-    settings = trainers.methods()["MPL"].settings_of(cfg)
-    assert (settings.adds, settings.removes) == (
-        value if isinstance(value, list) else [3, 3],
-        [1, 1],
-    )
-
-
 # Commands
 
 
@@ -153,23 +136,6 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the package ") and "`pip install -r requirements.txt`" in line
-
-
-def test_the_libraries_that_ci_tries_in_two_versions_have_a_lowest_one():
-    makefile = (ROOT / "Makefile").read_text()
-    (names,) = re.findall(r"^LIBRARIES := (.*)$", makefile, re.MULTILINE)
-    (tests,) = re.findall(r"^READING := (.*)$", makefile, re.MULTILINE)
-    assert all([*(ROOT / "tests").glob(f"test_{name}.py")] for name in tests.split())
-    bounds = "".join(file.read_text() for file in ROOT.glob("requirements*.txt"))
-    lowest = {
-        name: re.findall(rf"^{name}>=[\d.]+", bounds, re.MULTILINE) for name in names.split("|")
-    }
-    asked = {"transformers", "timm", "huggingface_hub", "gradio", "starlette", "pydantic"}
-    assert lowest.keys() >= asked
-    assert [name for name, found in lowest.items() if len(found) != 1] == []
-    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
-    assert "make libraries VERSIONS=${{ matrix.versions }}" in workflow
-    assert "versions: [lowest, newest]" in workflow
 
 
 # The Dockerfile, as far as it can be checked without Docker: its files exist, and its command runs

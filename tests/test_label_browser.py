@@ -16,10 +16,9 @@ from inference.arguments import load_options
 from inference.options import LoadOptions
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
-from test_label_page import HOSTILE, NAMES, Labels, record
+from test_label_page import NAMES, Labels, record
 
 from fit.labeller.application import application
-from fit.labeller.rounds import Mark, key_of
 
 pytestmark = pytest.mark.slow
 
@@ -131,47 +130,6 @@ def tab(chromium):
 
 # The image that can be seen, once it has loaded
 SEEN = "body[aria-busy=false] #image:not([hidden],[data-seen=''])"
-
-
-def test_many_classes_hostile_names_and_two_tabs(labels, tab):
-    names = [f"class {number}" for number in range(40)]
-    names[7] = HOSTILE
-    labels.rounds.plan = labels.rounds.plan._replace(names=names)
-    asked_for = []
-    other = tab.context.new_page()
-    for page in (tab, other):
-        page.on("dialog", lambda dialog: asked_for.append(dialog.message))
-        page.on("pageerror", lambda error: asked_for.append(str(error)))
-        page.on("console", lambda line: asked_for.append(line.location["url"]))
-    seen = tab.locator(SEEN)
-    with served(application(labels.rounds)) as port:
-        tab.goto(f"http://127.0.0.1:{port}/")
-        seen.wait_for()
-        assert tab.locator("#classes button").count() == 40
-        assert tab.locator("#classes button").nth(7).inner_text() == f"8\n{HOSTILE}"
-        tab.keyboard.press("8")
-        tab.get_by_text("1 of 6 in this round").wait_for()
-        tab.keyboard.press("/")
-        tab.keyboard.type("SS 39")
-        assert tab.locator("#classes button:visible").all_inner_texts() == ["class 39"]
-        tab.keyboard.press("Enter")
-        tab.get_by_text("2 of 6 in this round").wait_for()
-        assert tab.locator("#classes button:visible").count() == 40
-        # The other tab labels the image that this one shows
-        third = key_of(labels.paths[2])
-        seen.wait_for()
-        labels.rounds.mark(third, Mark("", ""), Mark("class 1", ""))
-        tab.keyboard.press("5")
-        tab.get_by_text("somebody else has changed this image, which is now: class 1").wait_for()
-        other.goto(f"http://127.0.0.1:{port}/")
-        other.locator("#image[data-seen]:not([data-seen=''])").wait_for()
-        tab.keyboard.press("Backspace")
-        tab.get_by_text("2 of 6 in this round").wait_for()
-        tab.close()
-        other.close()
-    assert [row["label"] for row in labels.read()] == [HOSTILE, "", "class 1", "", "", ""]
-    # The refused label, and the icon that there is not
-    assert {text.rpartition("/")[2] for text in asked_for} <= {"label", "favicon.ico"}
 
 
 def test_labels_by_keyboard_are_sent_again_until_the_server_answers(labels, tab):

@@ -12,10 +12,9 @@ from dassl.utils import set_random_seed
 from drawn import METHODS, NEED_SENTENCES, cfg_from, differing, prompts_of, sentences_of
 from learned import NAMES
 from marks import one_line, tables, thorough_but
-from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from clip import Tokenizer, private_copy, tokenize
+from clip import private_copy
 from clip.random_weights import random_clip
 from common.start import ROOT
 from configs.recipes import recipe
@@ -23,7 +22,6 @@ from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.base.feature_method import FeatureMethod
 from trainers.base.method import Classes
-from trainers.base.prompts import move_class_tokens
 from trainers.base.test_time import ViewsMethod
 from trainers.mpl import MPL
 
@@ -255,28 +253,6 @@ def test_methods_with_vision_prompts_refuse_a_resnet(method, build, resnet):
 
 
 # ---------------------------------------------------------------- CoOp's positions
-
-
-@pytest.mark.parametrize("n_ctx", [1, 4, 5])
-def test_class_names_move_among_the_context_vectors(n_ctx):
-    names = ["cat", "annual crop land", "sea-lion (adult)", "st. bernard!", "what?!", "x"]
-    words = "X " * n_ctx
-    bpe = SimpleTokenizer()
-    placeholder = bpe.encode("X")[0]
-    sos = bpe.sot_token_id
-    eot = bpe.eot_token_id
-    ids = tokenize([f"{words}{name}." for name in names])
-    for position, ahead in {"end": n_ctx, "middle": n_ctx // 2, "front": 0}.items():
-        rows, slots = move_class_tokens(ids, n_ctx, names, position, Tokenizer(ids.shape[1]))
-        for name, row, places in zip(names, rows.tolist(), slots.tolist(), strict=True):
-            # A last mark of the name may share a token with the full stop: "!." is one.
-            length = len(bpe.encode(name))
-            expected = bpe.encode(f"{name}.")
-            expected[length:length] = [placeholder] * (n_ctx - ahead)
-            expected[:0] = [placeholder] * ahead
-            assert row == [sos, *expected, eot] + [0] * (75 - len(expected))
-            after = range(ahead + length, n_ctx + length)
-            assert places == [1 + at for at in (*range(ahead), *after)]
 
 
 def test_a_trainer_is_tested_without_observers_too(build):

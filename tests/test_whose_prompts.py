@@ -28,10 +28,8 @@ from inference.models import read_model
 from inference.options import LoadOptions
 from studies.progress import collect_results
 from studies.study_file import load
-from trainers import methods
 from trainers.base import Method
 from trainers.base.prompts import TemplatePrompts
-from trainers.dept import dept
 
 pytestmark = pytest.mark.slow
 
@@ -196,26 +194,6 @@ def test_class_specific_contexts_start_no_training_on_other_classes(train, tmp_p
     assert train("same", overrides=start).status == 0
 
 
-def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
-    trainer = build("CoOp", "all", "CSC", True).method
-    before = torch.get_rng_state()
-    assert trainer.checkpoints.class_dims() == {"ctx": (0,)}
-    assert torch.equal(before, torch.get_rng_state())
-    assert build("CoOp").method.checkpoints.class_dims() == {}
-    checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
-    trainer.checkpoints.load_prompts(
-        checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file"
-    )
-    published = build("CoOp", "new", "CSC", True).method, checkpoint
-    named = (
-        (trainer, checkpoint | {"metadata": {"class_names": list(names)}})
-        for names in ("abcdef", "ab")
-    )
-    for refusing, content in (published, *named):
-        with one_line("ctx with values for each class that it was learned on: test it on these"):
-            refusing.checkpoints.load_prompts(content, "a file")
-
-
 class Pairs(Method):
     """A method with a value for each pair of classes."""
 
@@ -303,21 +281,6 @@ def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build
         == named
     )
     assert torch.equal(every.model.prompt_learner.ctx, state["prompt_learner.ctx"])
-
-
-def test_a_plugin_keeps_the_values_by_class_of_its_method(build, monkeypatch):
-    method = dept(type("Own", (methods()["CoOp"],), {"of_learned_classes": ("ctx",)}))
-    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "DePT+CoOp", method)
-    base = build("DePT+CoOp", "base", "CSC", True).method
-    every = build("DePT+CoOp", "all", "CSC", True).method
-    base.model.prompt_learner.ctx.data += 1
-    checkpoint = {
-        "state_dict": base.saved_module().state_dict(),
-        "epoch": 1,
-        "metadata": base.checkpoints.metadata(),
-    }
-    every.checkpoints.load_prompts(checkpoint, "a file")
-    assert torch.equal(every.model.prompt_learner.ctx[:3], base.model.prompt_learner.ctx)
 
 
 def test_a_checkpoint_says_which_method_made_it(build):

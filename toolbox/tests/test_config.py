@@ -59,24 +59,6 @@ def test_defaults_are_the_published_ones():
     )
 
 
-def test_published_yaml_loads(tmp_path, cfg):
-    text = (
-        "DATALOADER: {TRAIN_X: {BATCH_SIZE: 4}}\n"
-        "INPUT:\n  SIZE: (224, 224)\n"
-        '  TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]\n'
-        "OPTIM: {WARMUP_CONS_LR: 1e-5}\n"
-        'TRAINER:\n  COOP:\n    N_CTX: 4\n    CTX_INIT: "a photo of a"\n'
-    )
-    cfg.merge_from_file(write(tmp_path, "vit_b16.yaml", text))
-    assert cfg.INPUT.SIZE == (224, 224) and cfg.INPUT.TRANSFORMS == (
-        "random_resized_crop",
-        "random_flip",
-        "normalize",
-    )
-    assert cfg.OPTIM.WARMUP_CONS_LR == 1e-5 and cfg.DATALOADER.TRAIN_X.BATCH_SIZE == 4
-    assert dict(cfg.TRAINER.COOP) == {"N_CTX": 4, "CTX_INIT": "a photo of a"}
-
-
 @pytest.mark.parametrize(
     ("key", "closest"),
     [
