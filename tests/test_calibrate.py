@@ -14,12 +14,11 @@ import pytest
 import torch
 import yaml
 from drawn import results
-from learned import images_of, rows_of, train_run
+from learned import images_of, rows_of
 from marks import of_json, one_line, to_json
 from PIL import Image
 from yacs.config import CfgNode
 
-from clip import load_backbone
 from common.files import RESULTS_FILE
 from common.results import CALIBRATION
 from common.version import __version__
@@ -29,7 +28,6 @@ from inference.calibration import softmax
 from inference.models import load
 from runs import calibrate_command as calibrate
 from runs.open_world import is_union
-from trainers.base.prompted import PromptedCLIP
 
 pytestmark = pytest.mark.slow
 ASKED = ("TEST.CALIBRATE", True)
@@ -297,37 +295,6 @@ def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos,
         shutil.copy(folder / name, copied)
         assert "not of" in command(predict, copied, image).error
     assert command(calibrate, copied).status == 0 and command(predict, copied, image).status == 0
-
-
-def test_no_image_is_encoded_twice(calibrated, command, eurosat, deep, monkeypatch, tmp_path):
-    counts = []
-    encode = PromptedCLIP.output
-
-    def counted(model, images, *features):
-        counts.append(len(images))
-        return encode(model, images, *features)
-
-    monkeypatch.setattr(PromptedCLIP, "output", counted)
-    folder = shutil.copytree(calibrated, tmp_path / "run")
-    files = list(images_of(eurosat, range(3)))
-    rows_of(command, folder, *files)
-    plain = counts[:]
-    rows_of(command, folder, *files, "--sets", 0.9)
-    # And a black one, before all others
-    assert counts == plain * 2 and sum(plain) == len(files) + 1
-    counts.clear()
-    command.works(calibrate, folder)
-    # Validation, and test of new classes: the run has saved those of its test
-    assert sum(counts) == 12 + 12
-    loaded = []
-    monkeypatch.setattr(
-        "trainers.base.build.load_backbone",
-        lambda *given: loaded.append(given) or load_backbone(*given),
-    )
-    counts.clear()
-    use = ["--eval-only", "--model-dir", calibrated]
-    train_run(tmp_path / "new", eurosat, deep, "CoOp", *NEW, options=use)
-    assert (sum(counts), len(loaded)) == (12, 1)
 
 
 def test_runs_that_cannot_be_calibrated_do_not_stop_the_others(calibrated, command, tmp_path):

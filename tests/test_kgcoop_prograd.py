@@ -139,21 +139,6 @@ def test_scaler_skips_a_step_if_the_second_gradient_overflows(build):
     assert differing(prompts_of(trainer), before) == [] and trainer.method.scaler.get_scale() == 512
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_prograd_projects_only_against_an_opposing_gradient(sign, build):
-    """By the formula, on the gradients of the two losses."""
-    trainer = build("ProGrad", "base", "LAMBDA", 0.5)
-    xe, parts = trainer.method.loss(trainer.model.output(BATCH["img"]), BATCH["label"])
-    parts["loss_kl"] = sign * parts["loss_kl"]
-    ctx = trainer.model.prompt_learner.ctx
-    a, b = (torch.autograd.grad(loss, ctx, retain_graph=True)[0] for loss in (xe, parts["loss_kl"]))
-    trainer.method.backward(xe, parts)
-    product = (a * b).sum()
-    expected = a - 0.5 * min(product, torch.tensor(0.0)) / (b * b).sum() * b
-    assert torch.allclose(ctx.grad, expected, rtol=1e-4, atol=1e-7)
-    assert bool(parts["projected"]) == bool(product < 0) == (not torch.equal(ctx.grad, a))
-
-
 def test_a_plugin_keeps_the_schedule_of_its_method(build):
     """DePT had Dassl's schedule of epochs, which CLIP-LoRA steps after each batch: the rate rose
     again.

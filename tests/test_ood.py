@@ -112,23 +112,6 @@ def test_near_ood_by_the_new_classes(split, run, detect, eurosat):
     assert found["scores"]["MaxLogit"]["aupr"] == pytest.approx(100 * aupr, abs=1e-6)
 
 
-@pytest.mark.parametrize("scores", ["MCM", "GL-MCM"])
-def test_no_tested_image_is_computed_twice(scores, detect, run, monkeypatch):
-    images = []
-    output = trainers.base.prompted.PromptedCLIP.output
-
-    def counted(model, batch, *rest):
-        images.append(len(batch))
-        return output(model, batch, *rest)
-
-    monkeypatch.setattr("trainers.base.prompted.PromptedCLIP.output", counted)
-    folder, _ = detect("out", "new", *BASE, "TEST.OOD_SCORES", f"['{scores}']")
-    alone = run("alone", *BASE, trainer="ZeroshotCLIP")
-    assert sum(images) == 24 + 12
-    figures = [results(path)["nll"] for path in (folder, alone)]
-    assert figures[0] == figures[1]
-
-
 def test_a_training_run_and_its_evaluation_find_the_same(detect):
     folder, trained = detect("out", "new", *BASE, trainer="MPL")
     evaluation = {"trainer": "MPL", "options": ["--eval-only", "--model-dir", folder]}

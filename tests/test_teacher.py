@@ -82,13 +82,6 @@ def test_weights_that_change_in_memory_have_other_features(cache):
     assert torch.allclose(replaced, before, atol=1e-5)
 
 
-def test_the_text_tower_is_hashed_once(cache, monkeypatch):
-    clip = small_clip()
-    mean_text_features(clip, [["red"]])
-    monkeypatch.setattr("clip.digest.as_bytes", None)
-    mean_text_features(clip, [["red"], ["green"]])
-
-
 def test_another_architecture_of_the_same_weights_has_a_teacher_of_its_own(cache):
     """As with an open_clip_config.json next to the file, or without it."""
     forms = [
