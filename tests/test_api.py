@@ -259,3 +259,13 @@ def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(photos, mo
     process = readers.readers[0].process
     readers.close()
     assert process.poll() is not None
+
+
+def test_a_large_image_is_refused(tmp_path, monkeypatch):
+    """A TIFF of 1 MB took 12 GB."""
+    (tmp_path / "image").write_bytes(png(60, 60))
+    monkeypatch.setattr(reading, "PIXELS", 3599)
+    readers = reading.Readers(1)
+    with pytest.raises(ImageError, match="has more than 3,599 pixels"):
+        readers.read(tmp_path / "image")
+    readers.close()

@@ -122,15 +122,6 @@ def test_banks_of_others_are_refused(banked, command, deep, tiny, finished, phot
         refused(words, folder)
     to_json(folder / bank.RECORD, record)
     file = folder / "00000.parquet"
-    table = parquet.read_table(file)
-    numbers = pyarrow.array(np.zeros(3 * len(table), np.float32))
-    is_bad = table["tower"].is_null().combine_chunks()
-    narrow = pyarrow.FixedSizeListArray.from_arrays(numbers, 3, mask=is_bad)
-    others = {"features of 3 numbers": narrow, "is damaged": pyarrow.array(["x"] * len(table))}
-    for words, column in others.items():
-        place = table.schema.get_field_index("tower")
-        parquet.write_table(table.set_column(place, "tower", column), file)
-        refused(words, folder)
     for shards in (2, None):  # the last is missing; the command has not ended
         to_json(folder / bank.RECORD, record | {bank.COUNT: shards})
         refused("lacks files", folder)

@@ -3,7 +3,6 @@ all.
 """
 
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from marks import one_line
 
 from common import version
 from common.errors import UsageError, check_name
-from common.files import PARTIAL, replacing, scratch, write_bytes, write_text
+from common.files import replacing, scratch, write_bytes, write_text
 from common.names import (
     LONGEST,
     MOST,
@@ -113,27 +112,6 @@ def test_error_of_the_body_of_a_write_keeps_its_text(tmp_path):
     ):
         partial.write_text((tmp_path / "gone.txt").read_text())
     assert "cannot write" not in str(caught.value) and not any(tmp_path.iterdir())
-
-
-def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """After a power cut an empty results.json could stand beside a whole checkpoint."""
-    order = []
-    fsync = os.fsync
-    replace = os.replace
-
-    def noted_fsync(descriptor):
-        order.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
-
-    def noted_replace(*paths):
-        order.append("replace")
-        replace(*paths)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", noted_replace)
-    write_text(tmp_path / "results.json", "{}")
-    partial, *rest = order
-    assert re.fullmatch(PARTIAL, partial) and rest == ["replace", tmp_path.name]
 
 
 def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):

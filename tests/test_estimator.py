@@ -112,16 +112,6 @@ def test_images_in_memory_and_numbers_as_labels(images, tiny):
     assert np.array_equal(by_path.predict_proba(rows), by_path.predict_proba(paths[:3]))
 
 
-def test_images_are_read_in_parts(model, images, monkeypatch):
-    paths, _ = images
-    at_once = model.predict_proba(paths)
-    monkeypatch.setattr("fit.estimator.AT_A_TIME", 20)
-    drawn = []
-    in_parts = model.predict_proba(drawn.append(path) or path for path in paths)
-    assert np.allclose(in_parts, at_once, atol=1e-6) and drawn == [*paths]
-    assert model.predict([]).shape == (0,)
-
-
 def test_a_folder_needs_no_labels(images, tiny, eurosat):
     model = quick(tiny).fit(eurosat / "eurosat/2750")
     assert model.classes_.tolist() == ["0", "1", "2", "3", "4", "5"]

@@ -112,20 +112,11 @@ def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(c
     )
     seen = []
     clip = deepcopy(clip)
-    for block in (*clip.transformer.resblocks, *clip.visual.transformer.resblocks):
+    for block in clip.transformer.resblocks:
         block.attn.out_proj.register_forward_hook(lambda module, x, y: seen.append(x[0].shape[1]))
     fast.encode_text(clip, prompts)
     shared = 4 + 7  # SOS, two vectors, the word; the packed tokens
     assert seen == [shared, shared, 3]  # EOT of each row
-    images = torch.zeros(1, 3, 32, 32, dtype=torch.double)
-    fast.encode_image(clip, images, [Edit(add=leaf(2, WIDTH))], ["prompts"])
-    assert seen[3:] == [7, 7, 3]  # CLS, patches, prompts; what is read of the last layer
-    fast.encode_image(clip, images, [Edit(add=leaf(2, WIDTH))])
-    assert seen[6:] == [7, 7, 1]
-    layout = layout_of(prompts)
-    # SOS stays shared. Each row has three vectors, the word, its name and EOT.
-    assert layout.packing.without_sharing(2, 4).lengths.tolist() == [7, 7, 6]
-    assert layout.packing.without_sharing(2, 4) is layout.packing.without_sharing(2, 4)
 
 
 def test_gradients_of_a_prefix_shared_by_many_classes_are_added_up_precisely(clip):
@@ -173,19 +164,6 @@ def test_text_first_used_in_inference_mode_can_train_later(clip, by_class):
     with torch.inference_mode():
         fast.encode_text(clip, prompts)
     assert_same_forms("encode_text", (clip, prompts), [ctx, deep])
-
-
-def test_many_images_are_encoded_in_chunks_without_gradients(clip, monkeypatch):
-    # Of two images: SOS and vectors, two names and their EOT
-    monkeypatch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 14)
-    prompts = TextPrompts(rows([[2], [3]], 2, []), leaf(5, 1, 2, WIDTH))
-    clip = deepcopy(clip)
-    images = []
-    clip.ln_final.register_forward_pre_hook(lambda norm, x: images.append(len(x[0])))
-    expected = fast.encode_text(clip, prompts)
-    with torch.no_grad():
-        torch.testing.assert_close(fast.encode_text(clip, prompts), expected)
-    assert images == [5, 2, 2, 1]
 
 
 @EXAMPLES

@@ -19,7 +19,6 @@ from fit.candidates import (
     Candidate,
     ensemble,
 )
-from fit.choose import Option, nested
 from fit.decision import decide
 from fit.heads import Heads, logit_std
 from fit.options import FitRequest
@@ -113,30 +112,6 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(heads, methods):
     )
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
     assert found.chosen == [(CANDIDATES[0], 1.0)] or len(methods) > 1
-
-
-def test_the_choice_does_not_flatter_its_estimate(random_seed):
-    """Twenty classifiers that guess: the best one looks better than chance, and the estimate does
-    not.
-    """
-    rng = np.random.default_rng(random_seed)
-    labels = np.tile(np.arange(4), 15)
-    best = []
-    outside = []
-    for seed in range(10):
-        held = choice.folds(labels, np.arange(60), seed)
-        logits = rng.normal(size=(20, 1, 60, 4)).repeat(len(held), axis=1)
-        logits[0] = 0
-        scores = [choice.correct(one, labels).mean() for one in logits[1:]]
-        best.append(max(scores))
-        option = Option(logits, lambda inside: dict.fromkeys(range(20), 0.05))
-        chosen, _ = nested([option], Sample.of(labels), held)
-        outside.append(choice.correct(chosen[0], labels).mean())
-    assert np.mean(best) > 0.31 and np.mean(outside) == pytest.approx(0.25, abs=0.08)
-    # zero-shot guesses, the other knows
-    certain = np.eye(4)[labels] * np.array([0, 9])[:, None, None, None]
-    for logits, taken in ((certain, 1), (certain[..., ::-1], 0)):
-        assert choice.choose(logits, Sample.of(labels), {0: 1.0}).argmax() == taken
 
 
 @pytest.mark.parametrize("rival", ["zero-shot CLIP", "the ensemble"])

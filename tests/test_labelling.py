@@ -5,7 +5,7 @@ import pytest
 from harness import drawn
 from marks import golden_cases
 
-from measures.labelling import METHODS, Pool, auto_radius, choose, herding, k_center, whitened
+from measures.labelling import METHODS, Pool, auto_radius, choose, herding, k_center
 
 
 def pytest_generate_tests(metafunc):
@@ -119,19 +119,6 @@ def test_each_image_is_asked_for_once(method):
         choose(np.full((2, 2), np.inf), np.zeros((2, 2)), [], 1)
     with pytest.raises(ValueError, match="1 labels are more than 0 images"):
         choose(given.features, given.logits, labelled, 1, 1, method)
-
-
-def test_the_default_covers_features_whose_directions_count_the_same():
-    given = pool()
-    rows = given.features * np.linspace(1, 8, 16, dtype=np.float32) + 5
-    even = whitened(rows)
-    assert even.dtype == np.float32 and np.linalg.norm(even, axis=1) == pytest.approx(1)
-    assert whitened(rows.astype(np.float16)) == pytest.approx(even, abs=0.02)
-    before, after = (np.linalg.cond(np.cov(one.T)) for one in (rows, even))
-    assert after < before / 5
-    picks = choose(rows, given.logits, [3], 10)
-    assert picks == herding(Pool(even, given.logits, [3]), 10)
-    assert picks != herding(Pool(rows, given.logits, [3]), 10)
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")

@@ -54,19 +54,6 @@ def test_texts_of_many_classes_are_encoded_in_parts(method, finished, monkeypatc
     assert max(sizes) == 3
 
 
-def test_held_out_logits_of_some_images_are_those_of_all(heads, examples):
-    held = np.arange(30)[None] // 15
-    candidate = Candidate("GDA", {"ALPHA": 10.0, "AUGMENT_EPOCH": 1})
-    of_all = heads.held_out(candidate, examples, held)
-    everything = heads.held_out(candidate, examples, held, some=np.arange(30))
-    torch.testing.assert_close(everything, of_all)
-    some = np.array([0, 1, 5, 16, 20, 29])
-    found = heads.held_out(candidate, examples, held, some=some)
-    assert found.shape == (1, 6, 3)
-    cosines = torch.cosine_similarity(found[0], of_all[0, some], dim=1)
-    assert (cosines > 0.999).all()  # the spread is of fewer images
-
-
 def test_a_regression_of_many_classes_is_solved_in_parts(heads, examples, monkeypatch):
     answers = heads.answers(Candidate("VisionProbe"), examples, examples[0])
     monkeypatch.setattr(vision, "MOST_TARGETS", 30)

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 from drawn import run_for_real
-from marks import thorough_but, to_json
+from marks import thorough_but
 
 from common.start import ROOT
 from configs.recipes import recipe
-from measures import results
 from studies.scripts import read_table, text
 
 pytestmark = pytest.mark.slow
@@ -242,23 +241,3 @@ def test_wrong_value_gives_one_line_and_leaves_nothing(name, arguments, words, s
     (line,) = (line for line in ended.stderr.splitlines() if not line.startswith("note: "))
     assert ended.returncode == 2 and line.startswith("error: ") and words in line
     assert not (tmp_path / "out").exists()
-
-
-def test_base_and_new_runs_of_other_backbones_have_no_harmonic_mean(command, tmp_path):
-    usual = {
-        "trainer": "MPL",
-        "dataset": "EuroSAT",
-        "shots": 4,
-        "seed": 1,
-        "accuracy": 50.0,
-        "n_test": 10,
-    }
-    for classes, backbone in (("base", "RN50"), ("new", "RN50"), ("other", "ViT-B/16")):
-        (tmp_path / classes).mkdir()
-        content = usual | {"classes": "base" if classes == "base" else "new", "backbone": backbone}
-        to_json(tmp_path / classes / "results.json", content)
-    assert "Harmonic mean: 50.00%" in command(results, tmp_path / "base", tmp_path / "new").printed
-    assert (
-        "No harmonic mean: backbone of"
-        in command(results, tmp_path / "base", tmp_path / "other").printed
-    )

@@ -10,7 +10,6 @@ import pytest
 from visitors import served
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
-from starlette.exceptions import HTTPException  # noqa: E402, RUF100
 from starlette.requests import Request  # noqa: E402, RUF100
 from starlette.responses import PlainTextResponse  # noqa: E402, RUF100
 
@@ -84,40 +83,6 @@ def test_bytes_that_have_arrived_have_a_limit_and_are_given_back(monkeypatch):
         assert [ask(port, bytes(600))[0] for _ in range(9)] == [200] * 9  # one after another
         assert [ask(port, bytes(1001))[0] for _ in range(9)] == [503] * 9
         assert ask(port, bytes(1000)) == (200, "http 1000")
-
-
-def test_a_refused_request_makes_room_for_others_at_once(monkeypatch):
-    """Six requests that were too much together were all refused."""
-    monkeypatch.setattr(limits, "ALL_BYTES", 200)
-    scope = {"type": "http", "method": "POST", "client": None}
-
-    async def app(scope, receive, send):
-        status = 200
-        try:
-            await receive()
-            await asyncio.sleep(0.01)
-            await receive()
-            await asyncio.sleep(0.01)
-        except HTTPException as error:
-            status = error.status_code
-            await asyncio.sleep(0.01)
-        await send({"type": "http.response.start", "status": status})
-
-    async def ask_many():
-        statuses = []
-
-        async def receive():
-            return {"type": "http.request", "body": bytes(30)}
-
-        async def send(message):
-            statuses.append(message["status"])
-
-        asked = scope | {"headers": [(b"content-length", b"60")]}
-        gate = gated(app)
-        await asyncio.gather(*(gate(asked, receive, send) for _ in range(6)))
-        return sorted(statuses)
-
-    assert asyncio.run(ask_many()) == [200] * 3 + [503] * 3
 
 
 def test_a_request_that_takes_too_long_gets_one_answer(monkeypatch):

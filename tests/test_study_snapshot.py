@@ -130,6 +130,8 @@ def summaries(tmp_path):
     yield "the authors', selected on test images", summarise(of_authors, lambda run: (50, SELECTED))
     unfinished = study_of(tmp_path, ["MPL"], shots=(1, 16))
     yield "unfinished", summarise(unfinished, lambda run: 50 if run.shots == 1 else None)
+    of_seeds = study_of(tmp_path, ["MPL"], seeds=SEEDS)
+    yield "with intervals", summarise(of_seeds, lambda run: 50 + run.seed**2, intervals=True)
 
 
 def written(tmp_path):

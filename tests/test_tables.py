@@ -9,7 +9,6 @@ from scipy import stats
 
 from common.start import ROOT
 from studies.first_page import headlines
-from studies.render import build_tables, markdown
 from studies.rules import VALIDATION, SearchRule
 from studies.spec import Study
 from studies.study_file import load
@@ -80,23 +79,6 @@ def test_paper_is_compared_for_its_own_backbone_settings_and_datasets_only(of_th
     assert papers[["method", "paper"]].to_numpy().tolist() == [["published", 58.13]]
 
 
-def test_significance_is_paired_by_seed_and_dataset(of_the_paper):
-    summary = of_the_paper("cross_dataset")
-    rows = summary.tests.set_index("against")
-    assert list(rows.index) == ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC"]
-    mine, other = (
-        summary.by_seed("cross_dataset", "all classes", name)[list(summary.study.targets)]
-        for name in ("MPL", "CoOp")
-    )
-    coop = rows.loc["CoOp"]
-    assert coop["difference"] == pytest.approx((mine - other).to_numpy().mean())
-    p = stats.wilcoxon(mine.mean(), other.mean()).pvalue
-    assert coop["p_datasets"] == pytest.approx(p)
-    assert (coop["seeds"], coop["datasets"]) == (2, 10)
-    assert rows["p_seeds"].isna().all()  # two seeds
-    assert (rows["holm_datasets"] >= rows["p_datasets"]).all()
-
-
 def test_holm_corrects_for_the_comparisons_of_a_table():
     """The example of p = 0.01, 0.04, 0.03, 0.005: times 4, 3, 2, 1 in ascending order, never
     falling.
@@ -105,13 +87,3 @@ def test_holm_corrects_for_the_comparisons_of_a_table():
     expected = [0.03, 0.06, float("nan"), 0.06, 0.02]
     assert corrected.tolist() == pytest.approx(expected, nan_ok=True)
     assert holm(pd.Series([0.9, 0.8])).tolist() == [1.0, 1.0]
-
-
-def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
-    values = (50, 52, 57)
-    study = study_of(tmp_path, ["MPL"], seeds=(1, 2, 3))
-    summary = summarise(study, lambda run: values[run.seed - 1], intervals=True)
-    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    shown = markdown(build_tables(summary))
-    assert f"| MPL | 53.00 ± {(high - low) / 2:.2f} |" in shown
-    assert "±: half of the 95% t-interval of" in shown

@@ -71,11 +71,6 @@ def check(view: torch.Tensor, expected: dict) -> None:
     assert view.std(dim=(1, 2)).tolist() == pytest.approx(expected["std"], **close)
 
 
-def test_view_0_is_the_image_of_a_test(figures):
-    assert sha(picture()) == figures["picture_sha256_16"]
-    check(ViewsTransform(centre(), (224, 224), count=2)(picture())[0], figures["view_0"])
-
-
 def test_crops_and_flips_are_those_of_the_published_code(figures):
     chance = torch.Generator().manual_seed(3)
     image = picture()

@@ -101,16 +101,6 @@ def test_non_finite_learned_tensors_are_refused_by_name(root, run, newest):
 # What a run resumes from
 
 
-def test_no_file_elsewhere_is_deleted(root, run, newest):
-    (run / "mine").write_text("kept")
-    checkpoint = load_checkpoint(newest)
-    checkpoint["run"]["transient_epochs"] = ["1/../../mine"]
-    torch.save(checkpoint, newest)
-    with pytest.raises(UsageError, match="transient_epochs is not a list of epochs"):
-        make_trainer(root, run).train()
-    assert (run / "mine").read_text() == "kept"
-
-
 def test_run_with_other_settings_is_not_resumed(root, run):
     with pytest.raises(UsageError, match="is of epoch 2, but OPTIM.MAX_EPOCH is 1"):
         make_trainer(root, run, "OPTIM.MAX_EPOCH", 1).train()

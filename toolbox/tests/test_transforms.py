@@ -80,15 +80,11 @@ def test_operations_of_rand_augment_have_dassls_values(image, monkeypatch):
     assert (augmented(2, 10) == 255 - pixels).all()
     # 5 of 8 bits
     assert (augmented(4, 10) == pixels & 0b11111000).all() and (augmented(4, 30) == pixels).all()
-    assert (augmented(5, 30) == pixels).all() and (augmented(5, 0) == 255 - pixels).all()
     added = np.minimum(pixels + 110, 255)
     assert (augmented(6, 30) == np.where(added < 128, added, 255 - added)).all()
     assert abs(augmented(9, 10) - 0.7 * pixels).max() < 1  # brightness
     assert (augmented(14, 3)[:, :-10] == pixels[:, 10:]).all() and (
         augmented(14, 3)[:, -10:] == 0
-    ).all()
-    assert (augmented(15, 3, 0.9)[10:] == pixels[:-10]).all() and (
-        augmented(15, 3, 0.9)[:10] == 0
     ).all()
     square = (augmented(13, 15) == [125, 123, 114]).all(axis=2)
     assert square.sum() == 21 * 21 and square[10, 20] and square[30, 40]
