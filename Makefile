@@ -55,22 +55,22 @@ docs: $(VENV)/.ready
 FUZZ ?= 10000
 SEED ?= 1
 fuzz: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto tests/test_fuzz.py --hypothesis-seed=$(SEED)
+	OMP_NUM_THREADS=1 FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto tests/security/test_fuzz.py --hypothesis-seed=$(SEED)
 
 # The tests of what reads files of others or answers requests, with the lowest or the newest versions of the libraries that do it.
 VERSIONS ?= lowest
 LIBRARIES := transformers|timm|huggingface_hub|gradio|fastapi|starlette|pydantic|python-multipart|uvicorn|sentencepiece
-READING := strangers hub other_backbones backbone_files artefact api serve* fuzz
+READING := strangers hub other_backbones backbone_files artefact published_models api serve* fuzz
 libraries: LOCAL := .venv-$(VERSIONS)
 libraries:
 	$(PYTHON) -m venv $(LOCAL)
 	sed -nE 's/^($(LIBRARIES))>=([0-9.]+).*/\1$(if $(filter lowest,$(VERSIONS)),==,>=)\2/p' requirements*.txt > $(LOCAL)/versions.txt
 	$(LOCAL)/bin/python -m pip install -r requirements-dev.txt -c $(LOCAL)/versions.txt
-	OMP_NUM_THREADS=1 $(LOCAL)/bin/python -m pytest -n auto --dist loadfile $(READING:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(LOCAL)/bin/python -m pytest -n auto --dist loadfile $(READING:%=tests/*/test_%.py)
 
 # 100 SIGKILL, 50 SIGTERM and 50 full disks at random moments; up to an hour on two cores.
 kill: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m kills --seed $(SEED)
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests/helpers:tests/security $(BIN)/python -m kills --seed $(SEED)
 
 # All measurements of time and memory, on an idle machine; benchmarks/RESULTS.md is the page that it writes.
 ROUNDS ?= 3
@@ -84,7 +84,7 @@ compare: $(VENV)/.ready-dev
 
 # Steps and runs of all methods on a CUDA device that is not there; it needs g++.
 gpu-rehearsal: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_gpu_rehearsal.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/trainers/test_gpu_rehearsal.py
 
 style: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .

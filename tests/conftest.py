@@ -12,7 +12,7 @@ import yaml
 from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers")]
 
 # A shell ignores SIGINT in what it starts in the background, and Python then leaves it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(items):
     Others follow, so that no process waits for the end of these.
     """
     hooked = "test_fuzz.py", "test_strangers.py"
-    items.sort(key=lambda item: 2 * (item.path.name >= "test_t") + (item.path.name in hooked))
+    last = ("studies", "trainers")
+    items.sort(key=lambda item: 2 * (item.path.parent.name in last) + (item.path.name in hooked))
 
 
 def pytest_collection_finish(session):
