@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -334,21 +333,6 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(
     assert sum("error: " in each for each in done.errors) == 1
     assert WRONG[line].format(**places) in done.errors[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["text.jpg"]
-
-
-def test_other_class_names_leave_the_backbone_where_it_is(finished, photos, monkeypatch):
-    """Other threads compute with it meanwhile."""
-    classifier = load(finished("TCP"))
-    lists = (["a cat", "a dog"], ["an oak", "an elm", "a fir"], None)
-    expected = [classifier.logits(photos / "a.jpg", names) for names in lists]
-    classifier._other.cache_clear()
-    monkeypatch.setattr(
-        type(classifier.clip), "_apply", lambda *arguments, **options: pytest.fail("it is moved")
-    )
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda names: classifier.logits(photos / "a.jpg", names), lists * 4))
-    assert all(torch.equal(*pair) for pair in zip(found, expected * 4, strict=True))
-    assert {model.clip for model in map(classifier.model_for, lists)} == {classifier.clip}
 
 
 # Names of others

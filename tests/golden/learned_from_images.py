@@ -24,7 +24,8 @@ import trainers.nlprompt
 from clip import TOWERS, folded_weights, load_backbone
 from clip.random_weights import random_tensor
 from configs.recipes import recipe
-from trainers.base.prompted import normalize
+from runs import ood
+from trainers.base.prompted import local_logits, normalize
 
 IGNORED = ("CURRICLUM_EPOCH", "BEGIN_RATE", "CURRICLUM_MODE")  # of budgets below 1
 
@@ -182,9 +183,8 @@ def check_nlprompt(golden: Golden):
         golden.same("clean", [index for index, agreed in enumerate(agreeing) if agreed], epoch)
         plan = plans.pop()
         golden.same("pseudo_labels", plan.argmax(dim=1), epoch)
-        largest = max(np.max(epoch["coupling_first4"]), 1e-12)
         # Rounding of the logits is divided by REG_E
-        near = 1e-6 / settings["REG_E"] * largest
+        near = 1e-6 / settings["REG_E"] * max(np.max(epoch["coupling_first4"]), 1e-12)
         golden.same("coupling_first4", plan[:4], epoch, abs=near)
         for batch in split:
             losses.append(float(trainer.forward_backward(batch)["loss"]))
@@ -221,8 +221,7 @@ def check_mmapp(golden: Golden):
     images = golden.images(trainer)
     golden.logits(trainer, images, "before")
     trainer.model.drawn = trainer.model.drawn + torch.tensor(case["sentence_of_step"][0])
-    first = trainer.model_inference(images)
-    golden.same("logits_of_first_step", first, abs=BEFORE)
+    golden.same("logits_of_first_step", trainer.model_inference(images), abs=BEFORE)
     golden.steps(trainer, [golden.batch(images)] * len(golden.figures["losses"]), learned)
     golden.logits(trainer, images, "after")
 
@@ -303,7 +302,7 @@ def check_dpc(golden: Golden):
     images = golden.images(trainer)
     shape = len(case["classnames"]), case["library_images"], *images.shape[1:]
     library = drawn(case["library_seed"], *shape).flatten(0, 1)
-    labels = [label for label in range(shape[0]) for _ in range(shape[1])]
+    labels = torch.arange(shape[0]).repeat_interleave(shape[1]).tolist()
     golden.logits(trainer, images, "before")
     method.batches(SimpleNamespace(dataset=Given(library, labels)))
     batch = golden.batch(images)
@@ -379,9 +378,6 @@ def check_zeroshot(golden: Golden):
 
 def check_locoop(golden: Golden):
     """Logits of patches, and the scores that find other images."""
-    from runs import ood
-    from trainers.base.prompted import local_logits
-
     trainer = golden.build()
     images = golden.images(trainer)
 

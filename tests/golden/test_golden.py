@@ -2,11 +2,14 @@
 method, and the forms of the towers that must give these figures.
 """
 
+from dataclasses import replace
+
 import learned_from_features as features
 import learned_from_images as images
 import marks
 import pytest
 import read_at_test_time as at_test
+import read_together as together
 import torch
 from harness import Golden, agree, drawn
 from marks import SECOND, case_of, golden_cases
@@ -35,10 +38,10 @@ METHODS = {
     "TPS": (at_test.check_tps, ("fast",)),
     "DMN": (at_test.check_dmn, ("fast",)),
     "BoostAdapter": (at_test.check_boostadapter, ("fast",)),
-    "TransCLIP": (at_test.check_transclip, ("fast",)),
-    "StatA": (at_test.check_stata, ("fast",)),
-    "EM-Dirichlet": (at_test.check_em_dirichlet, ("fast",)),
-    "ZLaP": (at_test.check_zlap, ("fast",)),
+    "TransCLIP": (together.check_transclip, ("fast",)),
+    "StatA": (together.check_stata, ("fast",)),
+    "EM-Dirichlet": (together.check_em_dirichlet, ("fast",)),
+    "ZLaP": (together.check_zlap, ("fast",)),
     **dict.fromkeys(features.FORMS, (features.check_features, ("fast",))),
 }
 ELSEWHERE = {"NegLabel", "WiSE-FT"}  # test_neglabel.py, test_finetune.py
@@ -151,7 +154,7 @@ def test_scaled_inductive_zlap_answers_each_image_alone(inductive):
     features = normalize(drawn(1, 30, 16) + 1, dim=1)
     texts = normalize(drawn(2, 4, 16) + 1, dim=1)
     task = Task.of(features, texts, support=(normalize(drawn(3, 20, 16) + 1, dim=1), None))
-    together = method.answer(task)
+    every = method.answer(task)
     for place in (0, 7, 29):
-        one = at_test.replace(task, features=features[place : place + 1])
-        agree(method.answer(one)[0], together[place], abs=1e-5)
+        one = replace(task, features=features[place : place + 1])
+        agree(method.answer(one)[0], every[place], abs=1e-5)

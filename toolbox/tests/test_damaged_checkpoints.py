@@ -101,18 +101,6 @@ def test_non_finite_learned_tensors_are_refused_by_name(root, run, newest):
 # What a run resumes from
 
 
-def test_run_with_other_settings_is_not_resumed(root, run):
-    with pytest.raises(UsageError, match="is of epoch 2, but OPTIM.MAX_EPOCH is 1"):
-        make_trainer(root, run, "OPTIM.MAX_EPOCH", 1).train()
-    for part, *setting in (
-        ("state_dict", "TRAINER.TINYPROMPT.N_CTX", 2),
-        ("optimizer", "OPTIM.NAME", "adam"),
-        ("scheduler", "OPTIM.LR_SCHEDULER", "multi_step", "OPTIM.STEPSIZE", (2,)),
-    ):
-        with pytest.raises(UsageError, match=f"the {part} of .* does not fit"):
-            make_trainer(root, run, *setting).train()
-
-
 @pytest.mark.parametrize(
     "key", ["state_dict", "epoch", "optimizer", "scheduler", "run", "val_result"]
 )

@@ -2,11 +2,9 @@
 
 import operator
 import os
-import random
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY
@@ -17,10 +15,6 @@ from torch import nn
 
 class Killed(BaseException):
     """Raised to end a run as a kill of its process would."""
-
-
-def draw():
-    return random.random(), np.random.rand(), torch.rand(1).item()
 
 
 def cut_off(trainer, epoch, batch_idx):
@@ -58,42 +52,6 @@ def assert_same_folders(one, other):
     assert sorted(os.listdir(one)) == sorted(os.listdir(other))
     for file in one.glob("model*"):
         assert_same(load_checkpoint(file), load_checkpoint(other / file.name))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, True)])
-def test_resume_after_kill_is_bit_identical(root, tmp_path, monkeypatch, workers, persistent):
-    monkeypatch.setattr(TinyPrompt, "persistent_workers", persistent)
-    opts = (
-        "OPTIM.MAX_EPOCH",
-        3,
-        "DATALOADER.NUM_WORKERS",
-        workers,
-        "TEST.FINAL_MODEL",
-        "best_val",
-        "OPTIM.LR",
-        0.02,
-    )
-    full = make_trainer(root, tmp_path / "full", *opts)
-    full.train()
-    end = draw()
-
-    cut_off(make_trainer(root, tmp_path / "cut", *opts), epoch=1, batch_idx=1)
-    cut_off(make_trainer(root, tmp_path / "cut", *opts), epoch=2, batch_idx=0)
-    resumed = make_trainer(root, tmp_path / "cut", *opts)
-    draw()  # the states in the checkpoint replace those of the generators
-    seconds = load_checkpoint(tmp_path / "cut/prompt_learner/model.pth.tar-2")["run"][
-        "train_seconds"
-    ]
-    resumed.train()
-
-    assert resumed.start_epoch == 2
-    assert draw() == end
-    assert (tmp_path / "full/prompt_learner/model-best.pth.tar").exists()
-    assert_same_folders(*(tmp_path / run / "prompt_learner" for run in ("full", "cut")))
-    assert resumed.test_results == full.test_results
-    assert resumed.best_result == full.best_result
-    assert resumed.train_seconds > seconds > 0
 
 
 def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):

@@ -44,23 +44,6 @@ def test_error_classes_and_texts():
     assert str(UsageError("Caught between two stools")) == "Caught between two stools"
 
 
-def test_registry_names_the_closest():
-    registry = utils.Registry("TRAINER")
-
-    @registry.register()
-    class CoOp:
-        pass
-
-    assert registry.get("CoOp") is CoOp and registry.registered_names() == ["CoOp"]
-    with pytest.raises(KeyError, match="already registered"):
-        registry.register(CoOp)
-    assert registry.register(force=True)(CoOp) is CoOp
-    with pytest.raises(
-        UnknownNameError, match='^the TRAINER registry has no "Coop"; did you mean CoOp.$'
-    ):
-        registry.get("Coop")
-
-
 def test_setup_logger_writes_a_new_file_each_time_and_restores_stdout(tmp_path, capsys):
     console = sys.stdout
     for text in ("first ä", "second", "third"):
