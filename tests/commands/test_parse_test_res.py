@@ -8,7 +8,6 @@ import pytest
 
 import parse_test_res
 from common.errors import UsageError
-from measures.results import SELECTED
 
 TRAINING = """epoch [5/5] batch [10/10] time 0.1 (0.1) loss 0.5 (0.5) acc 100.0 (90.0) lr 1e-5
 * accuracy: 11.1%
@@ -110,17 +109,3 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(key, runs, pars
         UsageError, match=f"differ in the .*{key}.*: 4, {USUAL[key]}|{key}.*: 16, 4"
     ):
         parse(root)
-
-
-def test_averages_say_how_many_runs_were_selected_on_test_images(runs, parse):
-    root = runs({"a/seed1": 80}, f"{SELECTED}: the epoch\n{TRAINING}")
-    runs({"a/seed2": 80, "b/seed1": 80})
-    lines = ["* selected on test images: 1 of 2 runs", "* selected on test images: 1 of 2 folders"]
-    for given, expected in (
-        ([root / "a"], lines[:1]),
-        ([root / "b"], []),
-        ([root, "--multi-exp"], lines),
-    ):
-        printed = parse(*given)
-        assert [line for line in printed.splitlines() if line.startswith("* selected")] == expected
-        assert printed.count("accuracy: 80.00% (selected on test images)") == bool(expected)

@@ -1,7 +1,6 @@
 """How a command ends: its exit status, one line for an error of its user, and what is a bug."""
 
 import errno
-import gc
 import os
 import subprocess
 import sys
@@ -229,14 +228,3 @@ def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatc
     assert "NVIDIA" not in launch(*argv, "USE_CUDA", False).printed
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert record.unused_gpu() == ""
-
-
-def test_what_is_garbage_by_a_later_command_goes():
-    """What is frozen is never collected: as little as is imported."""
-    frozen = gc.get_freeze_count()
-    with required_packages():
-        import json  # as nearly all that a second command of a process imports
-
-        assert json and not gc.isenabled()
-    # What is frozen may end by itself meanwhile
-    assert 0 < gc.get_freeze_count() <= frozen and gc.isenabled()

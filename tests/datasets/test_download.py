@@ -184,17 +184,6 @@ def test_backbone_is_downloaded_once_into_the_cache(published, source, tmp_path,
     assert torch.equal(features(clip.load_backbone("ViT-B/16")), features(source))
 
 
-def test_interrupted_download_of_a_backbone_is_resumed(published, tmp_path):
-    """It started again from its first byte."""
-    published.faults = ["cut off", *["busy"] * download.TRIES]
-    with pytest.raises(clip.ClipError, match="to resume"):
-        clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
-    assert os.listdir(tmp_path / "cache") == ["ViT-B-16.pt.partial"]
-    published.faults = []
-    clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
-    assert starts(published)[-1] > 0 and os.listdir(tmp_path / "cache") == ["ViT-B-16.pt"]
-
-
 @pytest.mark.parametrize("fault", ["other bytes", "not found", "no folder"])
 def test_failed_download_of_a_backbone_leaves_no_file(fault, published, tmp_path):
     published.faults = [fault]

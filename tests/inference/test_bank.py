@@ -189,25 +189,6 @@ def test_a_bank_without_images_is_refused_in_one_line(banked, command, fitting, 
     assert "no image of" in fitting(folder, "--backbone", deep, "--methods", "GDA").error
 
 
-def test_a_flipped_bit_in_a_bank_is_refused_and_its_file_is_written_again(
-    banked, command, deep, photos
-):
-    folder = banked(photos)
-    file = folder / "00000.parquet"
-    whole = file.read_bytes()
-    with parquet.ParquetFile(file) as table:
-        group = table.metadata.row_group(0)
-        columns = [group.column(number) for number in range(group.num_columns)]
-    (tower,) = [one for one in columns if one.path_in_schema.startswith("tower")]
-    place = (tower.dictionary_page_offset or tower.data_page_offset) + 200
-    file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-    assert "is damaged" in command(predict, folder, "--backbone", deep, *NAMES).error
-    line = "--to", folder, "--backbone", deep, "--precision", "float32"
-    done = command(embed, photos, *line)
-    assert "is damaged" in done.printed and "it is written again" in done.printed
-    assert file.read_bytes() == whole
-
-
 def fitted(folder):
     """What fit.json says, without what depends on the machine."""
     record = of_json(folder / "fit.json")

@@ -1,13 +1,12 @@
 """The options and pages of benchmarks/measure.py, and the copies and tables of near_copies.py."""
 
-import gzip
 import json
 import re
 import sys
 
 import numpy as np
 import pytest
-from marks import one_line, times
+from marks import one_line
 from pandas import DataFrame
 from PIL import Image
 
@@ -23,15 +22,6 @@ def test_every_command_of_a_page_is_accepted(page):
     for options in [*words, *measure.SECTIONS.values()]:
         measure.parser().parse_args(re.sub(r"\$\((\w+)\)", "1", options).split())
     assert words
-
-
-def test_each_kind_of_near_copy_has_the_size_of_its_image_and_other_pixels():
-    rng = np.random.default_rng(1)
-    image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    for change in (near_copies.KINDS | near_copies.OTHERS).values():
-        copy = change(image, rng)
-        assert copy.size == image.size and copy.mode == "RGB"
-        assert np.any(np.asarray(copy) != np.asarray(image))
 
 
 def test_tables_of_near_copies():
@@ -64,35 +54,9 @@ def test_a_page_has_the_medians_of_its_sections(tmp_path, monkeypatch):
     ]
 
 
-def test_halves_keep_near_names_together_and_images_are_on_white(tmp_path):
-    folder = tmp_path / "deb/tuxpaint/stamps"
-    for directory in images.STAMPS:
-        (folder / directory).mkdir(parents=True, exist_ok=True)
-        for name in ("lion", "lion-2", "lion_3", "owl", "yak", "emu"):
-            clear = Image.new("RGBA", (300, 20), (255, 0, 0, 0))
-            clear.save(folder / directory / f"{name}.png")
-    target = images.build("stamps", [tmp_path / "npm", tmp_path / "deb"], tmp_path / "sets")
-    parts = {path.parent.parent.name for path in target.rglob("*.png") if path.stem.count("lion")}
-    assert len(parts) == 1 and {path.name for path in (target / "train").iterdir()} == {
-        path.name for path in (target / "test").iterdir()
-    }
-    image = Image.open(next(target.rglob("*.png")))
-    assert image.size == (256, 17) and image.getpixel((0, 0)) == (255, 255, 255)
-    before = times(target)
-    assert images.build("stamps", [], tmp_path / "sets") == target
-    assert before == times(target)
-
-
 def test_a_misspelt_set_is_one_line(tmp_path):
     with one_line("there is no data set 'stamp': did you mean stamps?"):
         images.build("stamp", [], tmp_path)
-
-
-def test_files_of_mnists_form(tmp_path):
-    pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    head = bytes([0, 0, 8, 3]) + np.array(pixels.shape, ">u4").tobytes()
-    (tmp_path / "x.gz").write_bytes(gzip.compress(head + pixels.tobytes()))
-    assert np.array_equal(images.read_idx(tmp_path / "x.gz"), pixels)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "stamps", "eurosat"])

@@ -99,23 +99,6 @@ def test_a_method_imports_at_most_the_one_that_it_builds_on():
         assert len(near & names) <= 1, file
 
 
-def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
-    def set_there(file: Path) -> Iterator[str]:
-        for node in ast.walk(ast.parse(file.read_text())):
-            target = node
-            while isinstance(target, ast.Attribute):
-                target = target.value
-            is_set = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-            if is_set and isinstance(target, ast.Name) and target.id == "trainer":
-                yield f"{file.name}: {ast.unparse(node)}"
-
-    outside = [
-        ROOT / "train.py",
-        *files("clip", "common", "fit", "inference", "measures", "runs", "studies", "trainers"),
-    ]
-    assert [found for file in outside for found in set_there(file)] == []
-
-
 def test_every_method_has_a_yaml_for_each_protocol():
     for method, found in trainers.methods().items():
         for protocol in ("base2new", "few_shot", "cross_dataset") if found.learns else ():

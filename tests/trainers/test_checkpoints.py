@@ -7,8 +7,7 @@ import shutil
 import pytest
 import torch
 from drawn import differing, prompts_of
-from published_files import FOLDER, published_model, published_training, randomised, save_published
-from torch import nn
+from published_files import FOLDER, published_model, save_published
 
 from common.errors import UsageError
 
@@ -35,27 +34,6 @@ def logits(trainer):
 
 
 # Published checkpoints here
-
-
-@pytest.mark.parametrize(("prefix", "epoch"), [("module.", 5), ("", None)])
-def test_a_published_checkpoint_evaluates_on_other_classes(
-    epoch, prefix, mpl, tiny, tmp_path, capsys
-):
-    prompts = randomised(mpl("base"))
-    state = published_model(prompts, tiny, 37, prefix)
-    parameters = [nn.Parameter(value) for key, value in prompts.items()]
-    save_published(tmp_path / "published", state, **published_training(parameters, 5))
-    raw = (tmp_path / "published" / FOLDER / "model.pth.tar-5").read_bytes()
-    # Whole objects, as the published code's
-    assert b"CosineAnnealingLR" in raw and b"torch.optim.sgd\nSGD" in raw
-
-    trainer = mpl("all")
-    expected = mpl("all")
-    expected.model.load_state_dict(prompts)  # with no checkpoint in between
-    assert not torch.allclose(logits(trainer), logits(expected), atol=1e-3)
-    trainer.load_model(str(tmp_path / "published"), epoch=epoch)
-    assert logits(trainer).shape == (3, 6) and torch.equal(logits(trainer), logits(expected))
-    assert trainer.method.loaded_epoch == 5 and "(epoch 5)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

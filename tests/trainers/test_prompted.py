@@ -2,8 +2,6 @@
 prompts became.
 """
 
-from copy import deepcopy
-
 import pytest
 import torch
 from drawn import small_clip
@@ -47,21 +45,6 @@ def model():
     return PromptedCLIP(small_clip(), ReadPrompts())
 
 
-@pytest.mark.parametrize(("towers", "times"), [("fast", 1), ("plain", 2)])
-def test_text_features_are_kept_by_the_fast_towers_alone(towers, times, monkeypatch):
-    model = deepcopy(PromptedCLIP(small_clip(), ReadPrompts(), towers))
-    encoded = []
-    text = model.prompt_learner.text
-    monkeypatch.setattr(
-        model.prompt_learner, "text", lambda features: (encoded.append(1), text(features))[1]
-    )
-    model.eval()
-    with torch.no_grad():
-        for _ in range(2):
-            model.encode_text(torch.zeros(1, 64))
-    assert len(encoded) == times
-
-
 @pytest.mark.parametrize("learned", [True, False])
 def test_logits_can_depend_on_whether_the_classes_were_learned(model, learned):
     images = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(1))
@@ -97,18 +80,3 @@ def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, class
     checkpoint = {"state_dict": trainer.method.saved_module().state_dict(), "epoch": 1}
     trainer.method.checkpoints.load_prompts(checkpoint | {"metadata": written}, "a file")
     assert trainer.model.classes_learned == learned
-
-
-@pytest.mark.parametrize(
-    ("classes", "task", "kind"),
-    [("base", "", "learned"), ("new", "", "new"), ("all", "FS", "learned"), ("all", "CD", "new")],
-)
-def test_a_published_checkpoint_of_mmrl_is_read_by_its_task(classes, task, kind, build):
-    trainer = build("MMRL", classes, "TASK", task)
-    assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(
-        64**-0.5, rel=0.1
-    )
-    trainer.method.checkpoints.load_prompts(
-        {"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file"
-    )
-    assert trainer.model.classes_learned == (kind == "learned")
