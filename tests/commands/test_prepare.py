@@ -3,13 +3,10 @@
 The published files come from a server on the loopback address: tests/helpers/published.py.
 """
 
-import errno
 import os
 import re
 import shutil
-import signal
 import threading
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -324,44 +321,11 @@ def test_what_is_in_the_way_is_neither_changed_nor_replaced(
 
 
 def test_full_disk(prepare_fails, publish, monkeypatch, tmp_path):
-    publish("eurosat")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patch:
-        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         patch.setattr(shutil, "disk_usage", lambda path: usage)
         prepare_fails(["sun397"], "78.2 GB are needed", "0.0 GB are free", "choose another --root")
     assert publish.server.requests == [] and not (tmp_path / "data").exists()
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
-    prepare_fails(["eurosat"], "No space left on device: fix this or choose another --root")
-    assert all_below(tmp_path / "data/eurosat/.preparing") == {"EuroSAT.zip"}
-
-
-def test_interrupt_while_unpacking_leaves_only_the_download(
-    prepare, publish, monkeypatch, tmp_path
-):
-    made = publish("eurosat")
-    extract = zipfile.ZipFile._extract_member
-    members = []
-
-    def interrupted(self, member, path, password):
-        members.append(member)
-        if len(members) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C, but also in the background
-        return extract(self, member, path, password)
-
-    monkeypatch.setattr(zipfile.ZipFile, "_extract_member", interrupted)
-    assert prepare("eurosat").status == 130
-    left = {".preparing", ".preparing/EuroSAT.zip", SPLIT}
-    assert all_below(tmp_path / "data/eurosat") == left
-    half = tmp_path / "data/eurosat/.preparing/unpacked/2750/half.jpg"  # as after SIGKILL
-    half.parent.mkdir(parents=True)
-    half.write_bytes(b"half")
-    prepare.works("eurosat")
-    assert files_below(tmp_path / "data/eurosat") == files_below(made)
-    assert [path for path, _ in publish.server.requests].count("/eurosat/EuroSAT.zip") == 1
 
 
 def test_killed_between_two_moves_it_continues(prepare, publish, monkeypatch, tmp_path):

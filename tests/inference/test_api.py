@@ -171,10 +171,8 @@ def test_another_site_learns_nothing_of_the_model(port):
 BAD_JSON = [
     (b"{", "Invalid JSON"),
     (b'{"image": "%"}', "image: it is not base64"),
-    ('{"image": "٤٢"}'.encode(), "image: it is not base64"),
     (b'{"image": 3}', "image: "),
     (b'{"image": [' + b"1," * 500_000 + b"1]}", "the body has too many values"),
-    (b'{"image": ' + b"[" * 500_000, "the body has too many values"),
     (b'{"image": []}', "image: send 1 to 100"),
     (as_json(*[b"x"] * 101), "image: send 1 to 100"),
     (as_json(b"x", top_k=0), "top_k: "),

@@ -4,7 +4,6 @@ tested epoch.
 
 import os
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +15,9 @@ from torch import nn
 from trees import write_image
 
 from common.errors import UsageError
-from common.records import SelectionRecord
 from common.start import ROOT
 from measures.results import RESULTS_FILE, SELECTED
 from trainers import MethodTrainer, methods
-from trainers.base.data_use import count_common, inherited
 
 pytestmark = pytest.mark.slow
 
@@ -150,33 +147,6 @@ def test_evaluation_of_a_silent_checkpoint_claims_nothing_and_an_impossible_reco
     assert card["choose"] is card["fit"] is None
 
 
-CHOICE = {
-    "what": "epoch",
-    "dataset": "D",
-    "classes": "all",
-    "split": "val",
-    "images": 2,
-    "test_images": 0,
-}
-SAID = [  # metadata of the best epoch, the choices and the images behind it
-    ({}, None, None),
-    ({"inherited_choices": [], "fit": []}, None, []),
-    ({"inherited_choices": [], "choices": []}, [], None),
-    ({"choices": [], "fit": []}, None, None),
-    ({"choices": [CHOICE], "fit": []}, [SelectionRecord(**CHOICE)], None),
-    (
-        {"inherited_choices": [CHOICE], "choices": [CHOICE], "fit": []},
-        [SelectionRecord(**CHOICE)] * 2,
-        [],
-    ),
-]
-
-
-@pytest.mark.parametrize(("metadata", "choices", "phases"), SAID)
-def test_what_a_checkpoint_does_not_say_is_unknown(metadata, choices, phases):
-    assert inherited({"metadata": metadata, "val_result": 50.0}) == (choices, phases)
-
-
 def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(
     on_imagenet, first_is_best, monkeypatch, tmp_path
 ):
@@ -252,21 +222,6 @@ def test_lists_of_test_images_for_validation_are_found(
     monkeypatch.setitem(DATASET_REGISTRY._obj_map, "EuroSAT", Own)
     argv = arguments(eurosat, tiny, tmp_path / "out", *BEST, "DATASET.SUBSAMPLE_CLASSES", "base")
     refused(argv, "chosen on 6 images, all of them test images of EuroSAT (base classes): set")
-
-
-def test_common_images_are_counted_by_file(tmp_path):
-    def images(*names):
-        return [SimpleNamespace(impath=str(tmp_path / name)) for name in names]
-
-    for name in ("a", "b"):
-        (tmp_path / name).touch()
-    (tmp_path / "link").symlink_to("a")
-    (tmp_path / "there").symlink_to(".")
-    assert (
-        count_common(images("link", "there/b", "c", f"../{tmp_path.name}/a"), images("a", "b")) == 3
-    )
-    nameless = [SimpleNamespace(impath="")]  # images that are not files
-    assert count_common(nameless, [*nameless]) == 0
 
 
 class Foreign(TrainerX):
