@@ -33,10 +33,10 @@ from benchmarks.real import images as sets
 from common.errors import UsageError
 from common.start import Parser
 from datasets import image_facts
-from fit import groups
+from fit import photos as groups
 from fit.candidates import CANDIDATES, COMPUTED, SENTENCES
-from fit.curve import estimate_by
 from fit.decision import decide_among
+from fit.estimate import estimate_by
 from fit.features import Row
 from fit.heads import Heads
 from fit.options import FitRequest
@@ -215,7 +215,7 @@ def examples_of(
         photo.path: Row("", image_facts.signature(image), image_facts.Taken(), feature)
         for photo, image, feature in zip(listed, images, x, strict=True)
     }
-    photos = Photos(listed, heads.names, {}, []).in_groups(groups.find(listed, rows))
+    photos = Photos(listed, heads.names, {}, []).in_groups(groups.find_groups(listed, rows))
     y = torch.from_numpy(labels)
     return Examples(x, y, photos.scenes, heads.names, certain=photos.certain), photos
 

@@ -13,8 +13,8 @@ from common.names import as_clip_reads, printable
 from common.start import Parser, required_packages
 from datasets.base import missing_files
 
-from .images import check_named, find
 from .options import FitRequest, add_options
+from .read_images import check_named, find
 from .record import check_same_images, checksums, earlier_record, record_of
 from .rows import Photo
 

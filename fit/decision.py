@@ -17,7 +17,7 @@ from . import choice
 from .candidates import Candidate, Weighted, ensemble, used
 from .choice import Estimate
 from .choose import Selection, select
-from .curve import curve, curve_seconds, estimate_by
+from .estimate import curve, curve_seconds, estimate_by
 from .heads import Heads, logit_std
 from .options import PRIORS, FitRequest
 from .plan import Plan

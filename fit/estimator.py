@@ -27,10 +27,10 @@ from inference.images import image_of
 from inference.models import load
 from inference.options import LoadOptions
 
+from .arrays import check_labels, check_list, column_of, photos_of
 from .choice import Estimate
 from .command import with_checksums
 from .fit import fit
-from .labelled import check_labels, check_list, column_of, photos_of
 from .matrix import fit_matrix
 from .options import FitOptions, FitRequest
 from .record import FILE, PAGE, contents_of, images_of, options_of, record_of, write_contents

@@ -24,19 +24,18 @@ from inference.classifier import PromptedClassifier
 from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
-from . import groups, report
+from . import report
 from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
 from .decision import decide_among
-from .features import Row, features_of
+from .features import Row, Source, features_of, price, read_by_all, sources_of
 from .heads import Heads, reads_names
 from .options import FitRequest
-from .photos import Photos
+from .photos import Photos, find_groups, looks_known
 from .plan import Plan
 from .record import FILE, FORM, PAGE, TABLE, checksums
 from .result import Fit, Tested
 from .rows import Photo
-from .sources import Source, price, read_by_all, sources_of
-from .towers import TRAINED, Towers
+from .trained import TRAINED, Towers
 from .trials import Backbone, Examples
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
@@ -186,9 +185,9 @@ def photos_of(
     notes = [*photos.notes]
     if request.minutes and photos.from_bank:
         notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
-    looks = groups.looks_known(found, rows)
+    looks = looks_known(found, rows)
     if request.groups == "auto":
-        photos = photos.in_groups(groups.find(photos.images, rows, looks))
+        photos = photos.in_groups(find_groups(photos.images, rows, looks))
     if request.groups != "auto" or not looks:
         why = "--groups none" if looks else "a bank that was written without --look"
         notes.append(

@@ -20,9 +20,9 @@ from common.pages import render
 from inference.addresses import is_address
 from inference.calibrated import Calibration
 from inference.calibration import softmax
+from inference.images import jpeg_of
 
 from . import choice
-from .pictures import jpeg_of
 from .result import Fit
 
 MOST = 12  # suspects, and pairs of classes, on the page

@@ -1,5 +1,6 @@
 """Image files: found, and worked on by threads."""
 
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from dassl.utils.images import read_image
 from PIL import Image
 from torch import Tensor
 
@@ -136,3 +138,16 @@ def in_batches(
     if len(several) <= min(FEWEST, most):
         return [compute(read(several))] if several else []
     return in_threads(lambda part: compute(read(part)), several, most, on_gpu)
+
+
+def jpeg_of(path: str, side: int, max_pixels: int | None = None) -> bytes:
+    """An image as a JPEG whose longer side has at most `side` pixels.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    image = read_image(path, max_pixels)
+    image.thumbnail((side, side))
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=85)
+    return content.getvalue()

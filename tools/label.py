@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from _start import run
 
-    run("fit.labelling", "from the images that are done")
+    run("fit.label.command", "from the images that are done")

@@ -6,7 +6,7 @@ import sys
 # The words of a command: its module, where the same command resumes, and what it does
 COMMANDS = {
     "fit": ("fit.command", "from the images that are done", "the best classifier for a folder"),
-    "label": ("fit.labelling", "from the images that are done", "which images to label next"),
+    "label": ("fit.label.command", "from the images that are done", "which images to label next"),
     "predict": ("inference.predict", "from the first image", "the most probable classes of images"),
     "embed": ("inference.embed", "from the first file that is missing", "the features of images"),
     "calibrate": ("runs.calibrate_command", "", "certainty, sets of classes, unknown images"),

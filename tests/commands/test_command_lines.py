@@ -114,7 +114,7 @@ COMMANDS = (
     "inference.inspection.command",
 )
 COMMANDS += (
-    "fit.labelling",
+    "fit.label.command",
     "inference.embed",
     "inference.export",
     "inference.predict",

@@ -16,13 +16,13 @@ from common.version import source
 from fit import choice, decision, features, plan
 from fit import command as fit
 from fit import fit as story
-from fit import towers as towers_module
+from fit import trained as towers_module
 from fit.estimator import Classifier
 from fit.features import Features
 from fit.heads import Heads
 from fit.photos import Photos
 from fit.rows import Photo
-from fit.towers import TRAINED, Towers
+from fit.trained import TRAINED, Towers
 from inference import predict
 from inference.calibrated import sha256_of_images
 from inference.classifier import PromptedClassifier

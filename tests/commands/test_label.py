@@ -8,8 +8,8 @@ from marks import of_json
 from PIL import Image
 
 from common.lock import locked
-from fit import labelling as label
-from fit.images import find
+from fit.label import command as label
+from fit.read_images import find
 from inference import embed
 from measures.labelling import METHODS
 
@@ -237,7 +237,7 @@ def test_a_file_that_cannot_be_written_leaves_no_thumbnails(ask, tmp_path, monke
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        patch.setattr("fit.labelling.write_lines", full)
+        patch.setattr("fit.label.command.write_lines", full)
         assert ask(4, "--thumbnails", tmp_path / "small").status == 2
     assert not (tmp_path / "small").exists()
     assert ask(4, "--thumbnails", tmp_path / "small").status == 0

@@ -21,7 +21,7 @@ from marks import one_line, parquet_library, thorough_but
 from PIL import Image
 
 from common.start import ROOT
-from fit.images import find
+from fit.read_images import find
 from inference import batches, export, predict, shards, tables
 from inference.arguments import given_class_names
 from inference.inspection import command as inspect_command

@@ -16,8 +16,9 @@ from tiny_models import FAMILIES, saved, small_timm, tiny_config
 
 import clip
 from clip import weights_sha256
-from fit import choice, sources
+from fit import choice
 from fit import command as fit
+from fit import features as sources
 from fit import fit as story
 from fit.candidates import KERNEL, VISION, Candidate
 from fit.choose import Option, nested

@@ -7,18 +7,18 @@ import pytest
 from marks import of_json, one_line, to_json
 from visitors import served
 
-from fit import asked
 from fit import command as fit
-from fit import labelling as label
-from fit.labeller.advice import advice
-from fit.labeller.apart import FitApart
+from fit.label import command as label
+from fit.label import label_file as asked
+from fit.label.advice import advice
+from fit.label.apart import FitApart
 from inference.arguments import load_options
 from inference.options import LoadOptions
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
 from test_label_page import NAMES, Labels, record
 
-from fit.labeller.application import application
+from fit.label.application import application
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,12 @@ from visitors import served
 
 from common.errors import UsageError
 from common.start import ROOT
-from fit import asked
-from fit.labeller.advice import advice
+from fit.label import label_file as asked
+from fit.label.advice import advice
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
-from fit.labeller.application import LARGEST, application
-from fit.labeller.rounds import Mark, Plan, Rounds, key_of
+from fit.label.application import LARGEST, application
+from fit.label.rounds import Mark, Plan, Rounds, key_of
 
 pytestmark = pytest.mark.slow
 
@@ -186,7 +186,7 @@ def test_nothing_of_a_name_is_html_and_nothing_is_loaded_from_elsewhere(ask, lab
     assert status == 200 and b'<script src="page.js" defer></script>' in page
     assert "default-src 'self'" in headers["Content-Security-Policy"]
     assert headers["Cache-Control"] == "no-store"
-    files = [file.read_text() for file in (ROOT / "fit/labeller/page").iterdir()]
+    files = [file.read_text() for file in (ROOT / "fit/label/page").iterdir()]
     assert len(files) == 3 and not any("//" in text.replace("// ", "") for text in files)
     assert not any(word in text for text in files for word in ("innerHTML", "insertAdjacent"))
     status, picture, headers = ask(f"/images/{key_of(labels.paths[5])}")

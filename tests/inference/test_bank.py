@@ -10,8 +10,8 @@ from marks import of_json, one_line, parquet_library, thorough_but, to_json
 from PIL import Image
 
 from common.lock import locked
-from fit.banked import photos_in
 from fit.estimator import Classifier
+from fit.read_images import photos_in
 from fit.rows import photos_in_rows, rows_of
 from inference import bank, embed, outputs, predict
 from runs import calibrate_command as calibrate

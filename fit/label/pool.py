@@ -17,11 +17,11 @@ from inference.seen import SeenImages
 from measures.labelling import choose
 from trainers.base.prompted import normalize
 
-from . import banked, groups
-from .command import with_checksums
-from .features import Features, Row, features_of
-from .images import unlabelled_in
-from .rows import Photo
+from ..command import with_checksums
+from ..features import Features, Row, features_of, read_features
+from ..photos import NOT_KNOWN, find_groups, firsts, looks_known
+from ..read_images import notes_of, unlabelled_in
+from ..rows import Photo
 
 
 class Asked(NamedTuple):
@@ -69,15 +69,15 @@ class UnlabelledPool:
         before = features_of(photos, rows)
         logits = logits_of(classifier, behind, photos, before)
         photos = with_guesses(photos, classifier.class_names, logits)
-        looks = groups.looks_known(photos, rows)
+        looks = looks_known(photos, rows)
         if not looks:
-            notes.append(groups.NOT_KNOWN)
+            notes.append(NOT_KNOWN)
         return cls(
             photos,
             classifier.class_names,
             normalize(behind.features(before)).numpy(),
             logits,
-            groups.find(photos, rows, looks).certain,
+            find_groups(photos, rows, looks).certain,
             seen_by(model, [rows[photo.path] for photo in photos]),
             notes,
         )
@@ -135,8 +135,8 @@ class UnlabelledPool:
         without a label.
         """
         with_label = set(self.scenes[list(labelled)].tolist())
-        firsts = groups.firsts(self.scenes).tolist()
-        others = [place for place in firsts if int(self.scenes[place]) not in with_label]
+        places = firsts(self.scenes).tolist()
+        others = [place for place in places if int(self.scenes[place]) not in with_label]
         return [*labelled, *others]
 
 
@@ -161,13 +161,13 @@ def readable(place: Path, behind: BehindTower) -> tuple[list[Photo], dict[str, R
     """
     found = with_checksums(unlabelled_in(place))
     encoder = Features(behind.classifier, behind.tower.model)
-    rows, damaged = banked.features_of(found, encoder)
+    rows, damaged = read_features(found, encoder)
     photos = [photo for photo in found if photo.path in rows]
     if not photos:
         fault = next(iter(damaged.values()), "it is empty")
         raise UsageError(f"{place} has no image that can be read ({fault})", "give another")
     photos.sort(key=lambda photo: (rows[photo.path].pixels_sha256, photo.path))
-    return photos, rows, banked.notes_of(damaged)
+    return photos, rows, notes_of(damaged)
 
 
 def with_guesses(

@@ -17,9 +17,9 @@ from inference.bank import is_bank
 from inference.options import LoadOptions
 from inference.serving.command import OF_API, add_address_options
 
-from .asked import Line, check_done, check_labels, image_of, lines_of, write_lines
-from .images import unlabelled_in
-from .rows import ASKED
+from ..read_images import unlabelled_in
+from ..rows import ASKED
+from .label_file import Line, check_done, check_labels, image_of, lines_of, write_lines
 
 if TYPE_CHECKING:
     from inference.classifier import PromptedClassifier
@@ -120,7 +120,7 @@ def thumbnails(
         folder: a new one; None for no pictures.
         first: the number of lines before these.
     """
-    from .pictures import jpeg_of
+    from inference.images import jpeg_of
 
     if folder is None:
         yield
@@ -144,8 +144,8 @@ def label_on_page(
     with required_packages(OF_API):
         from inference.serving.server import Server, address_of, serve
 
-        from .labeller.application import application
-    from .labeller.rounds import Plan, Rounds
+        from .application import application
+    from .rounds import Plan, Rounds
 
     names = shown_names(classifier.class_names)
     if not lines_of(args.to):
@@ -179,7 +179,7 @@ class Work:
     def __init__(
         self, args: argparse.Namespace, options: LoadOptions, classifier: "PromptedClassifier"
     ):
-        from .labeller.apart import FitApart
+        from .apart import FitApart
 
         self.args = args
         self.options = options

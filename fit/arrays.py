@@ -16,7 +16,7 @@ from common.errors import UsageError
 from common.names import as_class_name
 from inference.images import image_of
 
-from .images import find
+from .read_images import find
 from .rows import Photo
 
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from common.errors import UsageError, check_name
 from common.text import read_json
+from inference.images import jpeg_of
 
-from ..asked import REASON, REASONS, Line, image_of, is_open, lines_of, write_lines
-from ..pictures import jpeg_of
 from ..record import FILE
 from .advice import advice
+from .label_file import REASON, REASONS, Line, image_of, is_open, lines_of, write_lines
 
 AHEAD = 3  # images of a visitor at a time: the browser loads the next ones
 SIDE = 1400  # pixels of an image on the page, at most

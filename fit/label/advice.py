@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..asked import Line, is_open
 from ..choice import gain, interval
 from ..rows import ASKED
+from .label_file import Line, is_open
 
 MORE = 50  # labels
 NO_ESTIMATE = "NO ESTIMATE"  # a note of a fit

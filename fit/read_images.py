@@ -1,22 +1,22 @@
-"""The images of a fit, as they are found in folders or a CSV file."""
+"""The images of a fit, as they are found in folders, a CSV file or a bank."""
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import UsageError
-from common.names import as_class_name, check_known_names, printable
+from common.names import as_class_name, check_known_names, plain, printable
 from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS, OwnImages
 from inference.addresses import Address
-from inference.bank import is_bank
+from inference.bank import Bank, BankFiles, is_bank
 from inference.sources import images_in
 from inference.tars import is_tar
 
-from .banked import photos_in, unlabelled_in_bank
-from .rows import METADATA, Photo, check_inside, photos_of, rows_of
+from .rows import METADATA, Photo, check_inside, photos_in_rows, photos_of, rows_of
 
 FOLDER = "folder"  # of --group-by
 LAYOUT = (
@@ -214,3 +214,88 @@ def check_named(photos: Sequence[Photo], place: Path) -> None:
     if len(groups) == 1 and groups != {""}:
         fault = f"all training images of {place} are of the group {printable(min(groups))!r}"
         raise UsageError(fault, "name two groups or more, or leave out the groups", place)
+
+
+COLUMNS = "path", "sha256", "label", "pixels_sha256"
+MOST_FAULTS = 5  # that are named
+
+
+def labelled(rows: Sequence[Mapping[str, Any]], labels: Path | None) -> list[Photo | None]:
+    """The image of each row with its class; None if nothing says it."""
+    if labels:
+        known = {os.path.abspath(one.path): one for one in photos_in_rows(rows_of(labels), labels)}
+        return [known.get(os.path.abspath(row["path"])) for row in rows]
+    if rows and "label" in rows[0]:
+        return [
+            Photo(row["path"], plain(str(row["label"]))) if row["label"] not in (None, "") else None
+            for row in rows
+        ]
+    return list(by_folders([row["path"] for row in rows]))
+
+
+def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
+    """The images of a bank with their classes: those of a CSV file with path and label, else of the
+    column label of the bank, else of the folders in the paths.
+
+    Raises:
+        UsageError: two images have one path, or no image has a label.
+    """
+    rows = rows_in(folder)
+    if len({row["path"] for row in rows}) < len(rows):
+        raise UsageError(
+            f"{folder} has several images of one path",
+            "embed images with paths of their own",
+            folder,
+        )
+    photos = zip(labelled(rows, labels), rows, strict=True)
+    found = [of_bank(photo, row, folder) for photo, row in photos if photo]
+    if not found:
+        fault = f"no image of {folder} has a label" + (f" in {labels}" if labels else "")
+        remedy = "give --labels CSV, with paths that are absolute or relative to its folder"
+        raise UsageError(fault, remedy, folder)
+    if len(found) < len(rows):
+        print(printable(f"Left out: {len(rows) - len(found):,} images of {folder} without a label"))
+    return found
+
+
+def unlabelled_in_bank(folder: Path) -> list[Photo]:
+    """All images of a bank, without their labels."""
+    return [of_bank(Photo(row["path"], ""), row, folder) for row in rows_in(folder)]
+
+
+def of_bank(photo: Photo, row: Mapping[str, Any], folder: Path) -> Photo:
+    """The image of a row of a bank."""
+    return replace(
+        photo,
+        path=row["path"],
+        sha256=row["sha256"],
+        pixels_sha256=row.get("pixels_sha256", ""),
+        bank=str(folder),
+    )
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """The images of a bank; an image that was listed several times is there once."""
+    parts = BankFiles(Bank(folder).files).parts(*COLUMNS)
+    rows = (row for part in parts for row in part.to_pylist())
+    return list({(row["path"], row["sha256"]): row for row in rows}.values())
+
+
+def by_folders(paths: Sequence[str]) -> Iterator[Photo | None]:
+    """The images by the names of their class folders, which are perhaps in train/, val/ and test/;
+    None for an image in no folder.
+    """
+    folders = {os.path.dirname(path) for path in paths}
+    top = os.path.commonpath(folders) if len(set(map(os.path.isabs, folders))) == 1 else ""
+    places = [os.path.relpath(path, top or ".").split(os.sep) for path in paths]
+    has_parts = any(place[0] == PARTS[0] and len(place) > 2 for place in places)
+    for path, place in zip(paths, places, strict=True):
+        part = place[0] if has_parts else "train"
+        label, *below = place[has_parts:]
+        known = part in PARTS and below
+        yield Photo(path, plain(label), part, below="/".join(below)) if known else None
+
+
+def notes_of(damaged: Mapping[str, str]) -> list[str]:
+    """Some of the faults, for the user."""
+    return [f"Left out: {fault}" for fault in list(damaged.values())[:MOST_FAULTS]]
