@@ -183,6 +183,12 @@ def test_missing_predictions_and_those_of_another_test_are_named(tested):
             read(place)
 
 
+def test_too_many_logits_are_refused_before_a_test(refused, argv, monkeypatch):
+    monkeypatch.setattr("runs.saved_predictions.LARGEST", 4 * 24 * 6 - 1)
+    line = argv("ZeroshotCLIP", "TEST.SAVE_LOGITS", True)
+    refused(line, "TEST.SAVE_LOGITS would write 24 x 6 logits")
+
+
 def test_a_long_class_name_is_in_memory_once(tmp_path):
     """It was there for each image: 9.7 kB took 9.8 GB."""
     zeros = np.zeros((2000, 1), int)
