@@ -1,4 +1,4 @@
-"""A back end for Label Studio: a model suggests a class for each image (docs/label_studio.md)."""
+"""A back end for Label Studio: a model suggests a class for each image (docs/labelling.md)."""
 
 import argparse
 import os

@@ -25,13 +25,6 @@ from studies.study_file import load  # noqa: E402
 PAGES = ("docs/own_classes.md", "docs/reproduce.md", "docs/results.md", "docs/studies.md")
 FILES = ROOT / "studies/published"
 PUBLISHED = json.loads((FILES / "published_results.json").read_text())
-DOMAINS = {
-    "imagenet": "ImageNet",
-    "imagenetv2": "ImageNet-V2",
-    "imagenet_sketch": "-Sketch",
-    "imagenet_a": "-A",
-}
-DOMAINS |= {"imagenet_r": "-R", "average": "average of four"}
 Row = list[str]
 
 
@@ -54,15 +47,6 @@ def numbers(row: dict, keys: Iterable[str]) -> Row:
 
 def name(row: dict) -> str:
     return ", ".join(row[key] for key in ("method", "variant") if key in row)
-
-
-def by_column(rows: dict[str, dict], titles: dict[str, str], *more: str) -> list[Row]:
-    """A row for each method, with its accuracies under their titles."""
-    keys = [key for key in next(iter(rows.values())) if key in titles]
-    cells = [
-        [method, *numbers(row, keys), *(row[key] for key in more)] for method, row in rows.items()
-    ]
-    return [["method", *(titles[key] for key in keys), *more], *cells]
 
 
 # The tables; each function gets the rows on the page.
@@ -119,19 +103,6 @@ def authors(old: list[Row]) -> list[Row]:
     return [["method", "base", "new", "H", "source", "YAML file here"], *rows]
 
 
-def few_shot(old: list[Row]) -> list[Row]:
-    few = PUBLISHED["few_shot"]
-    shown = {1: "1 shot", 4: "4 shots", 16: "16 shots"}
-    rows = []
-    for method, values in few["averages"].items():
-        rows.append([method, *(f"{values[few['shots'].index(shots)]:.2f}" for shots in shown)])
-    return [["method", *shown.values()], *rows]
-
-
-def domains(old: list[Row]) -> list[Row]:
-    return by_column(PUBLISHED["domain_generalisation"] | PUBLISHED["test_time"], DOMAINS, "source")
-
-
 def studies(old: list[Row]) -> list[Row]:
     """Contents are written by hand."""
     contents = {row[0]: row[1] for row in old}
@@ -162,8 +133,6 @@ TABLES: dict[str, Callable[[list[Row]], list[Row]]] = {
     "verified": verified,
     "settings": settings,
     "authors": authors,
-    "few-shot": few_shot,
-    "domains": domains,
     "studies": studies,
     "fit": fit_options,
 }

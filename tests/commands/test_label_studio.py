@@ -5,7 +5,7 @@ from serving import serving
 
 from inference.models import load
 
-REASON = "label-studio-sdk is not installed (docs/label_studio.md)"
+REASON = "label-studio-sdk is not installed (docs/labelling.md)"
 pytest.importorskip("label_studio_sdk", reason=REASON)
 from starlette.testclient import TestClient  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""The user's own images: layouts, names, seeded splits, and the examples of docs/own_classes.md."""
+"""The user's own images: layouts, names, seeded splits, and the examples of docs/datasets.md."""
 
 import re
 import shutil
@@ -168,9 +168,9 @@ def test_images_are_added_to_a_folder_alone(names, prepare_own):
     assert ended.status == 2 and "--add takes folders of your own images" in ended.errors[-1]
 
 
-# docs/own_classes.md
+# docs/datasets.md
 
-DOCUMENT = (ROOT / "docs/own_classes.md").read_text()
+DOCUMENT = (ROOT / "docs/datasets.md").read_text()
 
 
 def blocks(language):

@@ -72,9 +72,9 @@ def call(copy, python):
 
 @pytest.mark.thorough
 def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
-    """The class of docs/own_classes.md, on images and a split made here."""
+    """The class of docs/datasets.md, on images and a split made here."""
     ((file, code),) = [
-        item for item in blocks("docs/own_classes.md").items() if item[0].endswith(".py")
+        item for item in blocks("docs/datasets.md").items() if item[0].endswith(".py")
     ]
     name, (class_name,) = Path(file).stem, re.findall(r"class (\w+)\(", code)
     folder, images, split = re.findall(r'(?:dataset_dir|image_dir|split_file) = "(.*?)"', code)
@@ -131,7 +131,7 @@ def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(by_ha
             (copy / "birds" / name).mkdir(parents=True, exist_ok=True)
             shutil.copy(copy / "data/small_land/images" / path, copy / "birds" / name)
     shutil.copy(next(copy.glob("birds/*/*.*")), copy / "photo.jpg")
-    page = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/own_classes.md").read_text(), re.DOTALL)
+    page = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/datasets.md").read_text(), re.DOTALL)
     (methods,) = [block for block in page if "zeroshot.sh image_folder" in block]
     names = quick_start("Quick start: name the classes")
     block = names + (methods if by_hand else quick_start("Quick start: own classes"))

@@ -76,7 +76,7 @@ def test_commands_are_valid_shell_and_name_what_exists(page):
         for name in re.findall(called, block):
             assert (ROOT / name).is_file(), f"{name} in {page}"
         for name in re.findall(r"\b((?:studies|configs)/[\w./+-]+\.yaml)", block):
-            assert (ROOT / name).is_file() or page.name == "own_classes.md", f"{name} in {page}"
+            assert (ROOT / name).is_file() or page.name == "datasets.md", f"{name} in {page}"
         for line in block.replace("\\\n", " ").splitlines():
             if re.match(
                 r"\s*python (?:train|parse_test_res|(?:tools|benchmarks)/\w+)(?:\.py)? ", line
