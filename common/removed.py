@@ -12,13 +12,16 @@ REMOVED = {
     "mlflow": "use wandb, or read TensorBoard's files",
     "random_clip": "--backbone small needs no download",
     "--base": "compare the state_dicts of clip.load_backbone",
-    "--pool": "label images that label.py chooses; predict --together reads the others",
+    "--pool": "label images that label.py chooses; predict --transductive reads the others",
     "fit --classes": "label some images of each class, or predict by names alone (zero-shot)",
     "fit --sets": "label images apart, and run calibrate.py on them, or MAPIE over Classifier",
     "--peft open_clip": "leave open_clip out: the adapter is for the CLIP of transformers",
     "LABELLED": "fit the images again",
     "merge": "average seeds by the tables of a study; FineTune has WISE_FT, PEFT its own merging",
 }
+
+# Options by their words before this release, which the next one refuses
+RENAMED = {"--ask": "--count", "--look": "--near-copies", "--together": "--transductive"}
 
 # Values of removed settings that did nothing
 WITHOUT_EFFECT = {"BANK": "", "CORRUPTION": "", "SEVERITY": 5, "FEATURES_OF": "", "LABELLED": 0}

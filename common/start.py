@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .errors import closest
 from .names import printable
-from .removed import instead_of
+from .removed import RENAMED, instead_of
 from .version import INSTALLED, ROOT, __version__
 
 
@@ -100,7 +100,17 @@ class Parser(ArgumentParser):
 
             Parser.completes = True
             autocomplete(self)
-        return super().parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self.renamed(word) for word in words], namespace)
+
+    def renamed(self, word: str) -> str:
+        """A word of the command line; of an option that has a new name, that name."""
+        name, equals, value = word.partition("=")
+        new = RENAMED.get(name, "")
+        if new not in self._option_string_actions:
+            return word
+        print(f"{name} is called {new} now, and the next version refuses it", file=sys.stderr)
+        return new + equals + value
 
     def error(self, message: str) -> NoReturn:
         message = printable(message)

@@ -207,7 +207,7 @@ def without_copies(
     return list(kept.values()), notes
 
 
-NOT_KNOWN = "Near-copies are not known: the bank was written without --look"
+NOT_KNOWN = "Near-copies are not known: the bank was written without --near-copies"
 
 
 class Groups(NamedTuple):

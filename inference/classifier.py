@@ -77,7 +77,7 @@ class PromptedClassifier:
         check_description(description, source)
         if trainers.predicting()[description.method].together:
             fault = f"{description.method} answers for all images of a test together"
-            raise UsageError(fault, "give another model, or see tools/predict.py --together")
+            raise UsageError(fault, "give another model, or see tools/predict.py --transductive")
         self.description = description
         self.checkpoint = checkpoint
         self.source = source

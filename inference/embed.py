@@ -72,7 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "numbers of a feature (default: float16)"
     add("--precision", choices=("float16", "float32"), default="float16", help=text)
     text = "also keep how images look, by which `fit` finds near-copies and bursts"
-    add("--look", action="store_true", help=text)
+    add("--near-copies", dest="look", action="store_true", help=text)
     text = "images at a time (default: 100)"
     add("--batch-size", type=at_least(1), default=100, metavar="N", help=text)
     add_shard_options(parser)

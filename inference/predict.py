@@ -80,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "HardEMDirichlet or ZLaP) over zero-shot CLIP or, by the first two, over the answers of a "
         "MODEL: each answer depends on all images"
     )
-    add("--together", default="", metavar="METHOD", help=text)
+    add("--transductive", dest="together", default="", metavar="METHOD", help=text)
     add_shard_options(parser)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.paths:
         raise UsageError("no model and no images are given", "name them before --classes")
     if args.together and (args.unknown or args.sets or isinstance(args.to, Folder)):
-        fault = "--together has no calibration and no files of 10,000 images"
+        fault = "--transductive has no calibration and no files of 10,000 images"
         raise UsageError(fault, "leave out --unknown and --sets, and name a file by --to")
     if isinstance(args.to, Folder):
         answer_in_shards(args, argv)
@@ -301,7 +301,7 @@ def models_and_images(args: argparse.Namespace, options: LoadOptions) -> tuple[l
     places = args.paths[number:]
     banks = [Bank(place) for place in places if is_bank(place)]
     if banks and args.together:
-        raise UsageError("--together reads images, and no bank", "give the images of the bank")
+        raise UsageError("--transductive reads images, and no bank", "give the images of the bank")
     if banks and len(banks) < len(places):
         raise UsageError("banks and images are given", "name one kind, or end --to with /")
     files: Any = BankFiles([file for bank in banks for file in bank.files])

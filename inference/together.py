@@ -48,9 +48,9 @@ class Together:
 
     def __init__(self, name: str, models: Sequence[Model], class_names: Sequence[str] | None):
         known = {key: kind for key, kind in trainers.methods().items() if kind.together}
-        check_name(name, known, "method for --together")
+        check_name(name, known, "method for --transductive")
         if len(models) > 1:
-            raise UsageError("--together answers over one model", "leave out the others")
+            raise UsageError("--transductive answers over one model", "leave out the others")
         ((base, classifier),) = models
         kind: Any = known[name]
         self.learned = classifier.method != ZEROSHOT

@@ -240,7 +240,8 @@ def has_looks(bank: Bank, accepts_unknown: bool) -> bool:
         return bank.knows_looks
     fault = f"{bank.folder} does not say how its images look: the model may have learned from them"
     remedy = (
-        "embed with --look, or accept it by --accept-unknown-images, which marks the calibration"
+        "embed with --near-copies, or accept it by --accept-unknown-images, which marks the "
+        "calibration"
     )
     raise UsageError(fault, remedy, bank.folder)
 

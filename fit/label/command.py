@@ -42,7 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("pool", type=path, metavar="POOL", help="images without labels")
-    add("--ask", type=at_least(1), required=True, metavar="B", help="how many labels to ask for")
+    text = "how many labels to ask for"
+    add("--count", dest="ask", type=at_least(1), required=True, metavar="B", help=text)
     add("--to", type=path, required=True, metavar="CSV", help="new, or with the labels so far")
     text = "whose answers are the guesses (default: zero-shot CLIP of --backbone and --classes)"
     add("--model", type=path, metavar="MODEL", help=text)

@@ -35,6 +35,12 @@ def test_options_may_stand_between_paths(command, name, options):
     assert [str(path) for path in getattr(args, name)] == ["one", "two"]
 
 
+def test_the_old_word_of_an_option_works_and_says_the_new_one(capsys):
+    args = predict.parse(["photos", "--together=ZLaP"])
+    assert args.together == "ZLaP"
+    assert "--together is called --transductive now" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [predict, embed])
 def test_an_image_that_is_missing_is_no_run(command):
     """The remedy was the output folder of a run."""

@@ -56,7 +56,7 @@ def ask(command, pool, tiny, tmp_path):
 
     def ask(budget, *words, place=pool, model=("--backbone", tiny, *CLASSES)):
         return command(
-            label, place, "--ask", budget, "--to", tmp_path / "asked.csv", *model, *words
+            label, place, "--count", budget, "--to", tmp_path / "asked.csv", *model, *words
         )
 
     return ask
@@ -87,7 +87,7 @@ def test_rounds_of_labels(ask, fitting, tiny, tmp_path):
     names = [row["path"].rpartition("/")[2].removeprefix("copy-") for row in rows]
     assert len(set(names)) == 40
     fill(file)
-    assert "--ask is 9, and 8 scenes" in ask(9, model=model).error
+    assert "--count is 9, and 8 scenes" in ask(9, model=model).error
 
 
 def test_a_pool_of_one_image_is_asked_for(ask, pool, tmp_path):
@@ -119,7 +119,7 @@ def test_a_bank_and_a_list_are_pools(ask, command, pool, tiny, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{image}\n" for image in sorted(pool.iterdir())))
     bank = tmp_path / "bank"
-    words = ["--backbone", tiny, "--look", "--precision", "float32"]
+    words = ["--backbone", tiny, "--near-copies", "--precision", "float32"]
     command.works(embed, pool, "--to", bank, *words)
     file.unlink()
     assert ask(10, place=listed).status == 0
@@ -131,7 +131,7 @@ def test_a_bank_and_a_list_are_pools(ask, command, pool, tiny, tmp_path):
 
 def test_what_cannot_work_is_one_line(ask, tmp_path):
     file = tmp_path / "asked.csv"
-    assert "--ask is 60, and 48 scenes" in ask(60).error and not file.exists()
+    assert "--count is 60, and 48 scenes" in ask(60).error and not file.exists()
     assert "there is no method 'margin'" in ask(4, "--method", "margin").error
     assert "no model at" in ask(4, "--model", tmp_path / "nothing").error
     assert "there is no pool" in ask(4, place=tmp_path / "nothing").error

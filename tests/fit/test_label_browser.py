@@ -49,7 +49,7 @@ def start(command, pool, tiny, tmp_path, interrupted_server):
 
     def start(*words, names=CLASSES, place=pool):
         options = ["--to", tmp_path / "asked.csv", "--page", "--port", port, "--backbone", tiny]
-        return command(label, place, "--ask", 8, *options, *words, "--classes", *names)
+        return command(label, place, "--count", 8, *options, *words, "--classes", *names)
 
     return start
 
@@ -76,7 +76,7 @@ def work(pool, tiny, tmp_path):
     classifier = load(None, LoadOptions(backbone=str(tiny), class_names=CLASSES, device="cpu"))
 
     def work(place=pool):
-        words = [place, "--ask", 8, "--to", tmp_path / "asked.csv", "--page", "--backbone", tiny]
+        words = [place, "--count", 8, "--to", tmp_path / "asked.csv", "--page", "--backbone", tiny]
         args = label.parse([*map(str, words), "--classes", *CLASSES])
         return label.Work(args, load_options(args), classifier)
 

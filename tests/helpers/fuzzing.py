@@ -139,7 +139,7 @@ class Project:
         self.succeeds(["export", "run", "--to", "exported"])
         features = ["embed", "data", "--backbone", "tiny.pt", "--to"]
         self.succeeds([*features, "bank"])
-        self.succeeds([*features, "looks", "--look"])
+        self.succeeds([*features, "looks", "--near-copies"])
         self.succeeds([*features, "retrieval", "--layout", "clip-retrieval"])
         self.succeeds(READERS["answers, predicted again"][1])
         Path("list.csv").write_text("path,label\nimage.png,red\n")

@@ -162,7 +162,7 @@ NO_BANKS = {
 def test_a_bank_of_another_form_is_refused_in_one_line(
     banked, command, fitting, deep, classes, tmp_path
 ):
-    folder = banked(classes, "--look")
+    folder = banked(classes, "--near-copies")
     file = folder / "00000.parquet"
     table = parquet.read_table(file)
     for name, changes in NO_BANKS.items():
@@ -202,9 +202,9 @@ def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
 ):
     # Where the processor has units for bf16, a fit of images takes them, and a bank has fp32.
     monkeypatch.setattr("fit.features.usable", lambda wanted, device: "fp32")
-    # A damaged image has no look: the bank was then said to be written without --look
+    # A damaged image has no look: the bank was then said to be written without --near-copies
     min(classes.glob("*/*")).with_name("damaged.png").write_text("no image")
-    folder = banked(classes, "--look")
+    folder = banked(classes, "--near-copies")
     how = "--backbone", deep, "--methods", "GDA", "SSText", "VisionProbe"
     fitting.works(classes, *how, to="of_images")
     shutil.move(classes, tmp_path / "gone")
@@ -243,7 +243,7 @@ def test_a_bank_without_looks_has_no_groups_and_says_so(banked, command, deep, c
     folder = banked(classes)
     shutil.rmtree(classes)
     model = Classifier(backbone=str(deep), methods=["GDA"], minutes=1).fit(folder)
-    assert any("written without --look" in note for note in model.notes_)
+    assert any("written without --near-copies" in note for note in model.notes_)
     assert any("Prompts and CLIP-LoRA were not tried" in note for note in model.notes_)
     assert set(model.leaderboard_["name"]) == {
         "ZeroshotCLIP",
@@ -308,11 +308,11 @@ def test_calibrate_reads_a_bank_that_says_how_its_images_look(
     for number, file in enumerate(sorted(classes.glob("*/*"))):
         write_noise(others / file.parent.name, number)
     model = tmp_path / "model"
-    fitting.works(banked(classes, "--look"), "--backbone", deep, "--methods", "GDA")
+    fitting.works(banked(classes, "--near-copies"), "--backbone", deep, "--methods", "GDA")
     line = model, "--backbone", deep, "--accept-test-images", "--images"
-    seen = command(calibrate, *line, banked(classes, "--look", to="same"))
+    seen = command(calibrate, *line, banked(classes, "--near-copies", to="same"))
     assert "are training images of" in seen.error
-    folder = banked(others, "--look", to="new")
+    folder = banked(others, "--near-copies", to="new")
     unknown = banked(others, to="unknown")
     shutil.rmtree(others)
     command.works(calibrate, *line, folder)
@@ -322,10 +322,10 @@ def test_calibrate_reads_a_bank_that_says_how_its_images_look(
     second = of_json(model / "calibration.json")
     assert second["unknown_images"] and not first["unknown_images"]
     assert second["sha256"] == first["sha256"] and second["temperature"] == first["temperature"]
-    stray = command(calibrate, *line, banked(photos, "--look", to="x"))
+    stray = command(calibrate, *line, banked(photos, "--near-copies", to="x"))
     assert "is in no folder named after a class" in stray.error
 
 
 def test_many_images_of_a_bank_are_not_answered_together(banked, command, deep, photos):
-    line = banked(photos), "--backbone", deep, *NAMES, "--together", "ZLaP"
-    assert "--together reads images, and no bank" in command(predict, *line).error
+    line = banked(photos), "--backbone", deep, *NAMES, "--transductive", "ZLaP"
+    assert "--transductive reads images, and no bank" in command(predict, *line).error

@@ -160,7 +160,7 @@ def test_answers_are_those_of_a_run(method, over, finished, eurosat, deep, comma
     model = [finished(over)] if over else ["--backbone", deep]
     broken = tmp_path / "broken.png"
     broken.write_text("no image")
-    options = ["--together", method, *([] if over else words)]
+    options = ["--transductive", method, *([] if over else words)]
     done = command(predict, *model, *files, broken, *options, "--json")
     assert done.status == 1
     rows = json.loads(done.printed)
@@ -177,7 +177,7 @@ def test_answers_are_those_of_a_run(method, over, finished, eurosat, deep, comma
 def test_a_file_says_that_the_answers_are_joint(method, photos, deep, command, tmp_path):
     file = tmp_path / "answers.csv"
     words = ["--backbone", deep, "--classes", "red", "blue", "green", "--to", file]
-    command.works(predict, photos, "--together", method, *words)
+    command.works(predict, photos, "--transductive", method, *words)
     with open(file, newline="") as text:
         rows = list(csv.DictReader(text))
     assert {(row["model"], row["together"]) for row in rows} == {(method, "5")}
@@ -186,14 +186,14 @@ def test_a_file_says_that_the_answers_are_joint(method, photos, deep, command, t
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("CoOp",), "there is no method for --together 'CoOp': known are EMDirichlet"),
-        (("StatA", "--unknown"), "--together has no calibration and no files of 10,000"),
+        (("CoOp",), "there is no method for --transductive 'CoOp': known are EMDirichlet"),
+        (("StatA", "--unknown"), "--transductive has no calibration and no files of 10,000"),
         (("StatA", "--to", "answers/"), "and name a file by --to"),
     ],
 )
 def test_refused(words, line, photos, deep, command):
     names = "--classes", "red", "blue"
-    done = command(predict, "--backbone", deep, photos, *names, "--together", *words)
+    done = command(predict, "--backbone", deep, photos, *names, "--transductive", *words)
     assert line in done.error
 
 
@@ -201,13 +201,13 @@ def test_models_that_cannot_be_the_prior_are_refused(photos, finished, command):
     coop = finished("CoOp")
     lines = {
         ("ZLaP", coop): "ZLaP reads the answers of no other method: leave out the model",
-        ("StatA", coop, coop): "--together answers over one model: leave out the others",
+        ("StatA", coop, coop): "--transductive answers over one model: leave out the others",
         ("StatA", finished("TDA")): "is of TDA, which answers from test images itself",
     }
     for (method, *models), line in lines.items():
         names = ["--classes", "red", "blue"] if len(models) == 1 else []
-        done = command(predict, *models, photos, *names, "--together", method)
+        done = command(predict, *models, photos, *names, "--transductive", method)
         assert line in done.error, done
     one = photos / "b.png"
-    done = command(predict, coop, one, "--together", "StatA")
+    done = command(predict, coop, one, "--transductive", "StatA")
     assert "StatA+CoOp answers for at least 4 images together, and 1 could" in done.error

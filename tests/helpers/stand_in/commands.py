@@ -82,7 +82,7 @@ def main(folder: Path, names: list[str]) -> None:
         print(json.dumps({"method": name, "cpu": expected, "stand-in": found}), flush=True)
     with redirect_stdout(sys.stderr), stand_in():
         zero_shot = ["--backbone", "small", "--classes", "river", "forest"]
-        predict([str(photos), *zero_shot, "--together", "TransCLIP"])
+        predict([str(photos), *zero_shot, "--transductive", "TransCLIP"])
         fit([str(photos), "--backbone", "small", "--minutes", "0", "--to", str(folder / "fit")])
         predict([str(folder / "fit"), str(photos)])
 
