@@ -117,4 +117,4 @@ def check_name(
 
 def check_dataset_name(name: str, known: Iterable[str]) -> None:
     """Check that `name` is one of the known datasets; as for `check_name`."""
-    check_name(name, known, "dataset", otherwise="for your own images see docs/own_classes.md")
+    check_name(name, known, "dataset", otherwise="for your own images see docs/datasets.md")

@@ -5,7 +5,7 @@ A signature keeps the low spatial frequencies of an image, in grey. Two signatur
 phase correlation (Kuglin and Hines, 1975), limited to these frequencies: it does not change if the
 picture is shifted, brighter or darker, and hardly if it is compressed, blurred or turned a little.
 Perceptual hashes (ImageHash) recognise the last ones, too, but one in five frames that are shifted
-by up to a tenth of the picture (docs/own_classes.md).
+by up to a tenth of the picture (docs/measurements/near_copies.md).
 """
 
 import hashlib

@@ -22,7 +22,7 @@ LIKE_PARTS = {*PARTS, "training", "valid", "validation", "testing"}
 
 @DATASET_REGISTRY.register()
 class ImageFolder(FolderDataset):
-    """The user's own images: DATASET.ROOT is their folder (docs/own_classes.md).
+    """The user's own images: DATASET.ROOT is their folder (docs/datasets.md).
 
     It contains `train/<class>/*`, `test/<class>/*` and optionally `val/<class>/*`. Or it contains
     `<class>/*`: then DATASET.SPLIT_SEED (from 0) splits the images, and the split is saved there

@@ -43,7 +43,7 @@ SUMMED = (
 # Methods that are computed from all images at once, without training steps
 COMPUTED = ZERO_SHOT, SENTENCES, VISION, KERNEL, "GDA", "ProKeR"
 CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
-# Of the default ensemble; chosen on other data sets than those of docs/own_classes.md
+# Of the default ensemble; chosen on other data sets than those of docs/measurements/fit.md
 CAREFUL_WEIGHT = 2.0  # of all careful heads, for zero-shot CLIP's weight of 1
 VISION_WEIGHT = 0.75  # of all heads without texts
 

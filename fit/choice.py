@@ -25,7 +25,7 @@ REPEATS = {2: 3}  # by the number of folds; else 2
 DEPENDENT = 1.5
 MOST_TO_SCALE = 10**6  # logits of a candidate that say how much they are multiplied
 NEVER = -1  # the fold of a group that is alone in its class
-CAUTION = 0.5  # standard errors; chosen on other data sets than those of docs/own_classes.md
+CAUTION = 0.5  # standard errors; chosen on other data sets than those of docs/measurements/fit.md
 RIGOUR = 10.0  # the same
 MOSTLY_SINGLE = 0.9  # of the groups, at least
 

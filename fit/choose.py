@@ -11,7 +11,7 @@ from inference.sample import Sample
 from .choice import Floats, choose, combine, correct, losses, stack
 
 # By how much the cross-entropy of a backbone may be larger, for an accuracy larger by 1; chosen on
-# other data sets than those of docs/own_classes.md
+# other data sets than those of docs/measurements/fit.md
 OF_ACCURACY = 3.0
 Ensemble = Callable[[NDArray[np.bool_]], Mapping[int, float]]
 

@@ -20,7 +20,7 @@ import torch
 import yaml
 from drawn import arguments, small_clip, write_eurosat
 from finished import finish, slowdown
-from hostile import Witness, as_yaml
+from hostile import as_yaml
 from marks import of_json, to_json
 from published import packed
 from pyarrow import parquet
@@ -30,6 +30,7 @@ from strangers import (
     write_stranger,
 )
 from trees import build_tree
+from witness import Witness
 
 from common.names import CONTROL
 from datasets.preparing.sources import downloadable

@@ -11,7 +11,6 @@ from functools import lru_cache
 import open_clip
 import pytest
 import torch
-from hostile import Witness
 from marks import one_line, to_json
 from open_clip.tokenizer import HFTokenizer
 from strangers import (
@@ -26,6 +25,7 @@ from strangers import (
     fill_hub,
     write_stranger,
 )
+from witness import Witness
 
 import clip
 from clip.configurations import MODEL, checked, tokeniser_data
