@@ -22,7 +22,7 @@ from configs.recipes import recipe  # noqa: E402
 from fit.options import flag_of, help_of, options_of_fit  # noqa: E402
 from studies.study_file import load  # noqa: E402
 
-PAGES = ("docs/own_classes.md", "docs/reproduce.md", "docs/results.md", "docs/studies.md")
+PAGES = ("docs/own_classes.md", "docs/reproduce.md", "docs/studies.md")
 FILES = ROOT / "studies/published"
 PUBLISHED = json.loads((FILES / "published_results.json").read_text())
 Row = list[str]

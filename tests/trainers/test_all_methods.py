@@ -1,7 +1,7 @@
 """Every method through every command: killed and resumed, other classes, predict, export, a study
 and its tables.
 
-The table of docs/what_works.md says which commands refuse a method, and with which line.
+The table of docs/methods.md says which commands refuse a method, and with which line.
 """
 
 import re
@@ -39,9 +39,9 @@ QUICK = {
     "DPC+CoOp": {"TOPK": 2},
     "ProKeR": {"GRID_BETA": [0.5, 3, 2], "GRID_LAMBDA": [0.001, 1, 3]},
 }
-PAGE = (ROOT / "docs/what_works.md").read_text()
+PAGE = (ROOT / "docs/methods.md").read_text()
 LINES = {f"({number})": line for number, line in re.findall(r"^(\d)\. `(.*?)`", PAGE, re.MULTILINE)}
-((HEAD, *ROWS),) = tables(PAGE)
+HEAD, *ROWS = next(table for table in tables(PAGE) if table[0][:2] == ["methods", "train"])
 TABLE = [
     (name, dict(zip(HEAD[1:], row[1:], strict=True)))
     for row in ROWS
