@@ -259,7 +259,7 @@ def write_model(result: Fit, classifier: PromptedClassifier, learner: Learner) -
     photos = result.photos
     seen = seen_images(photos, learner.source.rows, role)
     save(classifier, result.request.to, seen if photos.looks else None)
-    write_text(result.request.to / PAGE, report.page(result))
+    write_text(result.request.to / PAGE, report.page(result, learner.examples.x))
     write_text(result.request.to / TABLE, report.labels_csv(result))
 
 

@@ -91,10 +91,9 @@ class Photos:
         if not several.any():
             return found
         images_of_several = f"{sizes[several].sum():,} images ({groups.reasons})"
-        grouped = f"One scene has {images_of_several}, and counts once."
+        grouped = f"One group has {images_of_several}, and counts once."
         if several.sum() > 1:
-            scenes = f"{several.sum():,} groups of images of one scene"
-            grouped = f"{scenes} hold {images_of_several}; each group counts once."
+            grouped = f"{several.sum():,} groups hold {images_of_several}; each group counts once."
         return replace(found, grouped=grouped)
 
     def with_doubt(self, certain: NDArray[np.int64]) -> "Photos":

@@ -5,7 +5,8 @@ about it.
 import os
 import shlex
 from base64 import b64encode
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from common.errors import UsageError
 from common.names import csv_cell
@@ -24,10 +27,15 @@ from inference.images import jpeg_of
 
 from . import choice
 from .result import Fit
+from .rows import Photo
 
-MOST = 12  # suspects, and pairs of classes, on the page
+# On the first screen, which is one sheet of paper; of more, the WORST
+MOST_CLASSES = 30
+WORST = 20
+MOST_WRONG = 6  # images with their reason
+MOST = 12  # labels to check, and pairs of classes, on the page
 MOST_COLUMNS = 100  # of probabilities in labels.csv
-SIDE = 96  # pixels of a small picture
+SIDE = 128  # pixels of a small picture
 LEAST = 1e-300  # a probability whose logarithm is taken
 
 
@@ -37,9 +45,27 @@ def probabilities(fit: Fit, calibration: Calibration) -> NDArray[np.float64]:
     return np.mean(repeats, axis=0)
 
 
-def suspects(fit: Fit) -> list[dict[str, Any]]:
-    """The held-out images for which another class is more probable than their label, those with the
-    least probable labels first; `doubt` is minus the logarithm of that probability.
+def label_issues(p: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(images,): whether the answer is not the label, and a class other than the label is at least
+    as probable as it is on average for the images with that label (confident learning, Northcutt et
+    al., 2021).
+
+    Args:
+        p: (images, classes).
+    """
+    places = np.arange(len(p)), labels
+    of_label = p[places]
+    with np.errstate(invalid="ignore"):
+        usual = np.bincount(labels, of_label, p.shape[1]) / np.bincount(labels, None, p.shape[1])
+    is_usual = p >= usual  # not of a class without images
+    is_usual[places] = False
+    return is_usual.any(axis=1) & (p.max(axis=1) > of_label)
+
+
+def mistakes(fit: Fit) -> list[dict[str, Any]]:
+    """The held-out images whose answer is not their label, those with the least probable labels
+    first: the image, its place, `answer` with its `probability`, `doubt` (minus the logarithm of
+    the probability of the label), and whether the label `is_issue`.
     """
     trials = fit.decision.trials
     if fit.calibration is None or trials is None:
@@ -49,19 +75,30 @@ def suspects(fit: Fit) -> list[dict[str, Any]]:
     of_label = p[np.arange(len(p)), labels]
     doubt = -np.log(of_label.clip(LEAST))
     answers = p.argmax(axis=1)
-    is_suspect = p.max(axis=1) > of_label  # not of a tie
-    photos = fit.photos
-    return [
-        asdict(photos.images[trials.held[place]])
-        | {"rather": photos.names[answers[place]], "doubt": doubt[place]}
-        for place in np.argsort(-doubt, kind="stable")
-        if is_suspect[place]
-    ]
+    probability = p.max(axis=1)
+    is_issue = label_issues(p, labels)
+    found = []
+    for image in np.argsort(-doubt, kind="stable"):
+        if probability[image] > of_label[image]:  # not of a tie
+            place = trials.held[image]
+            one = asdict(fit.photos.images[place]) | {"place": place, "doubt": doubt[image]}
+            one["answer"] = fit.photos.names[answers[image]]
+            one["probability"] = probability[image]
+            one["is_issue"] = is_issue[image]
+            found.append(one)
+    return found
+
+
+def typical(wrong: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """MOST_WRONG of the mistakes, one of each pair of classes before a second one."""
+    pairs = pd.DataFrame(wrong, columns=["label", "answer"])
+    earlier = pairs.groupby(["label", "answer"]).cumcount()
+    return [wrong[place] for place in np.argsort(earlier, kind="stable")[:MOST_WRONG]]
 
 
 def details(fit: Fit) -> dict[str, Any]:
     """What fit.json has besides `Fit.to_json`: accuracies by class, all confused pairs and all
-    suspects.
+    labels to check.
     """
     if fit.calibration is None:
         return {}
@@ -70,12 +107,13 @@ def details(fit: Fit) -> dict[str, Any]:
         for name, images, accuracy in by_class(fit)
     ]
     pairs = [
-        {"label": label, "answer": answer, "images": len(paths)}
-        for (label, answer), paths in confused(fit)
+        {"label": label, "answer": answer, "images": images}
+        for (label, answer), images in confused(fit)
     ]
     doubtful = [
-        {key: suspect[key] for key in ("path", "label", "rather", "doubt")}
-        for suspect in suspects(fit)
+        {key: one[key] for key in ("path", "label", "answer", "doubt")}
+        for one in mistakes(fit)
+        if one["is_issue"]
     ]
     return {"by_class": classes, "confused": pairs, "suspects": doubtful}
 
@@ -105,7 +143,9 @@ def labels_csv(fit: Fit) -> str:
         content["probability_of_label"] = of_label
         content["probability_of_answer"] = p.max(axis=1)
         # The columns of cleanlab, whose score is low for a label in doubt
-        content["is_label_issue"] = content["probability_of_answer"] > of_label
+        is_issue = np.zeros(len(p), dtype=bool)
+        is_issue[trials.held] = label_issues(p[trials.held], trials.sample.labels)
+        content["is_label_issue"] = is_issue
         content["label_score"] = of_label
         content["given_label"] = content["label"]
         content["predicted_label"] = content["answer"]
@@ -141,20 +181,46 @@ def by_class(fit: Fit) -> list[tuple[str, int, float]]:
     return sorted(rows, key=lambda row: (np.isnan(row[2]), row[2]))
 
 
-def confused(fit: Fit) -> list[tuple[tuple[str, str], list[str]]]:
-    """Pairs of classes, and the paths of the held-out images of the first that are classified as
-    the second; most first.
+def confused(fit: Fit) -> list[tuple[tuple[str, str], int]]:
+    """Pairs of classes, and the number of held-out images of the first that are classified as the
+    second; most first.
     """
     trials = fit.decision.trials
     if trials is None:
         return []
-    pairs = defaultdict[tuple[str, str], list[str]](list)
     answers = fit.decision.logits[0].argmax(axis=-1)
     names = fit.photos.names
-    for place, label, answer in zip(trials.held, trials.sample.labels, answers, strict=True):
-        if answer != label:
-            pairs[names[label], names[answer]].append(fit.photos.images[place].path)
-    return sorted(pairs.items(), key=lambda item: -len(item[1]))
+    pairs = zip(trials.sample.labels, answers, strict=True)
+    return Counter((names[one], names[other]) for one, other in pairs if one != other).most_common()
+
+
+def confusion(fit: Fit, shown: Sequence[str]) -> NDArray[np.float64]:
+    """(shown, shown + 1): of the held-out images of each of these classes, the share with each of
+    them as the answer, the mean over the repeats; last, the share with another class.
+    """
+    decision = fit.decision
+    if decision.trials is None:
+        return np.zeros((0, 1))
+    sample = decision.trials.sample
+    names = fit.photos.names
+    place = np.full(len(names), len(shown))
+    place[[names.index(name) for name in shown]] = np.arange(len(shown))
+    sums = np.zeros((len(shown) + 1, len(shown) + 1))
+    for answers in decision.logits.argmax(axis=-1):
+        np.add.at(sums, (place[sample.labels], place[answers]), sample.weights)
+    return sums[:-1] / sums[:-1].sum(axis=1, keepdims=True)
+
+
+def nearest(fit: Fit, place: int, x: Tensor) -> Photo:
+    """The training image of another group that is most similar to one of them.
+
+    Args:
+        x: (training images, width), their features.
+    """
+    photos = fit.photos
+    similar = cosine_similarity(x, x[place], dim=1).cpu().numpy()
+    similar[photos.scenes == photos.scenes[place]] = -np.inf
+    return photos.training[similar.argmax()]
 
 
 def thumbnail(path: str) -> str:
@@ -166,30 +232,39 @@ def thumbnail(path: str) -> str:
     return f"data:image/jpeg;base64,{b64encode(content).decode()}"
 
 
-def page(fit: Fit) -> str:
-    """The page, as HTML."""
-    decision = fit.decision
-    request = fit.request
-    doubling = None
-    if fit.estimate and decision.zero_shot is not None:
-        doubling = choice.gain(fit.estimate.accuracy, decision.zero_shot, decision.of_class)
-    measured = [row for row in decision.rows if "accuracy" in row]
-    faults = [row for row in decision.rows if "fault" in row]
-    measured.sort(key=lambda row: -row["accuracy"])
-    doubtful = suspects(fit)
-    to = shlex.quote(str(request.to))
-    words = {"to": to, "backbone": fit.backbone_option, "doubling": doubling}
-    words["suspected"] = len(doubtful)
-    tables = {
+def page(fit: Fit, x: Tensor) -> str:
+    """The page, as HTML.
+
+    Args:
+        x: (training images, width), their features.
+    """
+    rows = fit.decision.rows
+    classes = by_class(fit)
+    shown = [name for name, _, accuracy in classes if not np.isnan(accuracy)]
+    some = len(classes) > MOST_CLASSES
+    if some:
+        shown = shown[:WORST]
+    wrong = mistakes(fit)
+    doubtful = [one for one in wrong if one["is_issue"]]
+    measured = [row for row in rows if "accuracy" in row]
+    values = {
+        "to": shlex.quote(str(fit.request.to)),
         "groups": fit.photos.largest_groups(MOST // 2),
-        "rows": measured,
-        "faults": faults,
-        "classes": by_class(fit),
-        "suspects": doubtful[:MOST],
-        "confused": confused(fit)[: MOST // 2],
+        "rows": sorted(measured, key=lambda row: -row["accuracy"]),
+        "faults": [row for row in rows if "fault" in row],
+        "classes": classes,
+        "shown": shown,
+        "some": some,
+        "confusion": confusion(fit, shown).tolist(),
+        "mistakes": len(wrong),
+        "wrong": [(one, nearest(fit, one["place"], x)) for one in typical(wrong)],
+        "issues": len(doubtful),
+        "doubtful": doubtful[:MOST],
+        "confused": confused(fit)[:MOST],
+        "more": fit.gain_of_more,
     }
     template = Path(__file__).with_name("report.html")
-    return render(template, **words, **tables, fit=fit, thumbnail=thumbnail)
+    return render(template, **values, fit=fit, thumbnail=thumbnail)
 
 
 def leaderboard(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """A fit: its images, its decision, and its test; fit.json and the page show it."""
 
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -13,12 +14,13 @@ from clip import is_known
 from inference.calibrated import Calibration, sha256_of_images
 
 from .candidates import GUESSING
-from .choice import Estimate
+from .choice import Estimate, gain, interval
 from .decision import Decision
 from .options import PRIORS, FitRequest
 from .photos import Photos
 
 MOST_NAMED = 3  # heads of a vote
+MORE = 50  # images, whose gain is forecast
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ class Fit:
         return estimate if abs(estimate.accuracy - self.estimate.accuracy) > 1 else None
 
     @property
+    def gain_of_more(self) -> tuple[float, float] | None:
+        """`expected` of MORE images; None without an estimate better than guessing."""
+        at = self.estimate
+        classes = len(self.photos.names)
+        if at is None or at.accuracy <= 100 / classes:
+            return None
+        return expected(asdict(at), classes, self.decision.of_class, len(self.photos.training))
+
+    @property
     def baseline(self) -> str:
         """What answers without learning, for people."""
         return "zero-shot CLIP" if self.decision.reads_names else GUESSING
@@ -134,7 +145,7 @@ class Fit:
         if low <= accuracy <= high:
             return ""
         where = "below" if accuracy < low else "above"
-        reasons = "several images of one scene, another mix of classes, or another kind of images"
+        reasons = "near-copies, another mix of classes, or another kind of images"
         share = accuracy / 100
         error = 196 * (share * (1 - share) / self.test.images) ** 0.5
         if low - error <= accuracy <= high + error:
@@ -236,3 +247,24 @@ class Fit:
             interval = f"(95%: {other.low:.1f} to {other.high:.1f})"
             lines.append(f"Estimate if classes are {mix}: {other.accuracy:.1f}% {interval}")
         return lines
+
+
+def expected(
+    estimate: Mapping[str, float], classes: int, of_class: float, labels: int
+) -> tuple[float, float]:
+    """The points that MORE labels should add, if the error falls further as it did since guessing;
+    and the width of the interval then.
+
+    With zero-shot CLIP as the start, the forecast was too low where zero-shot CLIP is good: heads
+    are better only after some labels.
+
+    Args:
+        classes: their number.
+        of_class: the mean number of scenes of a class.
+        labels: so many were learned from.
+    """
+    accuracy = estimate["accuracy"]
+    times = (labels + MORE) / labels
+    added = gain(accuracy, 100 / classes, of_class, math.log2(times))
+    low, high = interval(accuracy + added, estimate["groups"] * times)
+    return added, high - low

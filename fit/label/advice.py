@@ -2,15 +2,13 @@
 and when to stop.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..choice import gain, interval
+from ..result import MORE, expected
 from ..rows import ASKED
 from .label_file import Line, is_open
 
-MORE = 50  # labels
 NO_ESTIMATE = "NO ESTIMATE"  # a note of a fit
 LEAST_GAIN = 1.0  # points of MORE labels, below which they are not worth it
 
@@ -58,24 +56,3 @@ def forecast(
     if added >= LEAST_GAIN:
         return [said, "More labels pay."]
     return [said, "You can stop here, unless you need a narrower interval."]
-
-
-def expected(
-    estimate: Mapping[str, float], classes: int, of_class: float, labels: int
-) -> tuple[float, float]:
-    """The points that MORE labels should add, if the error falls further as it did since guessing;
-    and the width of the interval then.
-
-    With zero-shot CLIP as the start, the forecast was too low where zero-shot CLIP is good: heads
-    are better only after some labels.
-
-    Args:
-        classes: their number.
-        of_class: the mean number of scenes of a class.
-        labels: so many were learned from.
-    """
-    accuracy = estimate["accuracy"]
-    times = (labels + MORE) / labels
-    added = gain(accuracy, 100 / classes, of_class, math.log2(times))
-    low, high = interval(accuracy + added, estimate["groups"] * times)
-    return added, high - low

@@ -8,7 +8,7 @@ import pytest
 import torch
 from marks import one_line
 
-from fit import choice, report, trials
+from fit import choice, trials
 from fit.candidates import (
     CANDIDATES,
     KERNEL,
@@ -79,22 +79,6 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(
     assert f"# {name} for" in card and "CLAP LR 0" in card
     with one_line("was learned for its own classes"):
         loaded.probabilities([image], ["a cat", "a dog"])
-
-
-def test_labels_in_doubt_are_the_least_probable_ones(monkeypatch):
-    p = np.array([[0.4, 0.6, 0, 0], [0.3, 0.01, 0.4, 0.29], [0.2, 0.8, 0, 0], [0.5, 0.5, 0, 0]])
-    monkeypatch.setattr(report, "probabilities", lambda *_: p)
-    images = [Photo(str(place), "a") for place in range(5)]
-    sample = Sample.of(np.array([0, 1, 0, 0]))
-    trials = SimpleNamespace(sample=sample, held=np.array([0, 1, 3, 4]))
-    fit = SimpleNamespace(
-        calibration=True,
-        decision=SimpleNamespace(trials=trials),
-        photos=SimpleNamespace(images=images, names=["a", "b", "c", "d"]),
-    )
-    found = report.suspects(fit)
-    assert [(one["path"], one["rather"]) for one in found] == [("1", "c"), ("3", "b"), ("0", "b")]
-    assert [one["doubt"] for one in found] == pytest.approx(-np.log([0.01, 0.2, 0.4]))
 
 
 @pytest.mark.parametrize("methods", [("ZeroshotCLIP",), ("ZeroshotCLIP", "GDA", "TaskRes")])

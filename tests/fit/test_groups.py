@@ -268,7 +268,7 @@ QUICK = "--backbone", "small", "--methods", "GDA"
 def test_a_folder_of_near_copies_counts_scenes(fitting, photos, tmp_path):
     printed = fitting.works(photos, *QUICK).printed
     record = read(tmp_path / "model")
-    assert "18 groups of images of one scene hold 72 images" in record["grouped"]
+    assert "18 groups hold 72 images" in record["grouped"]
     assert record["grouped"] in printed
     assert record["grouped"] in (tmp_path / "model/report.html").read_text()
     assert (record["estimate"]["images"], record["estimate"]["groups"]) == (72, 18)
@@ -309,7 +309,7 @@ def test_the_first_line_says_that_plain_images_may_show_one_scene(fitting, tmp_p
     assert record["apart"] > record["estimate"]["accuracy"] + 5
     assert record["estimate"]["groups"] == 24
     page = (tmp_path / "model/report.html").read_text()
-    assert page.index(doubt) < page.index("of 100 new images")
+    assert page.index(doubt) < page.index("new images like yours")
 
 
 def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(fitting, photos, tmp_path):
@@ -360,7 +360,7 @@ def test_a_test_accuracy_outside_of_the_interval_comes_first(fitting, photos, tm
     assert record["test"]["accuracy"] < record["estimate"]["low"]
     words = "is below the interval of the estimate"
     page = (tmp_path / "model/report.html").read_text()
-    assert words in printed and page.index(words) < page.index("of 100 new images")
+    assert words in printed and page.index(words) < page.index("new images like yours")
 
 
 def test_two_mixes_of_classes_have_two_estimates(fitting, tmp_path, random_seed):
