@@ -50,8 +50,8 @@ def save_picture(figure: Any, file: Path) -> str:
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "inspect"}), all_letters():
-        figure.savefig(file.with_suffix(".png"), dpi=150)
-        figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(file.with_suffix(".png"), dpi=150, bbox_inches="tight")
+        figure.savefig(file.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
     return data_address(file.with_suffix(".svg"))
 
 

@@ -57,6 +57,7 @@ def draw(
         figure = picture(summary)
         if not figure.axes:
             continue
+        same_scale(figure.axes)
         legend(figure)
         notes = [f"±: {summary.spread_name}"]
         notes += [MARKED] if summary.runs["selected_on_test"].any() else []
@@ -134,6 +135,15 @@ def looks(names: Iterable[str], lines: Sequence[Any]) -> dict[str, dict[str, Any
     return styles
 
 
+def same_scale(panels: Sequence[Axes]) -> None:
+    """Let a point of accuracy be as high in each panel."""
+    limits = [ax.get_ylim() for ax in panels]
+    span = max(high - low for low, high in limits)
+    for ax, (low, high) in zip(panels, limits, strict=True):
+        top = min((low + high + span) / 2, max(high, 101))
+        ax.set_ylim(top - span, top)
+
+
 def legend(figure: Figure) -> None:
     """Add one legend for all panels, to the right of them, and widen the figure for it."""
     entries: dict[str, Any] = {}
@@ -155,7 +165,7 @@ def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
 
 def accuracy_time(summary: Summary) -> Figure:
     """Average accuracy against the average training time of a run (the paper's Figure 2). A method
-    that is not trained is a line."""
+    that is not trained is a line. The time does not begin at 0."""
     cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(
         subset="mean"
     )
@@ -190,8 +200,8 @@ def draw_times(ax: Axes, summary: Summary, rows: pd.DataFrame, times: pd.DataFra
         style = styles[name] | {"label": f"{name} (no training)"}
         ax.axhline(rows.loc[name, "mean"], **style)
     device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
-    ax.margins(x=0.08)
-    ax.set(xlabel=f"training time of a run (seconds)\n{device}", xlim=(0, None))
+    ax.margins(x=0.15)  # no marker is cut
+    ax.set(xlabel=f"training time of a run (seconds)\n{device}")
 
 
 def few_shot(summary: Summary) -> Figure:

@@ -58,6 +58,21 @@ def test_accuracy_time_of_both_protocols(summarised):
         assert lines["ZeroshotCLIP (no training)"] == means[part, "average", "ZeroshotCLIP"]
 
 
+def test_a_point_of_accuracy_is_as_high_in_each_panel_and_no_point_is_at_an_edge(
+    summarised, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plots, "save", lambda figure, *_: figure)
+    summary = summarised("base2new", "cross_dataset")
+    figures = [figure for *_, figure in plots.draw(summary, tmp_path)]
+    heights = {round(high - low, 6) for ax in figures[0].axes for low, high in [ax.get_ylim()]}
+    assert len(heights) == 1
+    for ax in figures[0].axes:
+        left, right = ax.get_xlim()
+        times = [x for places in points(ax).values() for x, _ in places]
+        assert left > 0 and min(times) - left == pytest.approx(right - max(times))
+        assert right - max(times) > 0.1 * (right - left)
+
+
 def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp_path):
     names = {"ZeroshotCLIP": "ZeroshotCLIP", "CoOp": "CoOp", r"lr $\foo$ $_$": "MPL"}  # no formula
     summary = summarised(
