@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+STYLE = Path(__file__).with_name("page.css")  # of every page
 # Fonts with Chinese, Japanese and Korean letters, of Linux, macOS and Windows.
 FONTS = [
     "Noto Sans CJK JP",

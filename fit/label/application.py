@@ -7,9 +7,11 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
+from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 from common.names import LONGEST
+from common.pages import STYLE
 from inference.serving.api import FAULTS, fault
 from inference.serving.limits import Gate
 
@@ -74,6 +76,10 @@ def application(rounds: Rounds) -> FastAPI:
     def image(key: str) -> Response:
         headers = {"Cache-Control": "private, max-age=3600"}
         return Response(rounds.picture(key), headers=headers, media_type="image/jpeg")
+
+    @app.get("/shared.css")
+    def style() -> Response:
+        return FileResponse(STYLE)
 
     app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
     return app

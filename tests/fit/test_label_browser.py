@@ -156,7 +156,9 @@ def test_labels_by_keyboard_are_sent_again_until_the_server_answers(labels, tab)
         tab.get_by_text("4 of 6 in this round").wait_for()
         assert tab.locator("#message").inner_text() == ""
         press("1", "5 of 6 in this round")
+        assert tab.get_by_role("heading").inner_text() == "Which class is this image?"
         press("2", "6 of 6 in this round")
+        tab.get_by_text("This round is done.").wait_for()
         tab.keyboard.press("Enter")
         tab.get_by_text("0 of 1 in this round").wait_for()
         tab.get_by_text("Estimate after").wait_for()

@@ -14,6 +14,7 @@ from PIL import Image
 from visitors import served
 
 from common.errors import UsageError
+from common.pages import STYLE
 from common.start import ROOT
 from fit.label import label_file as asked
 from fit.label.advice import advice
@@ -184,6 +185,9 @@ def test_other_sites_and_wrong_requests_are_refused(ask, labels, tmp_path):
 def test_nothing_of_a_name_is_html_and_nothing_is_loaded_from_elsewhere(ask, labels):
     status, page, headers = ask("/")
     assert status == 200 and b'<script src="page.js" defer></script>' in page
+    status, style, headers = ask("/shared.css")
+    assert status == 200 and headers["Content-Type"].startswith("text/css")
+    assert style == STYLE.read_bytes()  # that of the other pages
     assert "default-src 'self'" in headers["Content-Security-Policy"]
     assert headers["Cache-Control"] == "no-store"
     files = [file.read_text() for file in (ROOT / "fit/label/page").iterdir()]

@@ -99,16 +99,23 @@ async function fit() {
 function show(content) {
   state = content;
   const total = `${state.labels} labels in all`;
-  const doing = { fit: "A classifier learns from the labels ...", ask: "The next images are chosen ..." };
+  const doing = { fit: "A classifier learns from the labels.", ask: "The next images are chosen." };
   const images = state.images.length > 0;
   const round = `${state.size - state.left} of ${state.size} in this round`;
-  find("progress").textContent = `${doing[state.doing] || round}; ${total}`;
+  find("title").textContent = images ? "Which class is this image?" : "Label images";
+  document.body.classList.toggle("waiting", Boolean(state.doing));
+  find("progress").textContent = `${state.doing ? "Between two rounds" : round}; ${total}`;
+  find("wait").textContent = state.doing
+    ? `${doing[state.doing]}\nThe next image appears here by itself.`
+    : "This round is done.\nFit and ask again: this makes a classifier of your labels, and chooses the next images.";
   find("bar").value = state.size ? (state.size - state.left) / state.size : 0;
   if (state.doing) find("bar").removeAttribute("value");
   if (state.fault && !state.doing) say(state.fault);
   showAdvice();
   find("fit").hidden = images || Boolean(state.doing);
   find("marks").hidden = Boolean(state.doing);
+  find("wait").hidden = images;
+  find("classes").hidden = !images;
   showImage(images ? state.images[0] : "");
   for (const key of state.images.slice(1)) new Image().src = `images/${key}`;
   showUndo();
