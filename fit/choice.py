@@ -27,6 +27,7 @@ MOST_TO_SCALE = 10**6  # logits of a candidate that say how much they are multip
 NEVER = -1  # the fold of a group that is alone in its class
 CAUTION = 0.5  # standard errors; chosen on other data sets than those of docs/measurements/fit.md
 RIGOUR = 10.0  # the same
+MOST_VOTES = 5  # candidates of an ensemble
 MOSTLY_SINGLE = 0.9  # of the groups, at least
 
 
@@ -240,6 +241,17 @@ def stack(
     return weights
 
 
+def vote(
+    logits: Floats, sample: Sample, ensemble: Mapping[int, float], start: Floats | None = None
+) -> Floats:
+    """`stack` of the MOST_VOTES candidates that have the largest weights in a stack of all."""
+    weights = stack(logits, sample, ensemble, start)
+    largest = np.argsort(-weights, kind="stable")[:MOST_VOTES]
+    if np.count_nonzero(weights) <= MOST_VOTES:
+        return weights
+    return stack(logits, sample, {place: ensemble[place] for place in largest.tolist()}, weights)
+
+
 def combine(weights: Floats, logits: Floats) -> Floats:
     """The weighted sum of logits (candidates, ...)."""
     used = np.flatnonzero(weights)
@@ -262,7 +274,7 @@ def choose(
     singles = np.diag(inverse_temperatures(logits, sample))
     scores = [losses(combine(weights, logits), sample.labels) for weights in singles]
     best = int(np.argmin([sample.mean(score) for score in scores]))
-    chosen = stack(logits, sample, ensemble, start)
+    chosen = vote(logits, sample, ensemble, start)
     score = losses(combine(chosen, logits), sample.labels)
     # Names that mislead may have no weight
     if sample.in_errors(score - scores[best]) > 1 or not chosen.any():

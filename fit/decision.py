@@ -344,7 +344,7 @@ def weights_of_heads(chosen: Chosen) -> NDArray[Any]:
     trials = chosen.trials
     weights = chosen.weights[: trials.heads]
     if not chosen.scales:
-        weights = choice.stack(trials.stacked[: trials.heads], trials.sample, trials.ensemble())
+        weights = choice.vote(trials.stacked[: trials.heads], trials.sample, trials.ensemble())
     if not weights.any():  # only a trained method is better than names that mislead
         weights = np.eye(trials.heads)[0]
     return weights

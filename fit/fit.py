@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 
-from clip import is_vit
 from common.errors import UsageError, check_name
 from common.files import write_json, write_text
 from common.lock import locked
@@ -25,7 +23,7 @@ from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import report
-from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
+from .candidates import CANDIDATES, COMPUTED, LINEAR, SENTENCES, ZERO_SHOT, Candidate
 from .decision import decide_among
 from .features import Row, Source, features_of, price, read_by_all, sources_of
 from .heads import Heads, reads_names
@@ -39,9 +37,6 @@ from .trained import TRAINED, Towers
 from .trials import Backbone, Examples
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
-# They need a backbone with a projection of image features. Wide features, which other towers than
-# those of CLIP often have, make them the slowest heads: then they are tried if they are named
-OF_PROJECTION = {"RLA", "ProLIP"}
 # Of the minutes, for trying heads; the others are for the choice, its estimate and the export
 HEADS_SHARE = 0.7
 # Images times classes: with more, each epoch of a head takes minutes, and heads that are computed
@@ -205,9 +200,8 @@ def methods_of(
         wanted.remove(SENTENCES)
     if images * len(heads.names) > MOST_TRAINED and not request.methods:
         wanted.intersection_update(COMPUTED)
-    own_tower = is_vit(heads.clip) or isinstance(heads.clip.visual, ModifiedResNet)
-    if not heads.projection or not (own_tower or request.methods):
-        wanted -= OF_PROJECTION
+    if heads.reads_names and not request.methods:
+        wanted.discard(LINEAR)
     if not heads.reads_names:
         wanted = {ZERO_SHOT, *(name for name in wanted if not reads_names(name))}
     return [candidate for candidate in candidates if candidate.method in wanted]

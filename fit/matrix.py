@@ -19,9 +19,10 @@ from inference.predictions import Predictions
 from trainers.base import TEMPLATE
 from trainers.base.head import Head
 
-from .candidates import CANDIDATES, VISION, ZERO_SHOT, Candidate
+from .candidates import CANDIDATES, VISION
 from .decision import decide
-from .heads import Heads, reads_names
+from .fit import methods_of
+from .heads import Heads
 from .options import FitRequest
 from .photos import Photos
 from .result import Fit
@@ -64,7 +65,7 @@ class MatrixModel:
     def predict(self, x: NDArray[np.float32]) -> Predictions:
         """Predictions for features (rows, width)."""
         check_sizes(x)
-        features = torch.from_numpy(x).to(next(iter(self.head.state_dict().values())).device)
+        features = torch.from_numpy(x).to(next(iter(self.head.state_dict().values())))
         nothing = features[:0]  # it reads no names
         logits = self.head.classify(features, nothing, nothing)
         return Predictions(self.class_names, logits.float().cpu(), self.calibration, source=SOURCE)
@@ -85,18 +86,13 @@ def fit_matrix(
     features = torch.from_numpy(x).to(heads.zero_shot.device)
     y = torch.from_numpy(labels).to(features.device)
     examples = Examples(features, y, np.arange(len(labels)), names)
-    decision = decide(heads, examples, free_of_names(request), request)
+    candidates = methods_of(request, CANDIDATES, heads, len(labels))
+    decision = decide(heads, examples, candidates, request)
     rows = [
         Photo(f"row {place}", names[label], sha256=sha256(row.tobytes()).hexdigest())
         for place, (label, row) in enumerate(zip(labels, x, strict=True))
     ]
     result = Fit(request, Photos(rows, list(names), {}, []), decision)
-    head = heads.fit_sum(decision.chosen, examples.seen).head
+    # In fp64 an answer does not depend on the rows beside it
+    head = heads.fit_sum(decision.chosen, examples.seen).head.double()
     return result, MatrixModel(head, names, result.calibration)
-
-
-def free_of_names(request: FitRequest) -> list[Candidate]:
-    """Guessing, and the candidates that do not read the names of classes."""
-    wanted = request.methods or [one.method for one in CANDIDATES]
-    found = [one for one in CANDIDATES if one.method in wanted and not reads_names(one.method)]
-    return [Candidate(ZERO_SHOT), *found]

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from clip import is_known
 from inference.calibrated import Calibration, sha256_of_images
 
-from .candidates import GUESSING
+from .candidates import GUESSING, TITLES
 from .choice import Estimate, gain, interval
 from .decision import Decision
 from .options import PRIORS, FitRequest
 from .photos import Photos
 
-MOST_NAMED = 3  # heads of a vote
 MORE = 50  # images, whose gain is forecast
 
 
@@ -224,9 +223,12 @@ class Fit:
 
     @property
     def classifier(self) -> str:
-        """What was chosen, for people; fit.json names each head of a vote."""
-        heads = len(self.decision.chosen)
-        return self.decision.name if heads <= MOST_NAMED else f"a vote of {heads} heads"
+        """What was chosen, for people; fit.json has the settings."""
+        methods = [candidate.method for candidate, _ in self.decision.chosen]
+        if len(methods) == 1:
+            return self.decision.name
+        titles = " + ".join(TITLES.get(method, method) for method in methods)
+        return f"a vote of {len(methods)} heads ({titles})"
 
     @property
     def backbone_option(self) -> str:

@@ -74,7 +74,7 @@ def test_rounds_of_labels(ask, fitting, tiny, tmp_path):
     fill(file, lambda row: row | {"comment": "mine"})
     assert ask(8).status == 0
     fill(file)
-    printed = fitting.works(file, "--methods", "GDA", "SSText").printed
+    printed = fitting.works(file, "--methods", "GDA", "VisionProbe").printed
     assert "NO ESTIMATE" in printed and "Estimate:" not in printed
     assert not (tmp_path / "model/calibration.json").exists()
     model = "--model", tmp_path / "model", "--backbone", tiny
@@ -171,7 +171,7 @@ def test_only_images_drawn_at_random_estimate_and_calibrate(fitting, pool, tmp_p
         name = image.name.split("-")[0].replace("_", " ")
         lines.append(f"{image},{name},{'random' if number % 2 else 'chosen'}")
     file = tmp_path / "asked.csv"
-    quick = "--methods", "GDA", "SSText", "--groups", "none"
+    quick = "--methods", "GDA", "VisionProbe", "--groups", "none"
     file.write_text("\n".join([*lines, f"{images[0]},,chosen"]))
     printed = fitting.works(file, *quick).printed
     assert "Left out: 1 lines of" in printed

@@ -29,7 +29,7 @@ from inference.models import load
 from inference.sample import Sample
 from trainers.base.vision import ridge
 
-QUICK = "--methods", "GDA", "SSText"
+QUICK = "--methods", "GDA", "VisionProbe"
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_a_fitted_classifier_answers_as_the_model_that_it_saves(model, images, t
     )
     assert set(model.predict(paths, unknown="?")) <= {*model.classes_, "?"}
     assert model.estimate_.low < model.estimate_.accuracy <= model.estimate_.high
-    assert model.leaderboard_["accuracy"].is_monotonic_decreasing and len(model.leaderboard_) == 4
+    assert model.leaderboard_["accuracy"].is_monotonic_decreasing and len(model.leaderboard_) == 2
     assert "new images like yours are named right" in model.report_
 
     with one_line("the classifier promises no error: give max_error"):

@@ -17,7 +17,7 @@ from fit.read_images import find
 from fit.rows import rows_of
 from inference.images import find_images
 
-QUICK = ["--methods", "GDA", "SSText"]
+QUICK = ["--methods", "GDA", "VisionProbe"]
 
 
 def read(folder):
@@ -257,9 +257,9 @@ def test_the_last_line_finds_the_backbone(fitting, photos, tiny, tmp_path):
     assert lines[-1] == f"Next: python tools/predict.py {to} photo.jpg --backbone {tiny}"
 
 
-def test_a_vote_of_many_heads_is_counted(fitting, photos, monkeypatch):
-    monkeypatch.setattr("fit.result.MOST_NAMED", 0)
-    assert "Chosen: a vote of " in fitting.works(photos, *QUICK).printed
+def test_a_vote_says_of_which_heads_it_is(fitting, photos):
+    printed = fitting.works(photos, "--methods", "VisionProbe", "KernelProbe").printed
+    assert "Chosen: a vote of 2 heads (ridge on features + kernel)" in printed
 
 
 @pytest.mark.parametrize("words", [("--pool", "photos"), ("--sets", "cross"), ("--classes", "owl")])

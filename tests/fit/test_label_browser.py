@@ -106,7 +106,7 @@ def test_the_last_fit_asks_and_knows_the_classes_with_labels(work, command, pool
     ]
     asked.write_lines(tmp_path / "asked.csv", rows)
     one = work()
-    one.apart.run = lambda words: command(fit, *words, "--methods", "SSText")
+    one.apart.run = lambda words: command(fit, *words, "--methods", "GDA")
     one.fit()
     one.ask()
     more = asked.lines_of(tmp_path / "asked.csv")[len(rows) :]

@@ -138,7 +138,7 @@ def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(by_ha
     for written, here in {
         "vit_b4_c1_add2_rm1": "small",
         "python ": '"$PYTHON" ',
-        "--to": "--backbone small --minutes 0 --methods GDA TaskRes --to",
+        "--to": "--backbone small --minutes 0 --methods GDA ZSLP --to",
         "ViT-B/16": "small",
     }.items():
         block = block.replace(written, here)

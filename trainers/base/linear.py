@@ -37,7 +37,7 @@ class LinearHead(Head):
         self.bias = nn.Parameter(torch.zeros(classes), requires_grad=False)
 
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-        return F.linear(normalize(image), self.weight, self.bias)
+        return F.linear(normalize(image).to(self.weight), self.weight, self.bias)
 
 
 class Linear(FeatureMethod):
@@ -65,7 +65,7 @@ class EnsembleHead(VisionHead):
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
         projected = self.projection.project(image) if self.projection else image
         logits = super().classify(image, text, scale)
-        return logits + F.linear(normalize(projected), self.of_projected)
+        return logits + F.linear(normalize(projected).to(self.of_projected), self.of_projected)
 
 
 class Ensemble(UnprojectedMethod):

@@ -68,7 +68,7 @@ class VisionHead(UnprojectedHead):
         self.weight = nn.Buffer(torch.zeros(classes, len(self.mean)))
 
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-        return F.linear(self.centred(image), self.weight, self.bias)
+        return F.linear(self.centred(image).to(self.weight), self.weight, self.bias)
 
 
 class KernelHead(UnprojectedHead):
@@ -98,7 +98,7 @@ class KernelHead(UnprojectedHead):
 
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
         similarities = torch.exp(-self.distances(self.centred(image)) / self.distance)
-        return similarities @ self.of_rows + self.bias
+        return similarities.to(self.of_rows) @ self.of_rows + self.bias
 
     def times(self, factor: float) -> "KernelHead":
         """This head, whose logits are now so many times as large."""
