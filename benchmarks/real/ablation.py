@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from fit import choice
 from fit.candidates import Candidate, ensemble
@@ -24,7 +24,7 @@ from inference.calibration import Temperature
 from inference.sample import Sample
 
 CHOSE = "digits", "openclipart", "small_counts"  # sets on which the rules of a fit were chosen
-OF_NATS = 20  # points of the accuracy that count as much as one of the cross-entropy
+SCORE = Series({"accuracy": 1.0, "nats": -20.0})  # 0.2 points count as much as 0.01 nats
 
 
 def weights_of(cell: Mapping[str, Any], places: Sequence[int]) -> np.ndarray:
@@ -82,8 +82,8 @@ def greedy(cells: Mapping[str, Any], names: Sequence[str], before: DataFrame) ->
     """A line for each candidate that leaves."""
     while len(names) > 1:
         tried = {one: results(cells, [name for name in names if name != one]) for one in names[1:]}
-        means = {one: found.mean() for one, found in tried.items()}
-        least = max(means, key=lambda one: means[one]["accuracy"] - OF_NATS * means[one]["nats"])
+        score = {one: float((found.mean() * SCORE).sum()) for one, found in tried.items()}
+        least = max(score, key=score.__getitem__)
         names = [name for name in names if name != least]
         yield line(tried[least], before, f"without {least}")
 
@@ -91,7 +91,8 @@ def greedy(cells: Mapping[str, Any], names: Sequence[str], before: DataFrame) ->
 def main() -> None:
     folder, *names = sys.argv[1:]
     cells = {file.stem: dict(np.load(file)) for file in sorted(Path(folder).glob("*.npz"))}
-    everything = list(max((cell["names"].tolist() for cell in cells.values()), key=len))
+    lists = [list(map(str, cell["names"])) for cell in cells.values()]
+    everything = max(lists, key=len)  # not each encoder can have all
     before = results(cells, everything, len(everything))
     print(line(results(cells, names or everything), before, "votes of five"), flush=True)
     for one in names[1:]:

@@ -31,7 +31,6 @@ from inference.models import load
 from inference.sample import Sample
 from trainers.base.features import CachedOutput
 
-
 ONE = {"AUGMENT_EPOCH": 1}
 FORMER = [  # which models of earlier versions have
     Candidate("CLAP", ONE, {"LR": 0.1}),
