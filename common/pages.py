@@ -18,8 +18,6 @@ FONTS = [
     "IPAGothic",
     "NanumGothic",
     "Hiragino Sans",
-]
-FONTS += [
     "PingFang SC",
     "Apple SD Gothic Neo",
     "Arial Unicode MS",
@@ -53,7 +51,7 @@ def save_picture(figure: Any, file: Path) -> str:
     with rc_context({"svg.hashsalt": "inspect"}), all_letters():
         figure.savefig(file.with_suffix(".png"), dpi=150, bbox_inches="tight")
         figure.savefig(file.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
-    return data_address(file.with_suffix(".svg"))
+    return data_address(file.with_suffix(".svg").read_bytes(), "svg+xml")
 
 
 @contextmanager
@@ -80,6 +78,6 @@ def hint_of_fonts() -> None:
     )
 
 
-def data_address(svg: Path) -> str:
-    """An address with the content of an SVG, for a page that loads no other file."""
-    return f"data:image/svg+xml;base64,{b64encode(svg.read_bytes()).decode()}"
+def data_address(content: bytes, kind: str) -> str:
+    """An address with the content of an image, for a page that loads no other file."""
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"

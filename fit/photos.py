@@ -148,14 +148,6 @@ class Photos:
         scenes = numbers(part).tolist()
         return SeenImages.of(sha256, signatures, self.label_numbers(part), role, scenes)
 
-    def largest_groups(self, most: int) -> list[list[str]]:
-        """The paths of the training images of the largest groups, of two images or more."""
-        by_scene = defaultdict[int, list[str]](list)
-        for photo, scene in zip(self.training, self.scenes.tolist(), strict=True):
-            by_scene[scene].append(photo.path)
-        several = [paths for paths in by_scene.values() if len(paths) > 1]
-        return sorted(several, key=len, reverse=True)[:most]
-
 
 def groups_by_class(photos: Sequence[Photo], groups: NDArray[np.int64]) -> dict[str, int]:
     """The number of groups that each class has images of."""

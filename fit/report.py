@@ -4,10 +4,8 @@ about it.
 
 import os
 import shlex
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from common.errors import UsageError
 from common.names import csv_cell
-from common.pages import render
+from common.pages import data_address, render
 from inference.addresses import is_address
 from inference.calibrated import Calibration
 from inference.calibration import softmax
@@ -28,6 +26,7 @@ from inference.images import jpeg_of
 from . import choice
 from .result import Fit
 from .rows import Photo
+from .trials import Trials
 
 # On the first screen, which is one sheet of paper; of more, the WORST
 MOST_CLASSES = 30
@@ -46,54 +45,51 @@ def probabilities(fit: Fit, calibration: Calibration) -> NDArray[np.float64]:
 
 
 def label_issues(p: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(images,): whether the answer is not the label, and a class other than the label is at least
-    as probable as it is on average for the images with that label (confident learning, Northcutt et
-    al., 2021).
+    """(images,): whether the answer is not the label, and at least as probable as it is on average
+    for the images that have it as their label (confident learning, Northcutt et al., 2021).
 
     Args:
         p: (images, classes).
     """
-    places = np.arange(len(p)), labels
-    of_label = p[places]
-    with np.errstate(invalid="ignore"):
-        usual = np.bincount(labels, of_label, p.shape[1]) / np.bincount(labels, None, p.shape[1])
-    is_usual = p >= usual  # not of a class without images
-    is_usual[places] = False
-    return is_usual.any(axis=1) & (p.max(axis=1) > of_label)
-
-
-def mistakes(fit: Fit) -> list[dict[str, Any]]:
-    """The held-out images whose answer is not their label, those with the least probable labels
-    first: the image, its place, `answer` with its `probability`, `doubt` (minus the logarithm of
-    the probability of the label), and whether the label `is_issue`.
-    """
-    trials = fit.decision.trials
-    if fit.calibration is None or trials is None:
-        return []
-    p = probabilities(fit, fit.calibration)
-    labels = trials.sample.labels
     of_label = p[np.arange(len(p)), labels]
-    doubt = -np.log(of_label.clip(LEAST))
-    answers = p.argmax(axis=1)
+    number = p.shape[1]
+    usual = np.bincount(labels, of_label, number) / np.bincount(labels, minlength=number).clip(1)
     probability = p.max(axis=1)
-    is_issue = label_issues(p, labels)
-    found = []
-    for image in np.argsort(-doubt, kind="stable"):
-        if probability[image] > of_label[image]:  # not of a tie
-            place = trials.held[image]
-            one = asdict(fit.photos.images[place]) | {"place": place, "doubt": doubt[image]}
-            one["answer"] = fit.photos.names[answers[image]]
-            one["probability"] = probability[image]
-            one["is_issue"] = is_issue[image]
-            found.append(one)
-    return found
+    return (probability > of_label) & (probability >= usual[p.argmax(axis=1)])
 
 
-def typical(wrong: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def held_out(fit: Fit, calibration: Calibration, trials: Trials) -> pd.DataFrame:
+    """A row for each image that was held out, by its place among the training images."""
+    p = probabilities(fit, calibration)
+    labels = trials.sample.labels
+    content = {
+        "answer": [fit.photos.names[answer] for answer in p.argmax(axis=1)],
+        "probability_of_label": p[np.arange(len(p)), labels],
+        "probability_of_answer": p.max(axis=1),
+        # The columns of cleanlab, whose score is low for a label in doubt
+        "is_label_issue": label_issues(p, labels),
+    }
+    return pd.DataFrame(content, trials.held)
+
+
+def mistakes(fit: Fit) -> pd.DataFrame:
+    """Those of `held_out` whose answer is not their label, with `path`, `label` and `doubt` (minus
+    the logarithm of the probability of the label); those with the least probable labels first.
+    """
+    if fit.calibration is None or fit.decision.trials is None:
+        return pd.DataFrame(columns=["label", "answer", "is_label_issue"], dtype=bool)
+    found = held_out(fit, fit.calibration, fit.decision.trials)
+    found["path"] = [fit.photos.training[place].path for place in found.index]
+    found["label"] = [fit.photos.training[place].label for place in found.index]
+    found["doubt"] = -np.log(found["probability_of_label"].clip(LEAST))
+    wrong = found["probability_of_answer"] > found["probability_of_label"]  # not of a tie
+    return found[wrong].sort_values("doubt", ascending=False, kind="stable")
+
+
+def typical(wrong: pd.DataFrame) -> pd.DataFrame:
     """MOST_WRONG of the mistakes, one of each pair of classes before a second one."""
-    pairs = pd.DataFrame(wrong, columns=["label", "answer"])
-    earlier = pairs.groupby(["label", "answer"]).cumcount()
-    return [wrong[place] for place in np.argsort(earlier, kind="stable")[:MOST_WRONG]]
+    earlier = wrong.groupby(["label", "answer"]).cumcount()
+    return wrong.iloc[np.argsort(earlier, kind="stable")[:MOST_WRONG]]
 
 
 def details(fit: Fit) -> dict[str, Any]:
@@ -102,20 +98,10 @@ def details(fit: Fit) -> dict[str, Any]:
     """
     if fit.calibration is None:
         return {}
-    classes = [
-        {"class": name, "images": images, "accuracy": None if np.isnan(accuracy) else accuracy}
-        for name, images, accuracy in by_class(fit)
-    ]
-    pairs = [
-        {"label": label, "answer": answer, "images": images}
-        for (label, answer), images in confused(fit)
-    ]
-    doubtful = [
-        {key: one[key] for key in ("path", "label", "answer", "doubt")}
-        for one in mistakes(fit)
-        if one["is_issue"]
-    ]
-    return {"by_class": classes, "confused": pairs, "suspects": doubtful}
+    wrong = mistakes(fit)
+    doubtful = wrong.loc[wrong["is_label_issue"], ["path", "label", "answer", "doubt"]]
+    facts = {"by_class": by_class(fit), "confused": confused(fit)}
+    return facts | {"suspects": doubtful.to_dict("records")}
 
 
 def labels_csv(fit: Fit) -> str:
@@ -125,34 +111,25 @@ def labels_csv(fit: Fit) -> str:
     that of the label and the largest one are written.
     """
     photos = fit.photos
-    content: dict[str, Any] = {
+    content = {
         "path": [csv_cell(findable(photo.path)) for photo in photos.training],
         "label": [csv_cell(photo.label) for photo in photos.training],
         "group": photos.scenes,
     }
+    table = pd.DataFrame(content)
     trials = fit.decision.trials
     if fit.calibration is not None and trials is not None:
-        p = np.full((len(photos.training), len(photos.names)), np.nan)
-        p[trials.held] = probabilities(fit, fit.calibration)
-        of_label = p[np.arange(len(p)), photos.label_numbers(photos.training)]
-        answers = [photos.names[answer] for answer in np.nan_to_num(p).argmax(axis=1)]
-        content["answer"] = [
-            "" if np.isnan(value) else csv_cell(answer)
-            for answer, value in zip(answers, of_label, strict=True)
-        ]
-        content["probability_of_label"] = of_label
-        content["probability_of_answer"] = p.max(axis=1)
-        # The columns of cleanlab, whose score is low for a label in doubt
-        is_issue = np.zeros(len(p), dtype=bool)
-        is_issue[trials.held] = label_issues(p[trials.held], trials.sample.labels)
-        content["is_label_issue"] = is_issue
-        content["label_score"] = of_label
-        content["given_label"] = content["label"]
-        content["predicted_label"] = content["answer"]
+        table = table.join(held_out(fit, fit.calibration, trials))
+        table["answer"] = table["answer"].map(csv_cell, na_action="ignore")
+        table["is_label_issue"] = table["is_label_issue"].eq(True)  # no image that was not held out
+        table["label_score"] = table["probability_of_label"]
+        table["given_label"] = table["label"]
+        table["predicted_label"] = table["answer"]
         if len(photos.names) <= MOST_COLUMNS:
-            for place, name in enumerate(photos.names):
-                content[f"probability: {name}"] = p[:, place]
-    return pd.DataFrame(content).to_csv(index=False, float_format="%.6f")
+            columns = [f"probability: {name}" for name in photos.names]
+            p = probabilities(fit, fit.calibration)
+            table = table.join(pd.DataFrame(p, trials.held, columns))
+    return table.to_csv(index=False, float_format="%.6f")
 
 
 def findable(path: str) -> str:
@@ -160,28 +137,26 @@ def findable(path: str) -> str:
     return path if is_address(path) else os.path.abspath(path)
 
 
-def by_class(fit: Fit) -> list[tuple[str, int, float]]:
-    """Of each class its number of training images, and the accuracy of those held out (NaN: none);
-    the worst first.
+def by_class(fit: Fit) -> list[dict[str, Any]]:
+    """Of each class its number of training images, and the accuracy of those held out (None without
+    any); the worst first.
     """
     trials = fit.decision.trials
     if trials is None:
         return []
     sample = trials.sample
-    correct = choice.correct(fit.decision.logits, sample.labels)
-    number = len(fit.photos.names)
-    of_class = np.bincount(sample.labels, sample.weights, number)
-    with np.errstate(invalid="ignore"):
-        accuracies = np.bincount(sample.labels, sample.weights * correct, number) / of_class
-    counts = Counter(photo.label for photo in fit.photos.training)
+    right = sample.weights * choice.correct(fit.decision.logits, sample.labels)
+    names = fit.photos.names
+    sums = [np.bincount(sample.labels, one, len(names)).tolist() for one in (right, sample.weights)]
+    images = Counter(photo.label for photo in fit.photos.training)
     rows = [
-        (name, counts[name], 100 * float(accuracy))
-        for name, accuracy in zip(fit.photos.names, accuracies, strict=True)
+        {"class": name, "images": images[name], "accuracy": 100 * (part / whole) if whole else None}
+        for name, part, whole in zip(names, *sums, strict=True)
     ]
-    return sorted(rows, key=lambda row: (np.isnan(row[2]), row[2]))
+    return sorted(rows, key=lambda row: (row["accuracy"] is None, row["accuracy"]))
 
 
-def confused(fit: Fit) -> list[tuple[tuple[str, str], int]]:
+def confused(fit: Fit) -> list[dict[str, Any]]:
     """Pairs of classes, and the number of held-out images of the first that are classified as the
     second; most first.
     """
@@ -189,9 +164,13 @@ def confused(fit: Fit) -> list[tuple[tuple[str, str], int]]:
     if trials is None:
         return []
     answers = fit.decision.logits[0].argmax(axis=-1)
+    pairs = Counter(zip(trials.sample.labels.tolist(), answers.tolist(), strict=True))
     names = fit.photos.names
-    pairs = zip(trials.sample.labels, answers, strict=True)
-    return Counter((names[one], names[other]) for one, other in pairs if one != other).most_common()
+    return [
+        {"label": names[label], "answer": names[answer], "images": images}
+        for (label, answer), images in pairs.most_common()
+        if label != answer
+    ]
 
 
 def confusion(fit: Fit, shown: Sequence[str]) -> NDArray[np.float64]:
@@ -229,7 +208,7 @@ def thumbnail(path: str) -> str:
         content = jpeg_of(path, SIDE)
     except (UsageError, OSError):
         return ""
-    return f"data:image/jpeg;base64,{b64encode(content).decode()}"
+    return data_address(content, "jpeg")
 
 
 def page(fit: Fit, x: Tensor) -> str:
@@ -238,36 +217,30 @@ def page(fit: Fit, x: Tensor) -> str:
     Args:
         x: (training images, width), their features.
     """
-    rows = fit.decision.rows
     classes = by_class(fit)
-    shown = [name for name, _, accuracy in classes if not np.isnan(accuracy)]
-    some = len(classes) > MOST_CLASSES
-    if some:
+    shown = [row["class"] for row in classes if row["accuracy"] is not None]
+    if len(classes) > MOST_CLASSES:
         shown = shown[:WORST]
     wrong = mistakes(fit)
-    doubtful = [one for one in wrong if one["is_issue"]]
-    measured = [row for row in rows if "accuracy" in row]
+    doubtful = wrong[wrong["is_label_issue"]]
     values = {
         "to": shlex.quote(str(fit.request.to)),
-        "groups": fit.photos.largest_groups(MOST // 2),
-        "rows": sorted(measured, key=lambda row: -row["accuracy"]),
-        "faults": [row for row in rows if "fault" in row],
+        "rows": leaderboard(fit.decision.rows).to_dict("records"),
         "classes": classes,
+        "some": len(classes) > MOST_CLASSES,
         "shown": shown,
-        "some": some,
         "confusion": confusion(fit, shown).tolist(),
         "mistakes": len(wrong),
-        "wrong": [(one, nearest(fit, one["place"], x)) for one in typical(wrong)],
+        "wrong": [(one, nearest(fit, one.Index, x)) for one in typical(wrong).itertuples()],
         "issues": len(doubtful),
-        "doubtful": doubtful[:MOST],
+        "doubtful": doubtful[:MOST].to_dict("records"),
         "confused": confused(fit)[:MOST],
-        "more": fit.gain_of_more,
     }
     template = Path(__file__).with_name("report.html")
     return render(template, **values, fit=fit, thumbnail=thumbnail)
 
 
-def leaderboard(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def leaderboard(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The candidates, the most accurate first; those that were left out have a fault."""
     columns = ["name", "accuracy", "low", "high", "seconds", "fault"]
     if any("backbone" in row for row in rows):

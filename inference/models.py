@@ -124,7 +124,8 @@ def from_hub(name: str, revision: str | None) -> Path:
 def open_models(paths: Sequence[Path], options: LoadOptions) -> list[Model]:
     """The models at these paths; zero-shot CLIP if there is no path.
 
-    A model without class names takes those of the options or else of the first model that has some.
+    A model of a fit has the name of its folder, and another one that of its method. A model without
+    class names takes those of the options or else of the first model that has some.
 
     Raises:
         UsageError: a path is not a model, or its files do not fit together; as for
@@ -141,10 +142,13 @@ def open_models(paths: Sequence[Path], options: LoadOptions) -> list[Model]:
     classifiers = [
         classifier_of(path, content, options) for path, content in zip(paths, found, strict=True)
     ]
-    methods = [classifier.method for classifier in classifiers]
     names = [
-        name if methods.count(name) == 1 else f"{name} {path}"
-        for name, path in zip(methods, paths, strict=True)
+        path.name if "fit" in one.description.training else one.method
+        for path, one in zip(paths, classifiers, strict=True)
+    ]
+    names = [
+        name if names.count(name) == 1 else f"{name} {path}"
+        for name, path in zip(names, paths, strict=True)
     ]
     return list(map(Model, names, classifiers))
 

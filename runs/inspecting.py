@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
             (name, caption, save_picture(figure, folder / name))
             for name, caption, figure in pictures(outcome, args.root or root_of(args.run))
         ]
-        title, _, result = about.partition(": ")
-        facts = {"title": title, "about": result, "pictures": shown}
+        words = about.split(": ", 1)
+        facts = {"title": words[0], "about": words[-1], "pictures": shown}
         page = render(Path(__file__).with_name("outcomes.html"), **facts)
         write_text(folder / "predictions.html", page)
     print(f"Written: predictions.html and pictures to {args.output}")

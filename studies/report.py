@@ -65,7 +65,10 @@ def pictures(summary: Summary) -> list[tuple[str, str, str]]:
     """The name of each picture, its caption, and the picture as a data: address."""
     with TemporaryDirectory() as folder:
         drawn = draw(summary, Path(folder), ["svg"])
-        return [(name, caption, data_address(file)) for name, caption, (file,) in drawn]
+        return [
+            (name, caption, data_address(file.read_bytes(), "svg+xml"))
+            for name, caption, (file,) in drawn
+        ]
 
 
 def settings(runs: Collection[Run]) -> Table:

@@ -27,6 +27,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 Short = Annotated[str, Field(max_length=64)]
+Answer = Callable[[Request], Awaitable[Response]]
 Text = Annotated[str, Field(max_length=LONGEST)]
 
 
@@ -45,9 +46,7 @@ def application(rounds: Rounds) -> FastAPI:
     app.add_middleware(Gate, largest=lambda _: LARGEST, answer=fault)
 
     @app.middleware("http")
-    async def guard(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
+    async def guard(request: Request, call_next: Answer) -> Response:
         if not is_own(request.headers, request.url.path):
             return fault(403, "this comes from another site")
         response = await call_next(request)
@@ -77,12 +76,14 @@ def application(rounds: Rounds) -> FastAPI:
         headers = {"Cache-Control": "private, max-age=3600"}
         return Response(rounds.picture(key), headers=headers, media_type="image/jpeg")
 
-    @app.get("/shared.css")
-    def style() -> Response:
-        return FileResponse(STYLE)
-
+    app.get("/shared.css")(shared_style)
     app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
     return app
+
+
+def shared_style() -> Response:
+    """The style sheet of every page."""
+    return FileResponse(STYLE)
 
 
 def is_own(headers: Headers, path: str) -> bool:

@@ -135,5 +135,5 @@ def highlighted(image: Tensor, shares: Shares) -> Tensor:
 
 def shares_text(shares: Shares) -> str:
     """The parts of CLS in words; the rest is CLS itself."""
-    prompts = f", prompts {100 * shares['prompts']:.0f} %" if shares["prompts"] > 0.005 else ""
-    return f"patches {100 * np.sum(shares['patches']):.0f} %{prompts}"
+    prompts = f", {100 * shares['prompts']:.0f}% on prompts" if shares["prompts"] > 0.005 else ""
+    return f"{100 * np.sum(shares['patches']):.0f}% on the image{prompts}"

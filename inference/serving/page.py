@@ -2,7 +2,6 @@
 the other.
 """
 
-from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from io import BytesIO
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp
 
 from common.errors import UsageError
 from common.names import check_names
+from common.pages import data_address
 from common.text import lines_of
 
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
@@ -29,10 +29,15 @@ BARS = 5  # classes of each model
 MOST_NAMES = 1000  # class names on the page: more would take minutes
 MOST_CLASSES = 100_000  # of an answer
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
+TITLE = "Which class is your image?"
 # A model's label may have two lines: its answer is below them.
 # On a phone: one column with the image, the examples in one row, the answers, and then the class
 # names.
-CSS = """[data-testid="label-output-value"] { padding-top: 2rem !important }
+CSS = """.gradio-container { max-width: 72rem !important; margin: 0 auto !important }
+#image img { width: 100%; height: 100%; object-fit: contain }
+#names textarea:disabled { padding: 0; border: 0; background: none; resize: none }
+#roll-outs:not(:has(figure)) { display: none }
+[data-testid="label-output-value"] { padding-top: 2rem !important }
 @media (max-width: 700px) {
     #columns > .column { display: contents }
     #columns > .column > * { flex: 1 1 100%; order: 1 }
@@ -74,9 +79,9 @@ class Page:
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         self.is_editable = any(model.classifier.transfers for model in models)
         with gr.Blocks(
-            title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)
+            title=TITLE, analytics_enabled=False, delete_cache=(EVERY, OLDEST)
         ) as self.blocks:
-            gr.Markdown(f"# Prompted CLIP\nDrop, paste or choose an image. {self.explanation()}")
+            gr.Markdown(f"# {TITLE}\nDrop, paste or choose an image. {self.explanation()}")
             with gr.Row(elem_id="columns"):
                 image, edited = self.questions(examples)
                 shown, looks = self.results()
@@ -95,17 +100,19 @@ class Page:
     def questions(self, examples: Sequence[Path]) -> tuple[gr.Image, gr.Textbox]:
         """The column of the image and the class names."""
         is_editable = self.is_editable
-        label = "Class names, one on each line" if is_editable else "Class names"
+        label = "Class names, one on each line" if is_editable else "Class names of the model"
         with gr.Column(scale=2, min_width=300):
             image = gr.Image(
                 type="filepath",
                 image_mode=None,
                 sources=["upload", "clipboard"],
                 label="Image",
+                elem_id="image",
                 height=280,
             )
             options: dict[str, Any] = {"label": label, "interactive": is_editable}
-            edited = gr.Textbox("\n".join(self.names), lines=6, max_lines=12, **options)
+            options |= {"lines": 6, "max_lines": 12, "elem_id": "names"}
+            edited = gr.Textbox("\n".join(self.names), **options)
             if examples:
                 files = [[str(file)] for file in examples]
                 options = {"label": "Examples", "elem_id": "examples"}
@@ -122,8 +129,8 @@ class Page:
                     gr.Label(label=with_accuracy(each), num_top_classes=BARS, min_width=200)
                     for each in self.models
                 ]
-            title = "Attention roll-out: shares in the answer"
-            looks = gr.HTML(label=title, show_label=True, container=True)
+            title = "Where the model looks (attention roll-out)"
+            looks = gr.HTML(label=title, show_label=True, container=True, elem_id="roll-outs")
         return [message, *bars], looks
 
     def application(self) -> FastAPI:
@@ -144,7 +151,9 @@ class Page:
             mcp_server=False,
             footer_links=[],
             css=CSS,
-            theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
+            theme=gr.themes.Default(
+                primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=FONTS
+            ),
         )
 
     async def answer(self, sent: Any, text: Any) -> list[Any]:
@@ -221,7 +230,7 @@ class Page:
             pixels = views[:, 0] if views.dim() == 5 else views  # of views, the whole image
             (colours,) = classifier.colours(pixels)
             for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
-                title = tower if tower == CLIP_ALONE else name
+                title = "CLIP without prompts" if tower == CLIP_ALONE else name
                 key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
                 picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                 found[key] = Image.fromarray(picture), f"{title}: {shares_text(shares)}"
@@ -241,10 +250,14 @@ def refusal(status: int, text: str) -> ASGIApp:
 
 
 def with_accuracy(model: Model) -> str:
-    """The name of a model, with the dataset and the accuracy of its test, if they are known."""
+    """The name of a model, with the dataset and the accuracy of its test or the estimate of its
+    fit, if they are known.
+    """
     of = model.classifier.description
     accuracy = of.training.get("accuracy")
+    estimate = of.training.get("estimated_accuracy")
     tested = [f"{accuracy:.1f}% in its test"] if isinstance(accuracy, int | float) else []
+    tested += [f"estimate {estimate:.0f}%"] if isinstance(estimate, int | float) else []
     return ", ".join(filter(None, [model.name, of.dataset, *tested]))
 
 
@@ -259,7 +272,7 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     found = ""
     for picture, caption in pictures:
         picture.save(file := BytesIO(), "png")
-        address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+        address = data_address(file.getvalue(), "png")
         image = f'<img src="{address}" alt="" style="width: 100%; image-rendering: pixelated">'
         found += f'<figure style="width: min(10rem, 45%)">{image}<figcaption>'
         found += f"{escape(caption)}</figcaption></figure>"

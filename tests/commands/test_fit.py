@@ -26,7 +26,8 @@ from fit.trained import TRAINED, Towers
 from inference import predict
 from inference.calibrated import sha256_of_images
 from inference.classifier import PromptedClassifier
-from inference.models import load
+from inference.models import load, open_models
+from inference.options import LoadOptions
 
 QUICK = ["--methods", "GDA", "VisionProbe"]
 
@@ -80,6 +81,8 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     image = next((photos / names[0]).iterdir())
     assert classifier.probabilities([image]).sum() == pytest.approx(1)
     command.works(predict, tmp_path / "model", image, "--backbone", tiny, "--unknown")
+    (opened,) = open_models([tmp_path / "model"], LoadOptions(backbone=str(tiny)))
+    assert opened.name == "model"
 
     encoded.clear()
     assert "Already done" in fitting(*line).printed and not encoded

@@ -285,7 +285,7 @@ def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, pa
     check(NAMES)
     tab.locator("figure").nth(1).wait_for()
     captions = tab.locator("figcaption").all_inner_texts()
-    assert [caption.partition(": patches ")[0] for caption in captions] == ["CLIP", "MPL"]
+    assert [caption.partition(": ")[0] for caption in captions] == ["CLIP without prompts", "MPL"]
     field.fill("a cat\na dog\na house")
     bars.first.filter(has_text=re.compile("^a (cat|dog|house)$")).wait_for()
     check(["a cat", "a dog", "a house"])

@@ -42,4 +42,4 @@ def test_roll_out_of_a_method_with_views_is_that_of_the_whole_image(
     models = open_models([tmp_path / "run"], LoadOptions(class_names=["a", "b"]))
     pixels = models[0].classifier.pixels([photos / "a.jpg"])
     ((picture, caption),) = Page(models, ["a", "b"], []).roll_outs([pixels])
-    assert caption.startswith("CLIP: patches ") and picture.size == (32, 32)
+    assert caption.startswith("CLIP without prompts: ") and picture.size == (32, 32)

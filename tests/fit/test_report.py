@@ -123,7 +123,7 @@ def test_images_that_are_gone_are_named(fitting, class_folders, tmp_path, monkey
     assert "<img" not in page and "<code>" in page
 
 
-def test_a_label_is_to_be_checked_if_another_class_is_as_probable_as_usual(monkeypatch):
+def test_a_label_is_to_be_checked_if_the_answer_is_as_probable_as_usual(monkeypatch):
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.45, 0.55], [0.1, 0.9], [0.3, 0.7], [0.5, 0.5]])
     labels = np.array([0, 0, 0, 0, 1, 1])
     # Usual are 0.5625 for the first class, and 0.6 for the second
@@ -134,8 +134,8 @@ def test_a_label_is_to_be_checked_if_another_class_is_as_probable_as_usual(monke
     fit = SimpleNamespace(
         calibration=True,
         decision=SimpleNamespace(trials=trials),
-        photos=SimpleNamespace(images=images, names=["a", "b"]),
+        photos=SimpleNamespace(training=images, names=["a", "b"]),
     )
     found = report.mistakes(fit)
-    assert [(one["path"], one["answer"]) for one in found] == [("3", "b"), ("2", "b")]
-    assert [one["doubt"] for one in found] == pytest.approx(-np.log([0.1, 0.45]))
+    assert found[["path", "answer"]].to_numpy().tolist() == [["3", "b"], ["2", "b"]]
+    assert found["doubt"].tolist() == pytest.approx(-np.log([0.1, 0.45]))
