@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from inference.sample import Sample
 
 from .choice import Floats, choose, combine, correct, losses, stack
+from .plan import steps
 
 # By how much the cross-entropy of a backbone may be larger, for an accuracy larger by 1; chosen on
 # other data sets than those of docs/measurements/fit.md
@@ -67,7 +68,7 @@ def nested(
     starts = [stack(one.logits, sample, one.ensemble(~out)) for one in options]
     backbones = np.zeros(folds.shape, dtype=np.int64)
     found = np.stack([one.logits[0] for one in options])
-    for repeat, out in each_fold(folds):
+    for repeat, out in steps([*each_fold(folds)], "choice and estimate"):
         scores, weights = choose_each(options, sample, ~out, starts)
         backbones[repeat, out] = np.argmin(scores)
         logits = (one.logits[:, repeat, out] for one in options)

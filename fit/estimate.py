@@ -13,6 +13,7 @@ from inference.sample import Sample
 from . import choice
 from .candidates import Weighted
 from .options import FitRequest
+from .plan import steps
 from .trials import Backbone, Examples, Trials
 
 SHARES = 0.25, 0.5
@@ -45,7 +46,7 @@ def point(
     examples = backbone.examples
     correct = np.zeros(len(folds))
     sizes = []
-    for fold in range(folds.max() + 1):
+    for fold in steps(range(folds.max() + 1), "learning curve"):
         out = np.flatnonzero(folds == fold)
         seen = some_scenes(examples, folds != fold, share)
         answers = logits_of(backbone, chosen, seen, out).argmax(axis=1)

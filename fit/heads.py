@@ -42,7 +42,7 @@ from .candidates import (
     method_of_sum,
     settings_of,
 )
-from .plan import Clock
+from .plan import Check, Clock, ignore, steps
 
 ANSWERED = 4096  # features that are answered at a time: some heads compare them with all images
 PARTS = 5  # of the images, of which `freshness` leaves out one
@@ -160,6 +160,7 @@ class Heads:
         folds: NDArray[np.int64],
         deadline: float = math.inf,
         some: NDArray[np.int64] | None = None,
+        check: Check = ignore,
     ) -> Tensor:
         """(repeats, images, classes): the logits of images whose folds (`choice.folds`) were left
         out.
@@ -170,6 +171,7 @@ class Heads:
         Args:
             deadline: of `time.monotonic`.
             some: the places of the images that are answered, by default all.
+            check: called after each fold.
 
         Raises:
             FloatingPointError: a loss or a logit is not finite.
@@ -185,7 +187,7 @@ class Heads:
             return found
         self.clock = Clock(deadline, len(folds) * (int(folds.max()) + 1))
         try:
-            found = self.of_folds(candidate, seen, folds, asked)
+            found = self.of_folds(candidate, seen, folds, asked, check)
         finally:
             self.clock = Clock()  # other trainings have no deadline
         if not found[:, torch.from_numpy(folds[0] >= 0)[asked]].isfinite().all():
@@ -203,17 +205,24 @@ class Heads:
         kind.check_size(len(seen[1]), len(self.names))
 
     def of_folds(
-        self, candidate: Candidate, seen: Seen, folds: NDArray[np.int64], asked: Tensor
+        self,
+        candidate: Candidate,
+        seen: Seen,
+        folds: NDArray[np.int64],
+        asked: Tensor,
+        check: Check,
     ) -> Tensor:
         """`held_out`, for the `asked` places; NaN for images in no fold."""
         x, y = seen
         found = torch.full((len(folds), len(asked), len(self.names)), torch.nan)
-        for repeat, fold in product(range(len(folds)), range(folds.max() + 1)):
+        each = list(product(range(len(folds)), range(folds.max() + 1)))
+        for repeat, fold in steps(each, candidate.name):
             left_out = torch.from_numpy(folds[repeat] == fold)
             answers = self.answers(candidate, (x[~left_out], y[~left_out]), x[asked])
             out = left_out[asked]
             found[repeat, out] = (answers[out] / logit_std(answers[~out])).cpu()
             self.clock.next()
+            check(found)
         return found
 
     def key(

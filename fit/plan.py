@@ -5,15 +5,31 @@ it were not. A `Clock` says whether the trainings of a candidate end in time.
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
+from tqdm import tqdm
 
 from common.errors import UsageError
 from common.files import write_text
 
+T = TypeVar("T")
+# Gets the logits of held-out images, NaN for images of folds to come; raises UsageError if a
+# candidate need not go on
+Check = Callable[[Tensor], None]
 SETTLED = 1.0  # seconds of trainings that say how long others take
+
+
+def ignore(found: Tensor) -> None:
+    """The `Check` of a candidate that goes on."""
+
+
+def steps(items: Sequence[T], what: str) -> Iterable[T]:
+    """The items. A terminal shows how many are done, and the time that the others need."""
+    return tqdm(items, what, leave=False, unit="fold", disable=None)
 
 
 class Plan:

@@ -36,7 +36,7 @@ from trainers.base.training import learn
 from .candidates import Candidate
 from .heads import Heads
 from .photos import Photos
-from .plan import Plan
+from .plan import Check, Plan, ignore, steps
 
 # The most promising first
 TRAINED = tuple(map(Candidate, ("TwoStage", "FineTune", "CLIPLoRA", "MPL", "KgCoOp")))
@@ -80,7 +80,7 @@ class Towers:
 
     def planned(
         self, candidates: Sequence[Candidate], plan: Plan, row: NDArray[Any]
-    ) -> Iterator[tuple[Candidate, Callable[[], Tensor] | str]]:
+    ) -> Iterator[tuple[Candidate, Callable[[Check], Tensor] | str]]:
         """Those candidates that end in time, with what computes their logits, and why others are
         left out.
 
@@ -168,15 +168,15 @@ class Towers:
             [method.model_inference(batch.to(method.device)).float().cpu() for batch in batches]
         )
 
-    def held_out(self, candidate: Candidate, row: NDArray[Any]) -> Tensor:
+    def held_out(self, candidate: Candidate, row: NDArray[Any], check: Check = ignore) -> Tensor:
         """(images, classes): the logits of images whose folds, `row`, were left out. Those of a
-        fold are kept on disk.
+        fold are kept on disk. `check` is called after each fold.
 
         Raises:
             FloatingPointError: a loss is not finite.
         """
         found = torch.full((len(row), len(self.heads.names)), torch.nan)
-        for fold in range(int(row.max()) + 1):
+        for fold in steps(range(int(row.max()) + 1), candidate.name):
             places = np.flatnonzero(row != fold)
             out = np.flatnonzero(row == fold)
             key = self.key(candidate, places, out)
@@ -185,6 +185,7 @@ class Towers:
                 logits = self.answers(self.fit(candidate, places), out)
                 put_tensor(self.cache, key, logits)
             found[out] = logits
+            check(found)
         return found
 
     def key(self, candidate: Candidate, *places: NDArray[Any]) -> str:

@@ -17,15 +17,15 @@ from common.errors import UsageError
 from inference.sample import Sample
 
 from . import choice
-from .candidates import GUESSING, Candidate, ensemble
+from .candidates import GUESSING, SUMMED, Candidate, ensemble
 from .choose import Option
 from .heads import Heads, logit_std
-from .plan import Plan, TooLong
+from .plan import Check, Plan, TooLong, ignore
 
 MOST_LOGITS = 5 * 10**7  # of all candidates, repeats, images and classes: 0.2 GB
 EXACT = 10**7  # numbers of a candidate that are computed with in double precision
 # A candidate, and what computes its logits or why it is left out
-Task = tuple[Candidate, Callable[[], Tensor] | str]
+Task = tuple[Candidate, Callable[[Check], Tensor] | str]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Trials:
         """(repeats, held): the folds of the images whose logits are kept."""
         return self.folds[:, self.held]
 
-    def kept(self, compute: Callable[[], Tensor] | str) -> NDArray[Any]:
+    def kept(self, compute: Callable[[Check], Tensor] | str, check: Check) -> NDArray[Any]:
         """(repeats, held, classes): of the computed logits those that are kept.
 
         Raises:
@@ -152,11 +152,27 @@ class Trials:
         """
         if isinstance(compute, str):
             raise UsageError(compute)
-        computed = compute().numpy()
-        logits = computed.reshape(-1, *computed.shape[-2:])
-        if logits.shape[1] > len(self.held):
-            logits = logits[:, self.held]
+        logits = self.of_held(compute(check))
         return logits.astype(float) if logits.size < EXACT else logits
+
+    def of_held(self, computed: Tensor) -> NDArray[Any]:
+        """(repeats, held, classes) of logits ([repeats,] images, classes)."""
+        logits = computed.numpy().reshape(-1, *computed.shape[-2:])
+        return logits[:, self.held] if logits.shape[1] > len(self.held) else logits
+
+    def check(self, computed: Tensor) -> None:
+        """Raise UsageError if the interval of a candidate's accuracy in some folds lies below the
+        best accuracy.
+        """
+        logits = self.of_held(computed)[:1]
+        inside = np.isfinite(logits[0]).all(axis=1)
+        if inside.all() or not inside.any():
+            return
+        found = choice.accuracy_of(logits[:, inside], self.sample.part(inside))
+        best = max((row["accuracy"] for row in self.rows if "accuracy" in row), default=0.0)
+        if found["high"] < best:
+            share = f"{inside.sum():,} of {len(inside):,} images"
+            raise UsageError(f"it has {found['accuracy']:.1f}% of {share}, the best {best:.1f}%")
 
     def part(self, inside: NDArray[np.bool_]) -> "Trials":
         """The same of some of the images that were held out (held,)."""
@@ -255,7 +271,10 @@ def with_candidates(
         began = time.monotonic()
         name = backbone.name_of(candidate)
         try:
-            logits[candidate] = trials.kept(compute)
+            # One without a vote must be the best alone
+            votes = candidate.method in SUMMED
+            check = ignore if votes else replace(trials, rows=rows).check
+            logits[candidate] = trials.kept(compute, check)
         except ChangedImageError:  # no candidate is at fault
             raise
         except (FloatingPointError, UsageError) as error:

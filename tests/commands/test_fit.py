@@ -306,13 +306,13 @@ def test_trained_methods_and_sentences_are_candidates(
 
     monkeypatch.setattr(Towers, "fit", fit_or_stop)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    heads = photos, "--methods", "KgCoOp", "ZSLP", "--device", "cpu", "--sentences", sentences
+    heads = photos, "--methods", "KgCoOp", "--device", "cpu", "--sentences", sentences
     line = *heads, "--minutes", 60
     assert fitting(*line).status == 130
     fitting.works(*line)
     record = read(tmp_path / "model")
     names = [row["name"].split()[0] for row in record["candidates"] if "accuracy" in row]
-    assert names == ["ZeroshotCLIP", "CuPL", "ZSLP", "KgCoOp"]
+    assert names == ["ZeroshotCLIP", "CuPL", "KgCoOp"]
     assert len(fits) == 1 + 5 + (record["chosen"][0]["method"] == "KgCoOp")  # two folds were kept
     described = of_json(tmp_path / "model/config.json")
     assert described["sentences"] or described["method"] == "ZeroshotCLIP"

@@ -1,5 +1,6 @@
 """The heads of a fit, the choice among them, and its estimate."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,12 @@ from fit.candidates import (
     Candidate,
     ensemble,
 )
-from fit.decision import decide
+from fit.decision import decide, decide_among
 from fit.heads import Heads, logit_std
 from fit.options import FitRequest
 from fit.photos import Photos
 from fit.rows import Photo
-from fit.trials import Examples
+from fit.trials import Backbone, Examples
 from inference import export
 from inference.classifier import PromptedClassifier
 from inference.models import load
@@ -134,6 +135,31 @@ def test_a_winner_must_lead(rival):
         below += 0 < lead <= 1
         above += lead > 1
     assert below > 3 and above > 3
+
+
+def test_a_candidate_that_cannot_be_the_best_any_more_stops(heads):
+    labels = torch.arange(60) % 3
+    examples = Examples(features_of(labels), labels, np.arange(60), heads.names)
+    done = []
+
+    def wrong(row, check):
+        found = torch.full((60, 3), torch.nan)
+        for fold in range(5):
+            out = torch.from_numpy(row == fold)
+            found[out] = torch.eye(3)[(labels[out] + 1) % 3]
+            done.append(fold)
+            check(found)
+        return found
+
+    def trained(row):
+        return [(Candidate("MPL"), partial(wrong, row))]
+
+    candidates = [CANDIDATES[0], Candidate(VISION)]
+    request = FitRequest(images=Path("photos"), to=Path("model"))
+    backbone = Backbone("", heads, examples, candidates, trained)
+    _, found = decide_among([backbone], request)
+    assert found.rows[-1]["fault"] == "it has 0.0% of 12 of 60 images, the best 90.0%"
+    assert done == [0]
 
 
 def test_logits_of_fewer_images_count_as_much(heads):
