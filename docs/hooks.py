@@ -23,7 +23,7 @@ PAGES = (
 )
 OUTSIDE = {f"{name}.md": f"project/{name}.md" for name in PAGES}  # in the project: on the site
 OUTSIDE["README.md"] = "index.md"
-OUTSIDE["docs/tour.ipynb"] = "tour.md"
+OUTSIDE["docs/first_hour.ipynb"] = "first_hour.md"
 OUTSIDE["clip/small_curves.png"] = "project/clip/small_curves.png"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
@@ -51,7 +51,7 @@ def notebook(content):
             parts.append(f"```text\n{printed.rstrip()}\n```")
         for output in cell.get("outputs", ()):
             if picture := output.get("data", {}).get("image/png"):
-                name = f"tour_{len(pictures)}.png"
+                name = f"first_hour_{len(pictures)}.png"
                 pictures[name] = base64.b64decode(picture)
                 parts.append(f"![The picture that the cell above shows]({name})")
     return "\n\n".join(parts), pictures

@@ -146,7 +146,8 @@ def written(text: str) -> str:
             [cell.strip() for cell in line.strip("|").split("|")] for line in found[2].splitlines()
         ]
         head, *rows = TABLES[found[1]]([row for row in old if not set("".join(row)) <= {"-"}])
-        lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+        lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+        lines.insert(1, "|" + "---|" * len(head))
         return "\n".join([f"<!-- table: {found[1]} -->\n", *lines, ""])
 
     return re.sub(r"<!-- table: ([^>]*) -->\n\n((?:\|.*\|\n)+)", table, text)

@@ -184,3 +184,9 @@ def tables(text: str) -> list[list[list[str]]]:
     return [
         [[cell.strip() for cell in row] for row in block if "---" not in row[0]] for block in rows
     ]
+
+
+def files_of(page):
+    """The code blocks of a page that start with a comment naming their file."""
+    found = re.findall(r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", page.read_text(), re.DOTALL)
+    return dict(found)

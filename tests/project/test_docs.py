@@ -1,10 +1,8 @@
 """The examples of the documentation, in a fresh copy of the project, as a reader would use them."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +10,10 @@ import pytest
 import yaml
 from drawn import card
 from finished import InThisProcess
-from marks import of_json, thorough_but
+from marks import files_of, of_json, thorough_but
 from PIL import Image
-from running import copy_project
 
 from common.start import ROOT
-from datasets.small_world import SmallLand
 from studies import command as study_command
 from studies import demo, executor
 from studies.spec import Study
@@ -25,56 +21,11 @@ from studies.spec import Study
 pytestmark = pytest.mark.slow
 
 
-def blocks(file: str) -> dict[str, str]:
-    """The code blocks of a page that start with a comment naming their file."""
-    found = re.findall(
-        r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", (ROOT / file).read_text(), re.DOTALL
-    )
-    return dict(found)
-
-
-@pytest.fixture(scope="module")
-def copy(drawn, tmp_path_factory):
-    """A copy of the project with the images of SmallLand and the methods of docs/add_a_method.md,
-    for short runs.
-    """
-    root = tmp_path_factory.mktemp("fresh") / "project"
-    SmallLand.prepare(drawn / "small_land")
-    shutil.copytree(drawn / "small_land", root / "data/small_land")
-    copy_project(root)
-    for name, text in blocks("docs/add_a_method.md").items():
-        assert not (root / name).exists()
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    settings = root / "configs/trainers/small.yaml"
-    assert "MAX_EPOCH: 20" in settings.read_text()
-    quick = settings.read_text().replace("MAX_EPOCH: 20", "MAX_EPOCH: 1")  # to save time
-    settings.write_text(f"{quick}TEST:\n  MAX_IMAGES: 32\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def call(copy, python):
-    """`call("train.py", ..., SHOTS=1)` runs a command in the copy; it must succeed."""
-
-    def call(*command: object, **variables: object) -> subprocess.CompletedProcess:
-        env = os.environ | {"PYTHON": python, "BACKBONE": "small", "SHOTS": "2"}
-        env |= {key: str(value) for key, value in variables.items()}
-        program = python if str(command[0]).endswith(".py") else "bash"
-        done = subprocess.run(
-            [program, *map(str, command)], cwd=copy, env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done
-
-    return call
-
-
 @pytest.mark.thorough
 def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     """The class of docs/datasets.md, on images and a split made here."""
     ((file, code),) = [
-        item for item in blocks("docs/datasets.md").items() if item[0].endswith(".py")
+        item for item in files_of(ROOT / "docs/datasets.md").items() if item[0].endswith(".py")
     ]
     name, (class_name,) = Path(file).stem, re.findall(r"class (\w+)\(", code)
     folder, images, split = re.findall(r'(?:dataset_dir|image_dir|split_file) = "(.*?)"', code)
