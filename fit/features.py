@@ -30,9 +30,9 @@ from inference.description import zero_shot_description
 from inference.images import in_threads
 from inference.options import LoadOptions
 from trainers.base import TEMPLATE
-from trainers.base.build import usable
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import cache_folder
+from trainers.base.trainer import usable
 
 from .candidates import VISION
 from .heads import Heads, reads_names

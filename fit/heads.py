@@ -24,12 +24,11 @@ from inference.options import LoadOptions
 from trainers.base import TEMPLATE
 from trainers.base.feature_method import FeatureMethod
 from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
-from trainers.base.linear import EnsembleHead
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import normalize
 from trainers.base.teacher import cache_folder, mean_text_features
 from trainers.base.training import learn
-from trainers.base.vision import FrozenTower
+from trainers.vision_probe import EnsembleHead, FrozenTower
 
 from .candidates import (
     KERNEL,

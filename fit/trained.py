@@ -25,12 +25,12 @@ from configs.files import config_folder
 from configs.recipes import recipe
 from inference.description import configuration
 from inference.images import BATCH
-from trainers.base.build import assemble_model
 from trainers.base.compat import build_transform
 from trainers.base.features import get_tensor, put_tensor
 from trainers.base.method import Method
 from trainers.base.steps import SteppedMethod
 from trainers.base.teacher import cache_folder
+from trainers.base.trainer import assemble_model
 from trainers.base.training import learn
 
 from .candidates import Candidate

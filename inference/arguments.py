@@ -31,7 +31,7 @@ class Plugin(argparse.Action):
     ) -> None:
         with required_packages():
             # Which also registers the methods of the project
-            from trainers.base.method_file import load_method_file
+            from trainers.base.plugin import load_method_file
         load_method_file(file)
         namespace.plugin = [*(namespace.plugin or []), file]
 

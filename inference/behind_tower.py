@@ -7,7 +7,7 @@ from torch import Tensor
 from common.errors import UsageError
 from trainers.base.features import CachedOutput
 from trainers.base.prompted import PromptedCLIP
-from trainers.base.vision import FrozenTower, width_of
+from trainers.vision_probe import FrozenTower, width_of
 
 from .classifier import PromptedClassifier
 from .predictions import Predictions

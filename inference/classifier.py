@@ -20,9 +20,9 @@ from clip import CLIP, is_published, load_backbone, tokenizer_of, weights_sha256
 from common.errors import UsageError, check_name
 from common.names import check_names, with_spaces
 from trainers.base import TEMPLATE
-from trainers.base.build import assemble_model
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
+from trainers.base.trainer import assemble_model
 
 from .artefact import INPUT, Description, write_artefact
 from .calibrated import Calibration, write_calibration

@@ -22,7 +22,7 @@ from datasets import sentences
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.method import Method
-from trainers.base.method_file import load_method_file
+from trainers.base.plugin import load_method_file
 from trainers.base.settings import without_removed
 
 from . import peft

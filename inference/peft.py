@@ -17,7 +17,7 @@ from clip import CLIP, image_blocks, is_known, load_backbone, text_blocks
 from common.errors import UsageError
 from common.records import read
 from common.text import read_bytes, read_json
-from trainers.base.build import require_vit
+from trainers.base.trainer import require_vit
 from trainers.cliplora import POSITIONS, CLIPLoRASettings, LoRALearner, layers_of
 
 from .artefact import LARGEST_PROMPTS, Description, tensors_in
@@ -41,7 +41,7 @@ KEY = re.compile(
     r"\.(?P<part>q_proj|k_proj|v_proj|out_proj)\.lora_(?P<half>[AB])\.weight"
 )
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Parts of `trainers.base.lora.LoRA`, and their letters in PARAMS
+# Parts of `trainers.cliplora.LoRA`, and their letters in PARAMS
 LETTERS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
 
 

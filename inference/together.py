@@ -14,9 +14,9 @@ import trainers
 from common.errors import UsageError, check_name
 from common.names import with_spaces
 from trainers.base import TEMPLATE
-from trainers.base.build import assemble_model
 from trainers.base.method import Classes
 from trainers.base.prompted import normalize
+from trainers.base.trainer import assemble_model
 
 from .batches import Row, read_batch
 from .classifier import ON_GPU, PromptedClassifier

@@ -25,7 +25,7 @@ from common.results import MEASURES
 from common.version import made
 from measures.results import RECORDED, SELECTED
 from trainers.base import data_use, streams
-from trainers.base.build import usable
+from trainers.base.trainer import usable
 
 from .run_spec import RunSpec
 

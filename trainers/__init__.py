@@ -20,11 +20,10 @@ from common.errors import one_line
 from common.schema import add_settings
 
 from .base import Method, compat
-from .base.linear import Ensemble, KernelEnsemble, Linear
 from .base.plugin import register_plugins
 from .base.plugin import registered as methods
 from .base.trainer import MethodTrainer
-from .base.vision import KernelProbe, VisionProbe
+from .vision_probe import Ensemble, KernelEnsemble, KernelProbe, Linear, VisionProbe
 
 
 def import_files(folders: Iterable[str], package: str) -> None:

@@ -11,8 +11,8 @@ from common.errors import UsageError
 from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec, Support
 from .base.head import Head
 from .base.prompted import normalize
-from .base.sentences import SEVEN
 from .base.settings import MethodSettings
+from .base.teacher import SEVEN
 
 # The last one as the published code spells it
 VARIANTS = (

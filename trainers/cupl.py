@@ -6,9 +6,9 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError
 from common.names import plain
 
-from .base.sentences import EIGHTY
 from .base.settings import MethodSettings
-from .base.texts import TextsMethod
+from .base.teacher import EIGHTY
+from .zsclip import TextsMethod
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dassl.engine import TRAINER_REGISTRY
 
 from common.names import plain
 
-from .base.sentences import which
-from .base.texts import SeveralSettings, TextsMethod
+from .base.teacher import which
+from .zsclip import SeveralSettings, TextsMethod
 
 
 @dataclass(frozen=True)

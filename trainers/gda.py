@@ -10,7 +10,7 @@ from common.errors import UsageError
 from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
-from .base.sentences import SEVEN
+from .base.teacher import SEVEN
 
 ALPHAS = 1e-4, 1e-3, 0.01, 0.1, 1, 10, 100
 OF_TEXT = 16  # images that the text of a new class counts as

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts, text_width, vision_width
 from common.errors import UsageError
 
-from .base.build import require_vit
 from .base.compat import TWO_TOWERS
 from .base.method import Method
 from .base.prompts import WORDS, TemplatePrompts, check_depth, gaussian, start_context
 from .base.settings import MethodSettings
+from .base.trainer import require_vit
 
 
 class TowerPrompts(nn.Module):

@@ -10,7 +10,7 @@ from common.errors import UsageError
 from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Support
 from .base.head import Head
 from .base.prompted import normalize
-from .base.sentences import SEVEN
+from .base.teacher import SEVEN
 
 START = 250  # times the mean similarity of an image and the text of its class
 

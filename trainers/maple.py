@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from clip import Edit, Schedule, TextPrompts
 
-from .base.build import require_vit
 from .base.compat import COUPLED
 from .base.method import Method
 from .base.prompts import (
@@ -22,6 +21,7 @@ from .base.prompts import (
     vision_width,
 )
 from .base.settings import MethodSettings
+from .base.trainer import require_vit
 
 
 @dataclass(frozen=True)

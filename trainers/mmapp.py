@@ -10,7 +10,7 @@ from clip import BlockAdapter, TextPrompts, token_dropout, tokenizer_of
 from common.errors import UsageError
 
 from .base.prompted import PromptedCLIP, normalize
-from .base.sentences import EIGHTY
+from .base.teacher import EIGHTY
 from .mma import (
     AdapterLearner,
     AdapterMethod,

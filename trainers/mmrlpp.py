@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from clip import is_vit
 from common.errors import UsageError
 
-from .base.representations import (
+from .mmrl import (
     RepresentationMethod,
     RepresentationPrompts,
     RepresentationSettings,

@@ -9,7 +9,7 @@ from common.errors import UsageError
 from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Support
 from .base.head import Head
 from .base.prompted import normalize
-from .base.sentences import SEVEN
+from .base.teacher import SEVEN
 
 MOST_ROWS = 20_000  # of training images: their kernels take 7.2 GB
 

@@ -15,8 +15,8 @@ from common.errors import UsageError
 from .base.feature_method import FeatureSettings, FeatureSpec, FittedMethod, Support
 from .base.features import CachedOutput
 from .base.projection import LinearAdapter, ProjectedCLIP, Projection
-from .base.sentences import SEVEN
 from .base.steps import shots_of
+from .base.teacher import SEVEN
 
 # Learning rates and weights of the variant with validation, in its order
 GRID = list(

@@ -3,9 +3,9 @@ from dataclasses import dataclass
 import torch
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.neighbours import affinity
 from .base.prompted import normalize
 from .base.together import OverSettings, TogetherMethod, log_of, spread, squared_distances
+from .transclip import affinity
 
 SMOOTH = 50.0  # divides the evidence of a z step
 ROUNDS = 10

@@ -7,7 +7,7 @@ from torch import nn
 from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .base.head import Head
 from .base.prompted import normalize
-from .base.sentences import SEVEN
+from .base.teacher import SEVEN
 
 
 @dataclass(frozen=True)

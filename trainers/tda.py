@@ -8,8 +8,8 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from .base.sentences import EIGHTY, SEVEN
 from .base.settings import MethodSettings
+from .base.teacher import EIGHTY, SEVEN
 from .base.test_time import State, TemplatesSettings, ViewsMethod, in_random_order, most_confident
 
 SCALE = 100.0  # of the logits, whatever CLIP's own scale is

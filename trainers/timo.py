@@ -10,8 +10,7 @@ from common.errors import UsageError
 from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Support
 from .base.head import Head
 from .base.prompted import normalize
-from .base.sentences import SEVEN
-from .base.teacher import mean_text_features
+from .base.teacher import SEVEN, mean_text_features
 from .gda import shrunk_inverse
 
 ALPHAS = [10.0**power for power in range(-4, 5)]

@@ -16,7 +16,7 @@ from .base.feature_method import (
 )
 from .base.head import SCALE, Head
 from .base.prompted import normalize
-from .base.sentences import SEVEN
+from .base.teacher import SEVEN
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from clip import CLIP, adapt
 
 from .base import PromptedCLIP
 from .base.copies import CopyLearner, require_clip
-from .base.lora import LoRA
 from .base.prompts import check_layer
 from .base.settings import MethodSettings
 from .base.steps import SteppedMethod, cosines
+from .cliplora import LoRA
 
 # Of a tensor: tower, block, rest
 NAME = re.compile(r"^(visual\.)?(?:transformer\.resblocks\.(\d+)\.)?(.*)$")

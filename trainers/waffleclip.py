@@ -12,8 +12,8 @@ from common.errors import UsageError
 from common.names import plain
 from common.text import read_text
 
-from .base.sentences import which
-from .base.texts import SeveralSettings, TextsMethod
+from .base.teacher import which
+from .zsclip import SeveralSettings, TextsMethod
 
 END = "</w>"  # of a whole word in the vocabulary of CLIP
 

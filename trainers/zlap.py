@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from .base.neighbours import nearest, normalised, propagated, sparse
 from .base.settings import MethodSettings
 from .base.together import TogetherMethod, log_of
+from .transclip import nearest, normalised, propagated, sparse
 
 
 @dataclass(frozen=True)

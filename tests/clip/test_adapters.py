@@ -22,7 +22,7 @@ from clip import (
     token_dropout,
     tokenize,
 )
-from trainers.base.lora import LoRA
+from trainers.cliplora import LoRA
 
 LAYERS = 3
 TEXTS = ["a photo of a river.", "a photo of a very long street.", "forest"]

@@ -54,7 +54,7 @@ def step(trainer):
 def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(case, build, monkeypatch):
     name, method = case
     # Also fp16, on a CPU
-    monkeypatch.setattr("trainers.base.build.usable", lambda wanted, device: wanted)
+    monkeypatch.setattr("trainers.base.trainer.usable", lambda wanted, device: wanted)
     half = build(method, "all", "PREC", name)
     whole = build(method)
     half.model.load_state_dict(whole.model.state_dict())

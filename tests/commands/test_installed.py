@@ -229,7 +229,7 @@ def test_a_method_file_of_the_clone_works(installed, tmp_path):
     code = (
         "from pathlib import Path\n"
         "from modular_prompt_learning import trainers\n"
-        "from modular_prompt_learning.trainers.base.method_file import load_method_file\n"
+        "from modular_prompt_learning.trainers.base.plugin import load_method_file\n"
         "load_method_file(Path('mine.py'))\n"
         "assert 'Mine' in trainers.methods()\n"
     )

@@ -27,7 +27,7 @@ from fit.heads import Heads
 from inference.classifier import PromptedClassifier
 from inference.models import load
 from inference.sample import Sample
-from trainers.base.vision import ridge
+from trainers.vision_probe import ridge
 
 QUICK = "--methods", "GDA", "VisionProbe"
 

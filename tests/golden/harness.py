@@ -20,8 +20,8 @@ from torch.nn.functional import normalize
 
 import trainers
 from clip.random_weights import random_tensor
-from trainers.base.build import assemble_model
 from trainers.base.method import Classes
+from trainers.base.trainer import assemble_model
 
 BEFORE = 2e-4
 AFTER = 1e-3

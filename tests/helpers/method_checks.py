@@ -19,8 +19,8 @@ from PIL import Image
 from clip import TOWERS, TextPrompts, tokenizer_of
 from clip.random_weights import random_clip
 from trainers import extend_cfg, methods
-from trainers.base.build import assemble_model, backbone_of
 from trainers.base.method import Classes
+from trainers.base.trainer import assemble_model, backbone_of
 
 TOLERANCE = 1e-3  # of the largest value
 SIDE = 32  # pixels

@@ -23,8 +23,8 @@ from inference.options import LoadOptions
 from runs import calibrate_command as calibrate
 from studies import command as study
 from trainers import methods
-from trainers.base import method_file, plugin
-from trainers.base.method_file import load_method_file
+from trainers.base import plugin
+from trainers.base.plugin import load_method_file
 
 METHOD = """
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ YAML = {
 def new_process():
     """Within it, methods are registered as in a new process; afterwards as before."""
     with ExitStack() as stack:
-        for names in (TRAINER_REGISTRY._obj_map, plugin.MAKERS, method_file.LOADED):
+        for names in (TRAINER_REGISTRY._obj_map, plugin.MAKERS, plugin.LOADED):
             stack.enter_context(patch.dict(names))
         yield
     for name in [name for name in sys.modules if name.startswith("plugin_")]:
@@ -94,7 +94,7 @@ def test_file_that_cannot_be_used_is_refused_in_one_line(content, launch, argv, 
         file.write_text(content)
     done = launch(*argv("CoOp", options=["--plugin", file]))
     assert str(file) in done.error and FAULTS.get(content, "check the path") in done.error
-    assert names == TRAINER_REGISTRY._obj_map | plugin.MAKERS and not method_file.LOADED
+    assert names == TRAINER_REGISTRY._obj_map | plugin.MAKERS and not plugin.LOADED
     assert not (tmp_path / "out").exists()
 
 

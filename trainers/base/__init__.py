@@ -2,6 +2,6 @@
 teachers.
 """
 
-from .build import require_vit
 from .method import TEMPLATE, Method
 from .prompted import PromptedCLIP, PromptLearner
+from .trainer import require_vit

@@ -12,8 +12,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from clip import CLIP, is_vit
 from common.errors import UsageError
 
-from .build import require_vit
 from .prompts import TemplatePrompts
+from .trainer import require_vit
 
 
 def require_clip(clip: CLIP, method: str, backbone: str) -> None:

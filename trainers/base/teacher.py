@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,7 +23,34 @@ from common.cache import DiskCache
 from .features import get_tensor, put_tensor
 from .method import Method
 from .prompted import Output, PromptedCLIP, normalize
-from .sentences import EIGHTY
+
+# Of Tip-Adapter and of the methods that follow it, for ImageNet and other sets of many kinds of
+# classes.
+SEVEN = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+EIGHTY = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
+def which(descriptor: str) -> str:
+    """The relative clause of a descriptor: `which has ...`, `which is ...` or, if it has a verb,
+    `which ...`.
+
+    As in the code of Menon and Vondrick (2023), every descriptor with a first `a` gets `is`.
+    """
+    verb = ""
+    if descriptor.startswith(("a", "used")):
+        verb = "is "
+    elif not descriptor.startswith(("has", "often", "typically", "may", "can")):
+        verb = "has "
+    return f"which {verb}{descriptor}"
+
 
 TEMPLATES = EIGHTY[:60]  # of PromptSRC
 ROWS = 256  # texts at a time

@@ -7,12 +7,12 @@ from yacs.config import CfgNode
 
 from common.errors import UsageError
 
-from .build import assemble_model
 from .checkpoints import PROMPTS, described, find_checkpoint, is_checkpoint
 from .compat import read_checkpoint
 from .method import Classes, Method
 from .plugin import registered
 from .settings import without_removed
+from .trainer import assemble_model
 
 
 def checkpoint_of(folder: str, key: str) -> tuple[dict[str, Any], str]:
