@@ -211,7 +211,7 @@ def with_missed(
 def without_draws(number: int) -> str:
     """Why there is no estimate."""
     return (
-        f"NO ESTIMATE, no calibration and no sets: {number} of the scenes that could be held out "
+        f"NO ESTIMATE, no calibration and no sets: {number} of the groups that could be held out "
         f"were drawn at random, and {LEAST_DRAWN} are needed. The others were chosen to be labelled"
     )
 

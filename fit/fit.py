@@ -185,9 +185,7 @@ def photos_of(
         photos = photos.in_groups(find_groups(photos.images, rows, looks))
     if request.groups != "auto" or not looks:
         why = "--groups none" if looks else "a bank that was written without --near-copies"
-        notes.append(
-            f"GROUPS ARE OFF ({why}): near-copies count as if they were of different scenes"
-        )
+        notes.append(f"GROUPS ARE OFF ({why}): near-copies count as different images")
     return replace(photos, notes=notes, looks=looks)
 
 

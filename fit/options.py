@@ -55,8 +55,7 @@ class FitOptions:
     )
     groups: str = option(
         GROUPS[0],
-        "how to find images of one scene, which count once: by names, times and near-copies, or "
-        "not at all",
+        "how to find near-copies, which count once: by names, times and content, or not at all",
         choices=GROUPS,
     )
     prior: str = option(
@@ -85,7 +84,7 @@ class FitRequest(FitOptions):
 
     images: Path = option(
         MISSING,
-        "folder of class folders, a CSV file or a bank",
+        "folder of class folders, a CSV file or a folder of features",
         "images",
         type=path,
         nargs="?",
@@ -111,7 +110,7 @@ class FitRequest(FitOptions):
     )
     test: Path | None = option(
         None,
-        "test images in class folders, or a CSV file: a second opinion",
+        "test images in class folders, or a CSV file; nothing is chosen on them",
         type=path,
         metavar="DIR",
     )
@@ -122,7 +121,10 @@ class FitRequest(FitOptions):
         metavar="folder|REGEX",
     )
     labels: Path | None = option(
-        None, "CSV file with path and label, for a bank", type=path, metavar="FILE"
+        None,
+        "CSV file with path and label, for features of images without a class folder",
+        type=path,
+        metavar="FILE",
     )
     replace: bool = option(False, "replace the model of a fit of other images", action="store_true")
 

@@ -107,7 +107,7 @@ class Photos:
         listed = names[0] + " has" if len(names) == 1 else " and ".join(names) + " have"
         if len(names) > MOST_NAMED:
             listed = f"{len(names)} classes, such as {names[0]}, have"
-        doubt = f"{listed} images that may show one scene: {few:,} groups instead of {many:,}"
+        doubt = f"{listed} images that may be near-copies: {few:,} groups instead of {many:,}"
         return replace(self, certain=certain, doubt=doubt)
 
     @cached_property

@@ -56,11 +56,11 @@ class Tested:
     def notes(self) -> list[str]:
         """The parts that are left out, for the user."""
         if self.accuracy is None:
-            return ["All test images show scenes of training images: they test nothing"]
+            return ["All test images are near-copies of training images: they test nothing"]
         if not self.known:
             return []
         left_out = (
-            f"Left out of the test: {self.known:,} images that show scenes of training images, "
+            f"Left out of the test: {self.known:,} near-copies of training images, "
             f"such as {self.example}"
         )
         with_known = f"{self.accuracy_with_known:.1f}% of the test images are right"

@@ -63,7 +63,7 @@ class Examples:
     @property
     def unit(self) -> str:
         """The unit that is held out, for people."""
-        return "image" if len(np.unique(self.scenes)) == len(self.scenes) else "scene"
+        return "image" if len(np.unique(self.scenes)) == len(self.scenes) else "group"
 
 
 @dataclass(frozen=True)

@@ -269,9 +269,7 @@ def without_learned(
             "training images"
         )
         if near.mean() > MOST_NEAR:
-            raise UsageError(
-                f"{fault} of {folder}, such as {example}", "give images of other scenes", folder
-            )
+            raise UsageError(f"{fault} of {folder}, such as {example}", "give other images", folder)
         print(printable(f"Left out: {fault}, such as {example}"))
     return list(compress(items, ~near)), asked.part(~near)
 

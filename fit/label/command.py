@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="POOL is a folder, a list (.txt, or .csv or .parquet with a column path) or a bank, "
         "a folder of tools/embed.py. The last quarter of a request is drawn at random and marked "
         "in the column asked: tools/fit.py learns from all labels, and estimates and calibrates "
-        "on these alone. Images of one scene are asked for once. The page has no password: whoever "
+        "on these alone. Near-copies are asked for once. The page has no password: whoever "
         "reaches the host and port can use it.",
     )
     add = parser.add_argument
@@ -96,7 +96,7 @@ def ask(args: argparse.Namespace, classifier: "PromptedClassifier") -> None:
     if args.page:  # the last round is smaller
         budget = min(budget, pool.left(labels))
         if not budget:
-            raise UsageError("each scene of the pool has a label", "this was the last round")
+            raise UsageError("each group of the pool has a label", "this was the last round")
     asked = pool.ask(labels, budget, budget // DRAWN, args.seed, args.rule)
     rows = [
         {"path": one.path, "label": "", "asked": ASKED[one.is_drawn], "guess": one.guess}

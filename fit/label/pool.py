@@ -143,7 +143,7 @@ class UnlabelledPool:
 def check_budget(budget: int, free: int) -> None:
     """Raise UsageError if fewer scenes are free than labels are asked for."""
     if budget > free:
-        fault = f"--count is {budget:,}, and {free:,} scenes of the pool have no label"
+        fault = f"--count is {budget:,}, and {free:,} groups of the pool have no label"
         raise UsageError(fault, "ask for fewer")
 
 

@@ -87,7 +87,7 @@ def test_rounds_of_labels(ask, fitting, tiny, tmp_path):
     names = [row["path"].rpartition("/")[2].removeprefix("copy-") for row in rows]
     assert len(set(names)) == 40
     fill(file)
-    assert "--count is 9, and 8 scenes" in ask(9, model=model).error
+    assert "--count is 9, and 8 groups" in ask(9, model=model).error
 
 
 def test_a_pool_of_one_image_is_asked_for(ask, pool, tmp_path):
@@ -131,7 +131,7 @@ def test_a_bank_and_a_list_are_pools(ask, command, pool, tiny, tmp_path):
 
 def test_what_cannot_work_is_one_line(ask, tmp_path):
     file = tmp_path / "asked.csv"
-    assert "--count is 60, and 48 scenes" in ask(60).error and not file.exists()
+    assert "--count is 60, and 48 groups" in ask(60).error and not file.exists()
     assert "there is no method 'margin'" in ask(4, "--method", "margin").error
     assert "no model at" in ask(4, "--model", tmp_path / "nothing").error
     assert "there is no pool" in ask(4, place=tmp_path / "nothing").error

@@ -302,7 +302,7 @@ def test_the_first_line_says_that_plain_images_may_show_one_scene(fitting, tmp_p
             image.save(tmp_path / "photos" / name / f"{number}.png")
     printed = fitting.works(tmp_path / "photos", *QUICK).printed
     record = read(tmp_path / "model")
-    doubt = "blue lake has images that may show one scene: 8 groups instead of"
+    doubt = "blue lake has images that may be near-copies: 8 groups instead of"
     assert record["doubt"].startswith(doubt) and record["doubt"] in printed
     assert printed.index(doubt) < printed.index("Chosen:")
     assert f"If they do not, the estimate is {record['apart']:.0f}%." in record["doubt"]

@@ -37,7 +37,7 @@ HERE = {
         f"{found[0].partition('/')[0]}/small" if "/" in found[0] else "small"
     ),
     r"(tools/fit\.py (?!.*--backbone).*)": r"\1 --backbone small",
-    r"(tools/fit\.py .*)": r"\1 --minutes 0 --methods GDA TaskRes",
+    r"(tools/fit\.py .*)": r"\1 --minutes 0 --methods GDA ZSLP",
     r"--error 2%": "--error 90%",
     r'"1 2 3"': "1",
     r"\b4 10 OPTIM": "4 1 OPTIM",
