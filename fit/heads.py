@@ -16,17 +16,15 @@ from torch import Tensor
 
 import trainers
 from clip import reads_texts
-from clip.digest import Key
-from common.cache import DiskCache
 from inference.classifier import PromptedClassifier
 from inference.images import one_thread
 from inference.options import LoadOptions
 from trainers.base import TEMPLATE
 from trainers.base.feature_method import FeatureMethod
-from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
+from trainers.base.features import CachedOutput, Support
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import normalize
-from trainers.base.teacher import cache_folder, mean_text_features
+from trainers.base.teacher import mean_text_features
 from trainers.base.training import learn
 from trainers.vision_probe import EnsembleHead, FrozenTower
 
@@ -45,9 +43,6 @@ from .plan import Check, Clock, ignore, steps
 
 ANSWERED = 4096  # features that are answered at a time: some heads compare them with all images
 PARTS = 5  # of the images, of which `freshness` leaves out one
-# Bytes of the logits of all heads that are kept, and of one
-LIMIT = 1e9
-MOST_KEPT = 50e6
 Seen = tuple[Tensor, Tensor]  # features (images, width) and labels (images,) to learn from
 
 
@@ -67,8 +62,6 @@ class Heads:
         self.clip = zero_shot.model_for().frozen
         self.seed = seed
         self.clock = Clock()  # of the candidate that is tried
-        # For a fit that is killed
-        self.cache = DiskCache(cache_folder(), "heads", "logits of heads", LIMIT)
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
         self.reads_names = reads_texts(self.clip)
@@ -179,11 +172,6 @@ class Heads:
         """
         self.check_size(candidate, seen)
         asked = torch.arange(len(seen[1])) if some is None else torch.from_numpy(some)
-        shape = len(folds), len(asked), len(self.names)
-        key = self.key(candidate, seen, folds, some)
-        found = get_tensor(self.cache, key, shape, torch.float32)
-        if found is not None:
-            return found
         self.clock = Clock(deadline, len(folds) * (int(folds.max()) + 1))
         try:
             found = self.of_folds(candidate, seen, folds, asked, check)
@@ -191,8 +179,6 @@ class Heads:
             self.clock = Clock()  # other trainings have no deadline
         if not found[:, torch.from_numpy(folds[0] >= 0)[asked]].isfinite().all():
             raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
-        if found.nbytes <= MOST_KEPT:
-            put_tensor(self.cache, key, found)
         return found
 
     def check_size(self, candidate: Candidate, seen: Seen) -> None:
@@ -223,34 +209,6 @@ class Heads:
             self.clock.next()
             check(found)
         return found
-
-    def key(
-        self,
-        candidate: Candidate,
-        seen: Seen,
-        folds: NDArray[np.int64],
-        some: NDArray[np.int64] | None,
-    ) -> str:
-        """A checksum of all that the logits of held-out images depend on."""
-        key = Key(
-            "logits of a head",
-            4,
-            torch=torch.__version__,
-            device=self.zero_shot.device.type,
-            seed=self.seed,
-            classes=self.classes,
-            method=candidate.method,
-            settings=settings_of(candidate),
-        )
-        if some is not None:
-            key.add_tensors({"some": torch.from_numpy(some)})
-        features, labels = seen
-        key.add_tensors({"features": features, "labels": labels, "folds": torch.from_numpy(folds)})
-        of_clip = {"scale": self.clip.logit_scale, "names": self.fixed[ZERO_SHOT]}
-        of_clip |= {f"texts {unit}": texts for unit, texts in self.texts.items()}
-        of_clip |= self.projection.state_dict() if self.projection else {}
-        key.add_tensors(of_clip)
-        return str(key)
 
     def classifier(
         self, weights: Weighted, seen: Seen, facts: Mapping[str, Any]

@@ -238,11 +238,6 @@ def test_a_killed_fit_goes_on_to_the_same_result(
         monkeypatch.setattr(kind, name, lambda *arguments, kind=kind: step(kind, *arguments))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fitting.works(*line, to="whole")
-    trainings = steps.count(Heads)
-    steps.clear()
-    fitting.works(*line, to="again")
-    # Ten folds: what was held out is kept
-    assert steps.count(Heads) <= trainings - 10
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     steps.clear()
     fitting.works(*line, to="whole again")
