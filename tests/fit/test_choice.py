@@ -1,6 +1,7 @@
 """The heads of a fit, the choice among them, and its estimate."""
 
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +161,18 @@ def test_a_candidate_that_cannot_be_the_best_any_more_stops(heads):
     _, found = decide_among([backbone], request)
     assert found.rows[-1]["fault"] == "it has 0.0% of 12 of 60 images, the best 90.0%"
     assert done == [0]
+
+
+def test_a_terminal_shows_how_far_a_fit_is(heads, monkeypatch):
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    labels = torch.arange(24) % 3
+    decided(heads, features_of(labels), labels, range(24), ("ZeroshotCLIP", "GDA"))
+    for stage in ("GDA ALPHA 10.0: ", "choice and estimate: ", "learning curve: "):
+        assert f"{stage}  0%" in screen.getvalue()
 
 
 def test_logits_of_fewer_images_count_as_much(heads):
