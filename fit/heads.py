@@ -103,15 +103,17 @@ class Heads:
 
     @one_thread()  # several wait for one another, above all on a machine that does other work, too
     def fit(self, candidate: Candidate, seen: Seen) -> FeatureMethod:
-        """The method with a head that has learned.
+        """The method with a head that has learned from what it reads (`inputs`), and labels.
 
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        torch.manual_seed(self.seed)
-        features, labels = seen
+        if self.zero_shot.device.type == "cpu":  # torch.manual_seed takes longer than some heads
+            torch.default_generator.manual_seed(self.seed)
+        else:
+            torch.manual_seed(self.seed)
+        inputs, labels = seen
         method = self.method(candidate, len(labels))
-        inputs = self.inputs(candidate.method, features)
         batches = method.begin(Support(inputs[None], labels))
         with redirect_stdout(io.StringIO()):
             learn(method, batches, method.cfg.OPTIM.MAX_EPOCH, self.clock.check)
@@ -119,7 +121,8 @@ class Heads:
 
     def learned(self, candidate: Candidate, seen: Seen) -> Callable[[Tensor], Tensor]:
         """From what the candidate reads of images (`inputs`) to logits (images, classes), after
-        learning."""
+        learning from the same and labels.
+        """
         if candidate.method in self.fixed:
             matrix = self.clip.logit_scale.exp() * normalize(self.fixed[candidate.method]).T
             return lambda features: normalize(features) @ matrix
@@ -127,7 +130,13 @@ class Heads:
 
     def answers(self, candidate: Candidate, seen: Seen, features: Tensor) -> Tensor:
         """Logits (images, classes) for features (images, width), after learning."""
-        return self.learned(candidate, seen)(self.inputs(candidate.method, features)).detach()
+        learned = self.learned(candidate, self.read(candidate, seen))
+        return learned(self.inputs(candidate.method, features)).detach()
+
+    def read(self, candidate: Candidate, seen: Seen) -> Seen:
+        """What a candidate reads of images, and their labels."""
+        features, labels = seen
+        return self.inputs(candidate.method, features), labels
 
     def freshness(self, candidate: Candidate, seen: Seen) -> float:
         """The spread of the candidate's logits on images that it has not learned from, as a
@@ -198,12 +207,12 @@ class Heads:
         check: Check,
     ) -> Tensor:
         """`held_out`, for the `asked` places; NaN for images in no fold."""
-        x, y = seen
+        x, y = self.read(candidate, seen)
         found = torch.full((len(folds), len(asked), len(self.names)), torch.nan)
         each = list(product(range(len(folds)), range(folds.max() + 1)))
         for repeat, fold in steps(each, candidate.name):
             left_out = torch.from_numpy(folds[repeat] == fold)
-            answers = self.answers(candidate, (x[~left_out], y[~left_out]), x[asked])
+            answers = self.learned(candidate, (x[~left_out], y[~left_out]))(x[asked]).detach()
             out = left_out[asked]
             found[repeat, out] = (answers[out] / logit_std(answers[~out])).cpu()
             self.clock.next()
@@ -227,7 +236,7 @@ class Heads:
         """One head that has learned: a candidate, or the weighted sum of several linear ones."""
         candidates = [candidate for candidate, _ in weights]
         if len(candidates) == 1 and candidates[0].method not in self.fixed:
-            return self.fit(candidates[0], seen)
+            return self.fit(candidates[0], self.read(candidates[0], seen))
         factors = [float(f"{weight:.6g}") for _, weight in weights]  # for people
         names = [candidate.name for candidate in candidates]
         settings = {"MEMBERS": tuple(names), "WEIGHTS": tuple(factors)}
@@ -238,6 +247,7 @@ class Heads:
 
     def add(self, candidate: Candidate, weight: float, seen: Seen, head: Any) -> None:
         """Add a candidate that has learned to the head of a sum."""
+        seen = self.read(candidate, seen)
         if candidate.method == VISION:
             learned = self.fit(candidate, seen).head
             head.mean.copy_(learned.mean)  # that of all such heads

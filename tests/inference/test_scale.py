@@ -19,8 +19,8 @@ from inference.classifier import PromptedClassifier
 from inference.models import load
 from measures import predictions
 from runs import labelled
-from trainers import proker
-from trainers.base import feature_method, prompted, vision
+from trainers import proker, vision_probe
+from trainers.base import feature_method, prompted
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_texts_of_many_classes_are_encoded_in_parts(method, finished, monkeypatc
 
 def test_a_regression_of_many_classes_is_solved_in_parts(heads, examples, monkeypatch):
     answers = heads.answers(Candidate("VisionProbe"), examples, examples[0])
-    monkeypatch.setattr(vision, "MOST_TARGETS", 30)
+    monkeypatch.setattr(vision_probe, "MOST_TARGETS", 30)
     in_parts = heads.answers(Candidate("VisionProbe"), examples, examples[0])
     torch.testing.assert_close(in_parts, answers)
 
