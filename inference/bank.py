@@ -17,11 +17,11 @@ from common.lock import LOCK, is_locked
 from common.text import read_json
 from datasets.image_facts import SHAPE
 
-from .outputs import opened, parts_of
+from .shard_files import opened, parts_of
 
 if TYPE_CHECKING:
-    from .behind_tower import BehindTower
     from .classifier import PromptedClassifier
+    from .head_only import HeadOnly
     from .predictions import Predictions
 
 RECORD = "_embed.json"
@@ -202,15 +202,15 @@ class Bank:
         """Whether it says how its images look."""
         return self.facts.get("look") is True
 
-    def check(self, classifier: "PromptedClassifier") -> "BehindTower":
+    def check(self, classifier: "PromptedClassifier") -> "HeadOnly":
         """What follows the tower of a classifier, which must be that of the bank.
 
         Raises:
             UsageError: it has other weights, or reads images in another way.
         """
-        from .behind_tower import BehindTower
+        from .head_only import HeadOnly
 
-        behind = BehindTower(classifier)
+        behind = HeadOnly(classifier)
         backbone = classifier.cfg.MODEL.BACKBONE.NAME
         self.check_tower(classifier.input, backbone, classifier.source)
         return behind

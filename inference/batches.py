@@ -18,8 +18,8 @@ from datasets.image_facts import Look
 
 from .addresses import Image, UnreachableError
 from .bank import BankFiles
-from .behind_tower import BehindTower
 from .classifier import PromptedClassifier
+from .head_only import HeadOnly
 from .images import in_threads, one_thread
 from .models import Model
 
@@ -159,7 +159,7 @@ def predict_rows(
     models: Sequence[Model], files: BankFiles, class_names: Sequence[str] | None, *asked: Any
 ) -> Iterator[list[Row]]:
     """`predict_files` by the features in a bank."""
-    behind = [BehindTower(model.classifier) for model in models]
+    behind = [HeadOnly(model.classifier) for model in models]
     for part in files.rows("path", "width", "height"):
         before = torch.from_numpy(part.before)
         answers = []

@@ -20,10 +20,10 @@ from datasets.image_facts import SHAPE, Look, Taken
 from .addresses import Image, source
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .bank import FORM, is_bank
+from .formats import as_unicode, parts
 from .options import LoadOptions
-from .outputs import REQUIREMENTS, ROWS, SHA256, Output, write_tables
-from .shards import add_shard_options, end, facts_of, write_shards
-from .tables import as_unicode, parts
+from .shard_files import REQUIREMENTS, ROWS, SHA256, Output, write_tables
+from .sharding import add_shard_options, end, facts_of, write_shards
 from .tars import expanded
 
 if TYPE_CHECKING:
@@ -138,12 +138,12 @@ class Features(Output):
     def __init__(
         self, args: argparse.Namespace, facts: dict[str, Any], classifier: "PromptedClassifier"
     ):
-        from .behind_tower import BehindTower
+        from .head_only import HeadOnly
 
-        self.behind: BehindTower | None = None
+        self.behind: HeadOnly | None = None
         if args.layout == LAYOUTS[0]:
             with suppress(UsageError):  # an image tower of its own has no features for heads
-                self.behind = BehindTower(classifier)
+                self.behind = HeadOnly(classifier)
                 facts = facts | {"form": FORM}
         super().__init__(args.to, facts)
         self.args = args

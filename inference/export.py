@@ -19,7 +19,7 @@ from .arguments import MODELS, add_model_options, check_exists, load_options
 
 if TYPE_CHECKING:
     from .classifier import PromptedClassifier
-    from .programs import Form
+    from .export_formats import Form
 
 KEY = "config.json"
 MARKUP = r"[\\`*\[\]|~]|\b_|_\b"  # of Markdown; `render` escapes that of HTML
@@ -69,30 +69,30 @@ def main(argv: list[str] | None = None) -> None:
         if args.to.resolve() == args.model.resolve():
             raise UsageError(f"--to {args.to} is the model itself", "give a new folder", args.to)
     with required_packages():
-        from . import models, programs
+        from . import export_formats, models
 
         if args.push_to_hub:
             from . import hub
 
             hub.check_login(args.push_to_hub)
-    forms = [programs.FORMS[form] for form in programs.FORMS if getattr(args, form)]
+    forms = [export_formats.FORMS[form] for form in export_formats.FORMS if getattr(args, form)]
     with new_folder(args.to, KEY) as folder:
         classifier = models.load(args.model, options)
         names = list(options.class_names) or classifier.class_names
         if args.peft:
-            forms.append(programs.peft_form(names))
+            forms.append(export_formats.peft_form(names))
         check_forms(classifier, names, forms)
         classifier.check_logits()
         description = classifier.save(folder)
         check_vacant(args.to, KEY, folder)  # before what takes minutes
         written = about(classifier) | copy_seen(args.model, folder, bool(args.push_to_hub))
         for form in forms:
-            written |= programs.write(form, classifier, names, folder)
+            written |= export_formats.write(form, classifier, names, folder)
         write_text(folder / "README.md", card(description, written, names, classifier.transfers))
     files = [*written, "README.md"]
     print(f"Written: {', '.join(files)} to {args.to}")
     if args.push_to_hub:
-        optional = [*programs.FILES, CALIBRATION, SEEN]
+        optional = [*export_formats.FILES, CALIBRATION, SEEN]
         print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, optional)}")
 
 

@@ -21,11 +21,7 @@ from .arguments import (
     load_options,
 )
 from .bank import Bank, BankFiles, is_bank
-from .options import LoadOptions
-from .outputs import REQUIREMENTS, ROWS, Output, write_tables
-from .shards import WHOLE, add_shard_options, end, facts_of, write_shards
-from .sources import LISTS, images_in
-from .tables import (
+from .formats import (
     FORMS,
     PRINTED,
     Layout,
@@ -35,6 +31,10 @@ from .tables import (
     parts,
     write,
 )
+from .options import LoadOptions
+from .shard_files import REQUIREMENTS, ROWS, Output, write_tables
+from .sharding import WHOLE, add_shard_options, end, facts_of, write_shards
+from .sources import LISTS, images_in
 from .tars import expanded, is_tar, members_in
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def answers_of(
     with required_packages():
         from .batches import predict_files
     if args.together:
-        from .together import Together
+        from .transductive import Together
 
         joint = Together(args.together, opened, names)
         return [joint.model], joint.predict_files(files, args.batch_size, args.topk)

@@ -10,7 +10,7 @@ from common.start import required_packages
 from datasets.folders import is_image, walk_files
 
 from .addresses import Address, place_of
-from .outputs import REQUIREMENTS
+from .shard_files import REQUIREMENTS
 
 LISTS = ".txt", ".csv", ".parquet"
 LONGEST = 1 << 16  # characters of a line, or of a path in Parquet

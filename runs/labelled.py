@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from common.errors import UsageError
 from common.names import plain, printable
 from inference.bank import Bank, BankFiles, is_bank
-from inference.behind_tower import BehindTower
 from inference.classifier import PromptedClassifier
+from inference.head_only import HeadOnly
 from inference.images import find_images
 from inference.seen import SeenImages
 
@@ -144,7 +144,7 @@ def outputs_of(
         raise UsageError(fault, f"give fewer images: {MOST_LOGITS:,} logits are the most")
     if isinstance(items[0], Stored):
         before = torch.from_numpy(np.stack([item.before for item in items]))
-        said = BehindTower(classifier).predict(before, names)
+        said = HeadOnly(classifier).predict(before, names)
     else:
         said = classifier.predict([item.impath for item in items], names)
     return Outputs(said.logits.double().numpy(), np.array([item.label for item in items]))

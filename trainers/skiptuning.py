@@ -187,6 +187,7 @@ class SkipTuning(Method):
 
     Settings = SkipTuningSettings
     takes_plugins = False
+    reads_template = True
     Model = SkipCLIP
     model: SkipCLIP
     saved_as = "learnable_params"

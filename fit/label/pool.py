@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import UsageError
-from inference.behind_tower import BehindTower
 from inference.classifier import PromptedClassifier
+from inference.head_only import HeadOnly
 from inference.seen import SeenImages
 from measures.labelling import choose
 from trainers.base.prompted import normalize
@@ -152,7 +152,7 @@ def absolute(photo: Photo) -> str:
     return os.path.abspath(photo.path)
 
 
-def readable(place: Path, behind: BehindTower) -> tuple[list[Photo], dict[str, Row], list[str]]:
+def readable(place: Path, behind: HeadOnly) -> tuple[list[Photo], dict[str, Row], list[str]]:
     """The images that can be read, in the order of their pixels; what is known of each by its path;
     and notes about others.
 
@@ -178,20 +178,20 @@ def with_guesses(
     return [replace(photo, label=guess) for photo, guess in zip(photos, guesses, strict=True)]
 
 
-def tower_of(classifier: PromptedClassifier) -> BehindTower:
+def tower_of(classifier: PromptedClassifier) -> HeadOnly:
     """The frozen tower of a classifier; of one with a tower of its own, that of zero-shot CLIP."""
     try:
-        return BehindTower(classifier)
+        return HeadOnly(classifier)
     except UsageError:
         name = classifier.cfg.MODEL.BACKBONE.NAME
         clip = classifier.clip
         device = classifier.device.type
         names = classifier.class_names
-        return BehindTower(PromptedClassifier.zero_shot(name, names, device=device, clip=clip))
+        return HeadOnly(PromptedClassifier.zero_shot(name, names, device=device, clip=clip))
 
 
 def logits_of(
-    classifier: PromptedClassifier, behind: BehindTower, photos: Sequence[Photo], before: Tensor
+    classifier: PromptedClassifier, behind: HeadOnly, photos: Sequence[Photo], before: Tensor
 ) -> NDArray[np.float32]:
     """(images, classes): the logits of a classifier, which reads the images if it has a tower of
     its own.
@@ -199,7 +199,7 @@ def logits_of(
     if behind.classifier is classifier:
         return behind.predict(before).logits.numpy()
     if any(photo.bank for photo in photos):
-        BehindTower(classifier)  # which says why it cannot read a bank
+        HeadOnly(classifier)  # which says why it cannot read a bank
     return classifier.logits([photo.path for photo in photos]).numpy()
 
 

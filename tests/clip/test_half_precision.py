@@ -8,7 +8,7 @@ from drawn import ADAPTED, METHODS
 from marks import thorough_but
 
 from clip.blocks import attention
-from trainers.base import build as building
+from trainers.base import trainer as building
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from common.files import RESULTS_FILE
 from common.results import CALIBRATION
 from common.version import __version__
-from inference import export, predict, programs
+from inference import export, export_formats, predict
 from inference.calibrated import calibration_in
 from inference.calibration import softmax
 from inference.models import load
@@ -142,7 +142,7 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     names = classifier.class_names
     logits = classifier.logits(files)
     fit = calibration_in(folder)
-    written = programs.metadata(classifier, names)["calibration"]
+    written = export_formats.metadata(classifier, names)["calibration"]
     assert json.loads(written) == of_json(out / CALIBRATION)
     unknown = ~fit.threshold.apply(logits)
     sets = fit.sets.apply(logits, 0.9)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.lock import locked
 from common.version import __version__
-from inference import batches, embed, predict, shards
+from inference import batches, embed, predict, sharding
 from inference.models import load
 from inference.options import LoadOptions
 
@@ -50,7 +50,7 @@ def rows_of(file):
 
 
 def test_a_row_for_each_image_has_its_feature_or_its_error(embedded, deep, photos, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(sharding, "SHARD", 2)
     (photos / "broken.png").write_bytes(b"no image")
     (photos / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(photos / "pipe.png")
@@ -73,7 +73,7 @@ def test_a_row_for_each_image_has_its_feature_or_its_error(embedded, deep, photo
 
 
 def test_the_same_call_computes_what_is_missing_or_changed(embedded, photos, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(sharding, "SHARD", 2)
     folder = embedded(photos)
     before = {file.name: file.read_bytes() for file in folder.glob("*.parquet")}
     facts = of_json(folder / "_embed.json")
@@ -131,7 +131,7 @@ def test_features_say_what_they_depend_on_and_others_are_refused(
 
 
 def test_the_layout_of_clip_retrieval(embedded, photos, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(sharding, "SHARD", 2)
     (photos / "broken.png").write_bytes(b"no image")
     rows = rows_in(embedded(photos, errors=1))
     folder = embedded(photos, "--layout", "clip-retrieval", to="retrieval", errors=1)
@@ -160,7 +160,7 @@ def test_a_feature_is_of_the_bytes_whose_checksum_is_written(embedded, photos, m
 
 
 def test_shares_of_machines_are_together_what_one_writes(embedded, command, photos, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(sharding, "SHARD", 2)
     whole = embedded(photos)
     folder = embedded(photos, "--shard", "2/2", to="parts")
     assert [file.name for file in folder.glob("*.parquet")] == ["00001.parquet"]
@@ -257,7 +257,7 @@ def test_each_tar_becomes_one_file_with_keys(embedded, photos, tmp_path):
 def test_nothing_is_written_or_deleted_through_a_link(
     name, embedded, command, deep, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(sharding, "SHARD", 2)
     layout = "--layout", "clip-retrieval"
     folder = embedded(photos, *layout)
     elsewhere = tmp_path / "elsewhere"
@@ -295,7 +295,7 @@ def test_a_path_in_a_list_of_parquet_has_a_longest_length(command, deep, tmp_pat
 def test_features_of_other_images_are_replaced_on_request_alone(
     layout, embedded, command, deep, tiny, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(sharding, "SHARD", 2)
     folder = embedded(photos, "--layout", layout)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     others = shutil.copytree(photos, tmp_path / "others")

@@ -21,7 +21,7 @@ from tiny_models import saved
 from clip import load_backbone
 from common.errors import UsageError
 from common.start import ROOT
-from inference import export, programs
+from inference import export, export_formats
 from inference.models import load
 from trainers import methods
 
@@ -205,9 +205,9 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(
 def test_refused_exports_write_nothing(
     method, options, words, finished, command, tmp_path, monkeypatch
 ):
-    form = programs.FORMS["weights"]
+    form = export_formats.FORMS["weights"]
     wrong = form._replace(run=lambda *arguments: form.run(*arguments) + 0.002)
-    monkeypatch.setitem(programs.FORMS, "weights", wrong)
+    monkeypatch.setitem(export_formats.FORMS, "weights", wrong)
     error = command(export, finished(method), "--to", tmp_path / "out", *options).error
     assert [word for word in words if word not in error] == []
     assert list(tmp_path.iterdir()) == []
@@ -218,7 +218,7 @@ def test_a_model_in_half_precision_has_no_program_and_no_weights(exported, deep,
     """ONNX Runtime has no convolutions of bf16."""
     classifier = load(str(exported), backbone=str(deep))
     classifier.model_for(classifier.class_names).bfloat16()
-    for write in (programs.write_onnx, programs.write_weights):
+    for write in (export_formats.write_onnx, export_formats.write_weights):
         with pytest.raises(UsageError, match="computes in bfloat16.*PREC fp32"):
             write(classifier, classifier.class_names, tmp_path / "file")
 

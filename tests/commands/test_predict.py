@@ -22,7 +22,7 @@ from PIL import Image
 
 from common.start import ROOT
 from fit.read_images import find
-from inference import batches, export, predict, shards, tables
+from inference import batches, export, formats, predict, sharding
 from inference.arguments import given_class_names
 from inference.inspection import command as inspect_command
 from inference.models import load
@@ -165,7 +165,7 @@ def test_parquet_has_the_columns_of_csv(finished, command, photos, tmp_path):
 
 def test_a_folder_has_answers_in_shards(finished, command, photos, tmp_path, monkeypatch):
     parquet = parquet_library().parquet
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(sharding, "SHARD", 2)
     images = shutil.copytree(photos, tmp_path / "photos")
     (images / "broken.png").write_bytes(b"no image")
     models = [finished("CoOp"), finished("MPL")]
@@ -205,7 +205,7 @@ def test_an_interrupted_prediction_leaves_what_was_there(
         out.write(str(next(iter(rows))))
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(tables.PRINTED, "csv", interrupted)
+    monkeypatch.setitem(formats.PRINTED, "csv", interrupted)
     done = command(predict, finished("CoOp"), photos, "--to", file)
     assert done.status == 130 and "Written" not in done.printed
     assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]

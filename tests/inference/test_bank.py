@@ -13,7 +13,7 @@ from common.lock import locked
 from fit.estimator import Classifier
 from fit.read_images import photos_in
 from fit.rows import photos_in_rows, rows_of
-from inference import bank, embed, outputs, predict
+from inference import bank, embed, predict, shard_files
 from runs import calibrate_command as calibrate
 
 pyarrow = parquet_library()
@@ -79,10 +79,10 @@ def test_answers_from_a_bank_are_those_of_its_images(
 def test_a_bank_becomes_a_folder_of_answers_with_one_file_for_each(
     banked, command, deep, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("inference.shards.SHARD", 2)
+    monkeypatch.setattr("inference.sharding.SHARD", 2)
     folder = banked(photos)
     shutil.rmtree(photos)
-    monkeypatch.setattr(outputs, "ROWS", 1)
+    monkeypatch.setattr(shard_files, "ROWS", 1)
     line = "--backbone", deep, *NAMES
     done = command(predict, folder, "--to", f"{tmp_path}/answers/", *line)
     assert done.status == 1 and "1 image could not be read" in done.errors[-1]

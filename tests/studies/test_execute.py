@@ -27,7 +27,7 @@ from PIL import Image
 from common.errors import UsageError
 from common.lock import LOCK
 from common.start import ROOT
-from inference import embed, engine, outputs, predict
+from inference import embed, predict, ray_workers, shard_files
 from inference.tars import members_in
 from studies import executor
 from studies.executor import ERROR, TRIES, ClusterExecutor, LocalExecutor, execute_run, execute_runs
@@ -304,9 +304,9 @@ def test_a_worker_writes_a_shard_as_the_command_does(command, tars, deep, tmp_pa
     expected = contents(tmp_path / "out")
     (tmp_path / "out/00004.parquet").unlink()
     (tmp_path / "out/.00004.parquet.1-2.partial").touch()
-    writer = engine.Writer(os.getcwd(), 1, "inference.embed", words)
-    assert writer.write(4, outputs.Shard([tmp_path / "4.tar"], members_in)) == (30, 0)
-    assert writer.write(5, outputs.Shard([tmp_path / "5.tar"], members_in)) == (30, 0)
+    writer = ray_workers.Writer(os.getcwd(), 1, "inference.embed", words)
+    assert writer.write(4, shard_files.Shard([tmp_path / "4.tar"], members_in)) == (30, 0)
+    assert writer.write(5, shard_files.Shard([tmp_path / "5.tar"], members_in)) == (30, 0)
     assert contents(tmp_path / "out") == expected
     done = command(predict, "--backbone", deep, tars, "--classes", "a", "b", "--engine", "ray")
     assert "--engine is for answers in a folder" in done.error

@@ -18,11 +18,11 @@ from common.text import read_json
 from common.version import source
 
 from .bank import COUNT, MADE, Bank, BankFiles, facts_of_tower, is_bank
-from .engine import written
+from .formats import as_unicode
 from .options import LoadOptions
-from .outputs import Output, Shard, opened, parts_of, remove_partial, write_shard
+from .ray_workers import written
+from .shard_files import Output, Shard, opened, parts_of, remove_partial, write_shard
 from .sources import images_in
-from .tables import as_unicode
 from .tars import expanded, is_tar, members_in
 
 if TYPE_CHECKING:

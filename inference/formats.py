@@ -14,7 +14,7 @@ from common.files import replacing
 from common.names import csv_cell, padded, printable, width
 from common.start import required_packages
 
-from .outputs import REQUIREMENTS, remove_unfinished, write_tables
+from .shard_files import REQUIREMENTS, remove_unfinished, write_tables
 
 if TYPE_CHECKING:
     from .models import Model

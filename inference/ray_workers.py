@@ -11,7 +11,7 @@ from typing import Any
 from common.cluster import connected, gpus_each, no_room, places
 from common.errors import UsageError
 
-from .outputs import Output, Shard, write_shard
+from .shard_files import Output, Shard, write_shard
 
 TRIES = 3  # for a worker whose process or machine dies
 

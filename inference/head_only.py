@@ -13,7 +13,7 @@ from .classifier import PromptedClassifier
 from .predictions import Predictions
 
 
-class BehindTower:
+class HeadOnly:
     """What follows the image tower of a classifier.
 
     Raises:
