@@ -23,9 +23,9 @@ def main(argv: list[str] | None = None) -> None:
     for args in requests:  # help and errors of options, files and folders do not wait for torch
         check_places(args)
     with required_packages():
-        from runs.output_folder import OutputFolder
+        from runs.config import RunSpec
+        from runs.folder import OutputFolder
         from runs.run import train_and_test
-        from runs.run_spec import RunSpec
     specs = [RunSpec(args) for args in requests]
     for spec in specs:  # no seed starts if another one cannot
         spec.check()

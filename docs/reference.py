@@ -17,7 +17,7 @@ from dassl.config.node import LIMITS  # noqa: E402
 
 import datasets  # noqa: E402
 import trainers  # noqa: E402
-from runs import configuration  # noqa: E402
+from runs import config  # noqa: E402
 
 PAGE = ROOT / "docs/configuration.md"
 HEAD = """# Configuration reference
@@ -62,7 +62,7 @@ YAML files of the published Dassl may set these. They are accepted and have no e
 
 def meanings() -> dict[str, str]:
     """The meaning of each setting of Dassl and of this project."""
-    declared = defaults.SETTINGS | datasets.SETTINGS | configuration.SETTINGS
+    declared = defaults.SETTINGS | datasets.SETTINGS | config.SETTINGS
     return {
         key: meaning for key, (_, _, *texts) in declared.items() for meaning in texts if meaning
     }
@@ -149,7 +149,7 @@ def of_method(kind: type, shared: Mapping[str, str], left_out: Container[str] = 
 
 def page() -> str:
     cfg = get_cfg_default()
-    configuration.extend_cfg(cfg)
+    config.extend_cfg(cfg)
     known = meanings()
     for name, method in trainers.methods().items():
         known |= dict.fromkeys(

@@ -16,10 +16,10 @@ from common.names import title
 from measures.results import chance_hint, checked_summary, next_step, summary_line
 
 from . import calibrating, ood, open_world
-from .output_folder import OutputFolder
-from .record import Record, environment, is_trainable, unused_gpu
-from .run_spec import RunSpec
-from .saved_predictions import SavedPredictions, SeenByRun
+from .config import RunSpec
+from .folder import OutputFolder
+from .predictions import SavedPredictions, SeenByRun
+from .results import Record, environment, is_trainable, unused_gpu
 from .trackers import reporting
 
 

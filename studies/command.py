@@ -76,7 +76,7 @@ def show_commands(study: Study) -> None:
 
 def show_cost(study: Study, results: list[RunResult]) -> None:
     """Print what the study takes, and warn of runs of different versions."""
-    from runs.record import versions
+    from runs.results import versions
 
     progress = Progress(study)
     print(progress.cost())

@@ -29,8 +29,8 @@ from common.names import printable
 from configs.files import CONFIGS
 from measures.results import ERROR, RESULTS_FILE, read_results
 from runs.arguments import parse_arguments
+from runs.config import RunSpec, setup_cfg
 from runs.run import train_and_test
-from runs.run_spec import RunSpec, setup_cfg
 from trainers.base.data_use import count_common
 
 from .planned import Run, RunSequence

@@ -30,7 +30,7 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
     Raises UsageError if one is damaged, or a folder is a link, or has a run with other settings or
     prompts.
     """
-    from runs.same_run import check_finished  # it imports torch, which `Progress` does not need
+    from runs.folder import check_finished  # it imports torch, which `Progress` does not need
 
     by_run = {}
     equal: set[tuple] = set()

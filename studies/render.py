@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from common.results import MEASURES, OTHER_MEASURES, Measure
-from runs.configuration import read_chosen
+from runs.config import read_chosen
 from trainers import methods
 
 from .comparing import POWER, between, signed

@@ -16,7 +16,7 @@ from common.pages import data_address, render
 from common.results import RunResult
 from common.text import read_text
 from configs.files import YAML_BYTES, read_yaml
-from runs.configuration import flatten
+from runs.config import flatten
 
 from .first_page import headlines, overview
 from .planned import Run

@@ -158,7 +158,7 @@ def check_settings(runs: list[Run]) -> None:
     on it.
     """
     from clip import available_models  # here, as these import torch
-    from runs.run_spec import setup_cfg
+    from runs.config import setup_cfg
 
     for run in runs:
         for overrides in ((), *run.variant.dataset_overrides.values()):

@@ -12,7 +12,7 @@ from dassl.utils.logger import Logger
 from drawn import arguments
 
 from common.start import ROOT, required_packages
-from runs import record
+from runs import results
 from runs.session import run_command
 
 pytestmark = pytest.mark.slow
@@ -217,9 +217,9 @@ def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", fail)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(record, "DRIVER", tmp_path / "none")
-    assert record.unused_gpu() == ""
-    monkeypatch.setattr(record, "DRIVER", tiny)  # a file
+    monkeypatch.setattr(results, "DRIVER", tmp_path / "none")
+    assert results.unused_gpu() == ""
+    monkeypatch.setattr(results, "DRIVER", tiny)  # a file
     argv = arguments(
         eurosat, tiny, tmp_path / "out", trainer="ZeroshotCLIP", options=["--eval-only"]
     )
@@ -227,4 +227,4 @@ def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatc
     assert f"although there is an NVIDIA GPU: {OLD} (docs/install.md" in ended.printed
     assert "NVIDIA" not in launch(*argv, "USE_CUDA", False).printed
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert record.unused_gpu() == ""
+    assert results.unused_gpu() == ""

@@ -20,8 +20,7 @@ from clip import tokenize
 from clip.random_weights import random_tensor
 from common.start import ROOT
 from runs.arguments import parse_arguments
-from runs.configuration import extend_cfg
-from runs.run_spec import setup_cfg
+from runs.config import extend_cfg, setup_cfg
 from trainers.base.feature_method import FeatureMethod
 
 

@@ -15,7 +15,7 @@ from marks import of_json
 import trainers
 from configs.recipes import recipe
 from inference import predict
-from runs.configuration import extend_cfg
+from runs.config import extend_cfg
 from train import main as train
 
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]  # of the drawn EuroSAT

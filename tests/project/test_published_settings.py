@@ -19,7 +19,7 @@ import trainers
 from common.start import ROOT
 from configs.files import known_datasets, read_yaml
 from configs.recipes import recipe
-from runs.configuration import flatten
+from runs.config import flatten
 
 FACTS = of_json(ROOT / "tests/helpers/published_settings.json")
 REPOSITORIES = [name for name in FACTS if name != "what"]

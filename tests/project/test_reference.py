@@ -12,7 +12,7 @@ from dassl.config import get_cfg_default
 import trainers
 from common.start import ROOT
 from measures.results import harmonic_mean
-from runs.configuration import extend_cfg, flatten
+from runs.config import extend_cfg, flatten
 from studies.protocols import ELEVEN
 from studies.reproduce import AUTHORS, PUBLISHED, VARIANTS
 from studies.tables import PAPER

@@ -19,8 +19,8 @@ from yacs.config import CfgNode
 from common import lock
 from common.errors import UsageError
 from common.lock import LOCK, is_locked, locked
-from runs import output_folder
-from runs.output_folder import OutputFolder
+from runs import folder as folder_module
+from runs.folder import OutputFolder
 
 HOLD = """
 import sys, time
@@ -137,13 +137,13 @@ def test_run_finished_while_another_waits_for_the_lock_is_skipped(
     results = run("run", "OPTIM.MAX_EPOCH", 1) / "results.json"
     before = results.read_bytes()
     results.rename(tmp_path / "results.json")
-    real = output_folder.locked
+    real = folder_module.locked
 
     def finish_first(path, wait):
         (tmp_path / "results.json").rename(results)
         return real(path, wait)
 
-    monkeypatch.setattr(output_folder, "locked", finish_first)
+    monkeypatch.setattr(folder_module, "locked", finish_first)
     argv = arguments(
         eurosat, tiny, tmp_path / "run", "OPTIM.MAX_EPOCH", 1, options=["--skip-finished"]
     )

@@ -184,7 +184,7 @@ def test_missing_predictions_and_those_of_another_test_are_named(tested):
 
 
 def test_too_many_logits_are_refused_before_a_test(refused, argv, monkeypatch):
-    monkeypatch.setattr("runs.saved_predictions.LARGEST", 4 * 24 * 6 - 1)
+    monkeypatch.setattr("runs.predictions.LARGEST", 4 * 24 * 6 - 1)
     line = argv("ZeroshotCLIP", "TEST.SAVE_LOGITS", True)
     refused(line, "TEST.SAVE_LOGITS would write 24 x 6 logits")
 

@@ -131,7 +131,7 @@ def test_a_finished_folder_that_cannot_be_written_to_is_done(
     argv = arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished"])
     launch.works(*argv)
     # Root may write to a read-only folder
-    monkeypatch.setattr("runs.output_folder.locked", None)
+    monkeypatch.setattr("runs.folder.locked", None)
     assert launch(*argv).printed.startswith("Already done")
 
 

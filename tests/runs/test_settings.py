@@ -14,7 +14,7 @@ import trainers
 from common.errors import UsageError
 from common.start import ROOT
 from runs.arguments import parse_arguments
-from runs.run_spec import setup_cfg
+from runs.config import setup_cfg
 from trainers.base.compat import other_methods
 from trainers.base.settings import Facts, MethodSettings, PerLayer
 

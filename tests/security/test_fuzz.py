@@ -30,7 +30,7 @@ from strangers import (
 )
 
 from datasets.preparing.sources import downloadable
-from runs.configuration import extend_cfg, flatten
+from runs.config import extend_cfg, flatten
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,8 +17,8 @@ from drawn import cfg_from
 from marks import of_json
 
 from common.start import ROOT
-from runs import configuration
-from runs.configuration import flatten
+from runs import config
+from runs.config import flatten
 from studies.reproduce import read_arguments, study_of
 from studies.scripts import read_table
 
@@ -207,7 +207,7 @@ def effective_there(repository, facts, settings):
         FACTS[repository].get("by_target" if across else "by_dataset", {}).get(facts["dataset"], {})
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuration, "merge_by_dataset", lambda cfg, given: None)
+        patch.setattr(config, "merge_by_dataset", lambda cfg, given: None)
         return effective(facts, {key: str(value) for key, value in (by_dataset | settings).items()})
 
 

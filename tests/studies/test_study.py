@@ -14,7 +14,7 @@ from marks import of_json, one_line, to_json
 from common.results import read_results
 from common.start import ROOT
 from common.version import source
-from runs.record import versions
+from runs.results import versions
 from studies import command as study_command
 from studies import executor, spec
 from studies.study_file import load

@@ -27,7 +27,7 @@ from measures.results import RECORDED, SELECTED
 from trainers.base import data_use, streams
 from trainers.base.trainer import usable
 
-from .run_spec import RunSpec
+from .config import RunSpec
 
 DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's driver is loaded
 TESTS = "tests.jsonl"  # a line for each test that ended

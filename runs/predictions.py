@@ -24,7 +24,7 @@ from measures.predictions import (
 )
 from trainers.base.data_use import list_digest, relative_paths
 
-from .record import images_of, note_test, tested_images
+from .results import images_of, note_test, tested_images
 
 MOST_SEEN = 20_000  # training images, and test images
 

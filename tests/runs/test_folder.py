@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from common.errors import UsageError
 from common.results import read_results
 from measures.results import RECORDED
-from runs.configuration import default_settings, flatten
-from runs.same_run import check_finished, check_same_settings
+from runs.config import default_settings, flatten
+from runs.folder import check_finished, check_same_settings
 
 # Keys of later versions, with a value that is not the default.
 LATER = {
@@ -126,7 +126,7 @@ def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(
         check_finished(other, read_results(other), argv, equal)
 
     with monkeypatch.context() as patch:
-        patch.setattr("runs.same_run.setup_cfg", lambda args: pytest.fail("set up"))
+        patch.setattr("runs.folder.setup_cfg", lambda args: pytest.fail("set up"))
         check(text)
     changed = {
         "seed": {"seed": 1},
