@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from _start import run
 
-    run("runs.calibrate_command")
+    run("inference.calibrate_command")

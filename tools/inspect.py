@@ -8,7 +8,7 @@ if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word != "--debug"]
     if words[:1] == ["predictions"]:
         sys.argv.remove("predictions")
-        run("runs.inspecting", "from the start")
+        run("inference.inspection.predictions", "from the start")
     else:
         run("inference.inspection.command", "from the start")
 elif __name__ == "inspect":  # a program that was started in tools/ imports Python's own module

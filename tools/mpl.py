@@ -9,10 +9,14 @@ COMMANDS = {
     "label": ("fit.label.command", "from the images that are done", "which images to label next"),
     "predict": ("inference.predict", "from the first image", "the most probable classes of images"),
     "embed": ("inference.embed", "from the first file that is missing", "the features of images"),
-    "calibrate": ("runs.calibrate_command", "", "certainty, sets of classes, unknown images"),
+    "calibrate": ("inference.calibrate_command", "", "certainty, sets of classes, unknown images"),
     "export": ("inference.export", "from the start", "a folder to keep and pass on; ONNX; the Hub"),
     "serve": ("inference.serving.command", "from the start", "a page, or JSON over HTTP"),
-    "inspect predictions": ("runs.inspecting", "from the start", "the predictions of a run"),
+    "inspect predictions": (
+        "inference.inspection.predictions",
+        "from the start",
+        "the predictions of a run",
+    ),
     "inspect": (
         "inference.inspection.command",
         "from the start",

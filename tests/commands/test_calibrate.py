@@ -20,11 +20,11 @@ from yacs.config import CfgNode
 from common.files import RESULTS_FILE
 from common.results import CALIBRATION
 from common.version import __version__
+from inference import calibrate_command as calibrate
 from inference import export, export_formats, predict
 from inference.calibrated import calibration_in
 from inference.calibration import softmax
 from inference.models import load
-from runs import calibrate_command as calibrate
 from runs.open_world import is_union
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,10 @@ from marks import one_line
 from common.errors import UsageError, check_name
 from common.removed import REMOVED
 from common.start import ROOT, Parser
+from inference import calibrate_command as calibrate
 from inference import embed, predict
 from inference.description import configuration
 from inference.serving import command as serving
-from runs import calibrate_command as calibrate
 from studies.variant import Variant
 
 
@@ -128,7 +128,7 @@ COMMANDS += (
     "datasets.preparing.command",
     "fit.command",
     "measures.results",
-    "runs.calibrate_command",
+    "inference.calibrate_command",
 )
 
 

@@ -14,10 +14,10 @@ from test_groups import CLASSES, KINDS, picture
 
 import inference.seen
 from datasets import image_facts
+from inference import calibrate_command as calibrate
 from inference import export
+from inference.calibrate import read_dataset
 from inference.seen import ROLES, SeenImages
-from runs import calibrate_command as calibrate
-from runs.calibrate import read_dataset
 
 FORMS = "fit", "ensemble", "export", "export of a calibrated fit"
 

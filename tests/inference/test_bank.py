@@ -14,7 +14,7 @@ from fit.estimator import Classifier
 from fit.read_images import photos_in
 from fit.rows import photos_in_rows, rows_of
 from inference import bank, embed, predict, shard_files
-from runs import calibrate_command as calibrate
+from inference import calibrate_command as calibrate
 
 pyarrow = parquet_library()
 parquet = pyarrow.parquet

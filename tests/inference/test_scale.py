@@ -15,10 +15,10 @@ from fit import trials
 from fit.candidates import CANDIDATES, COMPUTED, Candidate
 from fit.estimator import Classifier
 from fit.heads import Heads
+from inference import calibration_images
 from inference.classifier import PromptedClassifier
 from inference.models import load
 from measures import predictions
-from runs import labelled
 from trainers import proker, vision_probe
 from trainers.base import feature_method, prompted
 
@@ -98,10 +98,10 @@ def test_the_limit_of_a_kernel_is_told_with_its_thousands(monkeypatch):
 def test_a_calibration_has_a_limit(tiny, photos, monkeypatch):
     classifier = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
     items = [Datum(str(photos / "b.png"))] * 4
-    assert labelled.outputs_of(classifier, items).logits.shape == (4, 3)
-    monkeypatch.setattr(labelled, "MOST_LOGITS", 11)
+    assert calibration_images.outputs_of(classifier, items).logits.shape == (4, 3)
+    monkeypatch.setattr(calibration_images, "MOST_LOGITS", 11)
     with one_line("4 images have 12 logits", "give fewer images"):
-        labelled.outputs_of(classifier, items)
+        calibration_images.outputs_of(classifier, items)
 
 
 def test_a_fit_of_many_images_and_classes_trains_no_heads(eurosat, tiny, monkeypatch):

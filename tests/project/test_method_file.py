@@ -17,10 +17,10 @@ from marks import of_json
 from method_checks import assert_method_works
 
 from common.start import ROOT
+from inference import calibrate_command as calibrate
 from inference import export, predict
 from inference.models import load
 from inference.options import LoadOptions
-from runs import calibrate_command as calibrate
 from studies import command as study
 from trainers import methods
 from trainers.base import plugin

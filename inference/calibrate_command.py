@@ -6,8 +6,9 @@ import argparse
 
 from common.results import CALIBRATION
 from common.start import Parser, path, percent, required_packages
-from inference.arguments import add_plugin_option
-from inference.sets import KINDS
+
+from .arguments import add_plugin_option
+from .sets import KINDS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from common.errors import UsageError
 from common.names import plain, printable
-from inference.bank import Bank, BankFiles, is_bank
-from inference.classifier import PromptedClassifier
-from inference.head_only import HeadOnly
-from inference.images import find_images
-from inference.seen import SeenImages
 
-from .calibrating import Outputs
+from .bank import Bank, BankFiles, is_bank
+from .calibrated_outputs import Outputs
+from .classifier import PromptedClassifier
+from .head_only import HeadOnly
+from .images import find_images
+from .seen import SeenImages
 
 COLUMNS = "path", "sha256", "pixels_sha256", "signature"
 CALIBRATED = "calibrated"

@@ -9,10 +9,10 @@ from finished import made_up, predicted
 from marks import to_json
 from PIL import Image
 
+from inference.inspection import predictions as inspecting
 from measures.metrics import of_predictions
 from measures.outcomes import Outcome, thumbnail
 from measures.predictions import COLUMNS, save
-from runs import inspecting
 
 pytestmark = pytest.mark.slow
 

@@ -16,18 +16,13 @@ from common.arrays import read_arrays
 from common.errors import UsageError, check_dataset_name
 from common.files import RESULTS_FILE, check_regular
 from common.names import plain, printable
-from inference.arguments import check_exists
-from inference.bank import Bank, is_bank
-from inference.calibrated import Calibration, calibration_in, write_calibration
-from inference.calibration import checked
-from inference.classifier import PromptedClassifier
-from inference.models import file_of, kind_of, load, run_configuration
-from inference.options import LoadOptions
-from inference.seen import ROLES, SeenImages
 from measures.predictions import LARGEST, PREDICTIONS_FILE, read
 from trainers import methods, predicting
 
-from .calibrating import (
+from .arguments import check_exists
+from .bank import Bank, is_bank
+from .calibrated import Calibration, calibration_in, write_calibration
+from .calibrated_outputs import (
     COVERAGE,
     Outputs,
     check_test_images,
@@ -36,7 +31,12 @@ from .calibrating import (
     of_sets,
     report,
 )
-from .labelled import labelled_images, outputs_of, seen_of
+from .calibration import checked
+from .calibration_images import labelled_images, outputs_of, seen_of
+from .classifier import PromptedClassifier
+from .models import file_of, kind_of, load, run_configuration
+from .options import LoadOptions
+from .seen import ROLES, SeenImages
 
 NOTHING = SeenImages.of([], [], [], ROLES[0])
 MOST_NEAR = 0.05  # of the images: more near-copies of training images are not by chance
