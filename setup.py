@@ -32,7 +32,7 @@ INIT = '''"""{description}."""
 from importlib import import_module
 
 __version__ = "{version}"
-HOMES = {{"Classifier": "fit.estimator", "load": "inference.models"}}
+HOMES = {{"Classifier": "fit.estimator", "load": "inference.load"}}
 HOMES |= {{"LoadOptions": "inference.options"}}
 
 

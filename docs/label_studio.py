@@ -12,7 +12,7 @@ from label_studio_sdk.label_interface import LabelInterface
 from label_studio_sdk.label_interface.objects import PredictionValue
 
 from common.errors import UsageError
-from inference.models import load
+from inference.load import load
 
 LARGEST = 32_000_000  # bytes of an image
 

@@ -24,7 +24,7 @@ from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.bank import Bank, is_bank
 from inference.images import image_of
-from inference.models import load
+from inference.load import load
 from inference.options import LoadOptions
 
 from .arrays import check_labels, check_list, column_of, photos_of

@@ -62,7 +62,7 @@ def options_of(record: dict[str, Any], folder: Any) -> dict[str, Any]:
     """
     if record["form"] != FORM:
         fault = f"{folder} is a fit of another version"
-        raise UsageError(fault, "fit again, or open it by inference.models.load")
+        raise UsageError(fault, "fit again, or open it by inference.load.load")
     known = asdict(read(FitOptions, record["request"]))
     known["random_state"] = known.pop("seed")
     return known

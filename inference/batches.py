@@ -21,7 +21,9 @@ from .bank import BankFiles
 from .classifier import PromptedClassifier
 from .head_only import HeadOnly
 from .images import in_threads, one_thread
-from .models import Model
+from .load import Model
+from .options import PredictOptions
+from .predictions import Predictions
 
 # Class names: until here one thread is as fast, and from here on their text features take long
 FEW = 100
@@ -121,42 +123,37 @@ def prepare(models: Sequence[Model], class_names: Sequence[str] | None) -> None:
 def predict_files(
     models: Sequence[Model],
     files: Sequence[Image] | BankFiles,
-    class_names: Sequence[str] | None,
-    batch_size: int,
-    *asked: Any,
+    options: PredictOptions,
 ) -> Iterator[list[Row]]:
     """For one batch of files after another a row for each file and each model.
 
     Files may be those of a bank. A row has `image`, `size`, `model` and what `Predictions.answers`
-    says of what is `asked`. A file that cannot be read has one row, with `image` and `error`.
+    says. A file that cannot be read has one row, with `image` and `error`.
     """
     if isinstance(files, BankFiles):
-        return predict_rows(models, files, class_names, *asked)
+        return predict_rows(models, files, options)
     classifiers = [model.classifier for model in models]
     views = max(classifier.views for classifier in classifiers)
     on_gpu = any(classifier.device.type == "cuda" for classifier in classifiers)
-    work = partial(predict_batch, models, class_names, asked)
-    return in_threads(work, files, max(1, batch_size // views), on_gpu)
+    work = partial(predict_batch, models, options)
+    return in_threads(work, files, max(1, options.batch_size // views), on_gpu)
 
 
 def predict_batch(
-    models: Sequence[Model],
-    class_names: Sequence[str] | None,
-    asked: Sequence[Any],
-    batch: Sequence[Image],
+    models: Sequence[Model], options: PredictOptions, batch: Sequence[Image]
 ) -> list[Row]:
     reader = Reader()
     classifiers = [model.classifier for model in models]
     faults, inputs = read_batch(batch, classifiers, reader.content, reader.image)
     answers = [
-        classifier.predict(pixels, class_names).answers(*asked)
+        answers_of(classifier.predict(pixels, options.class_names), options)
         for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
     ]
     return rows_of(models, zip(batch, faults, map(reader.sizes.get, batch), strict=True), answers)
 
 
 def predict_rows(
-    models: Sequence[Model], files: BankFiles, class_names: Sequence[str] | None, *asked: Any
+    models: Sequence[Model], files: BankFiles, options: PredictOptions
 ) -> Iterator[list[Row]]:
     """`predict_files` by the features in a bank."""
     behind = [HeadOnly(model.classifier) for model in models]
@@ -164,10 +161,16 @@ def predict_rows(
         before = torch.from_numpy(part.before)
         answers = []
         if len(before):
-            answers = [one.predict(before, class_names).answers(*asked) for one in behind]
+            said = [one.predict(before, options.class_names) for one in behind]
+            answers = [answers_of(one, options) for one in said]
         images, *sides = part.columns.values()
         sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
         yield rows_of(models, zip(images, part.faults, sizes, strict=True), answers)
+
+
+def answers_of(predictions: Predictions, options: PredictOptions) -> list[Row]:
+    """What `tools/predict.py` says of each image."""
+    return predictions.answers(options.topk, options.unknown, options.sets)
 
 
 def rows_of(

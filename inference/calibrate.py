@@ -34,7 +34,7 @@ from .calibrated_outputs import (
 from .calibration import checked
 from .calibration_images import labelled_images, outputs_of, seen_of
 from .classifier import PromptedClassifier
-from .models import file_of, kind_of, load, run_configuration
+from .load import file_of, kind_of, load, run_configuration
 from .options import LoadOptions
 from .seen import ROLES, SeenImages
 

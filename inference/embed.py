@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
     from .classifier import PromptedClassifier
 
 LAYOUTS = "parquet", "clip-retrieval"
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How features are computed and written; `look`: whether `fit` finds near-copies by them."""
+
+    layout: str
+    precision: str
+    look: bool
+    batch_size: int
 
 
 class Embedded(NamedTuple):
@@ -99,7 +109,7 @@ def output_of(words: Sequence[str]) -> "Features":
 def output_of_args(args: argparse.Namespace) -> "Features":
     options = load_options(args)
     with required_packages():
-        from .models import kind_of, read_model
+        from .load import kind_of, read_model
     first = args.paths[0]
     model = first if isinstance(first, Path) and kind_of(first) else None
     if model is None and not args.backbone:
@@ -111,14 +121,15 @@ def output_of_args(args: argparse.Namespace) -> "Features":
     facts |= {"precision": args.precision, "layout": args.layout}
     if args.look:
         facts["look"] = True
-    output = Features(args, facts, classifier)
+    how = EmbedOptions(args.layout, args.precision, args.look, args.batch_size)
+    output = Features(args.to, how, facts, classifier)
     output.first_image = int(model is not None)
     return output
 
 
 def opened(model: Path | None, options: LoadOptions) -> "PromptedClassifier":
     """The model, or CLIP, whose features do not depend on class names."""
-    from .models import load
+    from .load import load
 
     if model is None and not options.class_names:
         options = replace(options, class_names=["image"])
@@ -136,22 +147,26 @@ class Features(Output):
     content = "features"
 
     def __init__(
-        self, args: argparse.Namespace, facts: dict[str, Any], classifier: "PromptedClassifier"
+        self,
+        folder: Path,
+        options: EmbedOptions,
+        facts: dict[str, Any],
+        classifier: "PromptedClassifier",
     ):
         from .head_only import HeadOnly
 
         self.behind: HeadOnly | None = None
-        if args.layout == LAYOUTS[0]:
+        if options.layout == LAYOUTS[0]:
             with suppress(UsageError):  # an image tower of its own has no features for heads
                 self.behind = HeadOnly(classifier)
                 facts = facts | {"form": FORM}
-        super().__init__(args.to, facts)
-        self.args = args
+        super().__init__(folder, facts)
+        self.options = options
         self.classifier = classifier
         self.width = classifier.features(classifier.black()).shape[1]
 
     def files(self, number: int) -> list[Path]:
-        if self.args.layout == LAYOUTS[0]:
+        if self.options.layout == LAYOUTS[0]:
             return super().files(number)
         features = self.folder / f"img_emb/img_emb_{number:05}.npy"
         return [features, self.folder / f"metadata/metadata_{number:05}.parquet"]
@@ -178,7 +193,7 @@ class Features(Output):
         """The rows as a table of pyarrow, which has their features in the layout parquet."""
         import pyarrow
 
-        if self.args.layout != LAYOUTS[0]:
+        if self.options.layout != LAYOUTS[0]:
             return pyarrow.table(table_of(rows, "image_path"))
         array = self.array([row.feature for row in rows], self.width)
         columns = table_of(rows, "path") | {"feature": fixed_lists(array, rows)}
@@ -187,7 +202,7 @@ class Features(Output):
     def of_batch(self, files: Sequence[Image]) -> list[Embedded]:
         from .batches import Reader, read_batch
 
-        reader = Reader(True, self.args.look)
+        reader = Reader(True, self.options.look)
         faults, inputs = read_batch(files, [self.classifier], reader.content, reader.image)
         of_good = self.computed(inputs[0]) if inputs else iter(())
         rows = []
@@ -202,11 +217,11 @@ class Features(Output):
         """Of each image its feature, and what its tower computes before the projection."""
         if self.behind is None:
             features = self.classifier.features(pixels).numpy()
-            return zip(features.astype(self.args.precision), repeat(None))
+            return zip(features.astype(self.options.precision), repeat(None))
         before = self.behind.before(pixels)
         features = self.behind.features(before).numpy()
-        towers = before.numpy().astype(self.args.precision)
-        return zip(features.astype(self.args.precision), towers, strict=True)
+        towers = before.numpy().astype(self.options.precision)
+        return zip(features.astype(self.options.precision), towers, strict=True)
 
     def columns_for_heads(self, rows: Sequence[Embedded]) -> dict[str, Any]:
         """What `fit` and heads read."""
@@ -214,11 +229,11 @@ class Features(Output):
         if self.behind:
             towers = self.array([row.tower for row in rows], self.behind.width)
             columns["tower"] = fixed_lists(towers, rows)
-        return columns | (columns_of_looks(rows) if self.args.look else {})
+        return columns | (columns_of_looks(rows) if self.options.look else {})
 
     def array(self, features: Sequence[NDArray[Any] | None], width: int) -> NDArray[Any]:
         """(features, width); zeros for an image without one."""
-        rows = np.zeros((len(features), width), dtype=self.args.precision)
+        rows = np.zeros((len(features), width), dtype=self.options.precision)
         for number, feature in enumerate(features):
             if feature is not None:
                 rows[number] = feature
@@ -230,7 +245,7 @@ def embedded(files: Sequence[Image], output: Features) -> Iterator[list[Embedded
     from .images import in_threads
 
     on_gpu = output.classifier.device.type == "cuda"
-    return in_threads(output.of_batch, files, output.args.batch_size, on_gpu)
+    return in_threads(output.of_batch, files, output.options.batch_size, on_gpu)
 
 
 def table_of(rows: Sequence[Embedded], path_column: str) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.to.resolve() == args.model.resolve():
             raise UsageError(f"--to {args.to} is the model itself", "give a new folder", args.to)
     with required_packages():
-        from . import export_formats, models
+        from . import export_formats
+        from .load import load
 
         if args.push_to_hub:
             from . import hub
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
             hub.check_login(args.push_to_hub)
     forms = [export_formats.FORMS[form] for form in export_formats.FORMS if getattr(args, form)]
     with new_folder(args.to, KEY) as folder:
-        classifier = models.load(args.model, options)
+        classifier = load(args.model, options)
         names = list(options.class_names) or classifier.class_names
         if args.peft:
             forms.append(export_formats.peft_form(names))

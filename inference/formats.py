@@ -17,7 +17,7 @@ from common.start import required_packages
 from .shard_files import REQUIREMENTS, remove_unfinished, write_tables
 
 if TYPE_CHECKING:
-    from .models import Model
+    from .load import Model
 
 FORMS = "csv", "json", "jsonl", "parquet"
 SHOWN = 5  # classes of a set in the table

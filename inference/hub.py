@@ -22,7 +22,7 @@ def download(name: str, revision: str | None = None) -> Path:
     (HF_HOME).
 
     Without a connection, these are the files that were downloaded last. Arguments and errors are
-    those of `inference.models.load`.
+    those of `inference.load.load`.
     """
     check_name(name)
     files = [EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION, SEEN]

@@ -7,7 +7,7 @@ from os import PathLike
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How to load a model (`inference.models.load`).
+    """How to load a model (`inference.load.load`).
 
     Attributes:
         backbone: name or file of the weights, which must have the SHA-256 that the model states;
@@ -41,3 +41,24 @@ class LoadOptions:
 
 
 DEFAULTS = LoadOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What to answer for each image, and by which class names (`tools/predict.py`).
+
+    Attributes:
+        class_names: instead of those of the models; None: their own.
+        topk: how many of the most probable classes.
+        unknown: whether to say if the model is too unsure.
+        sets: the share of images whose class the set has; None: no set.
+        batch_size: images at a time.
+        transductive: the method that answers for all images together; empty: each alone.
+    """
+
+    class_names: Sequence[str] | None = None
+    topk: int = 5
+    unknown: bool = False
+    sets: float | None = None
+    batch_size: int = 100
+    transductive: str = ""

@@ -31,7 +31,7 @@ from .formats import (
     parts,
     write,
 )
-from .options import LoadOptions
+from .options import LoadOptions, PredictOptions
 from .shard_files import REQUIREMENTS, ROWS, Output, write_tables
 from .sharding import WHOLE, add_shard_options, end, facts_of, write_shards
 from .sources import LISTS, images_in
@@ -40,7 +40,7 @@ from .tars import expanded, is_tar, members_in
 if TYPE_CHECKING:
     from .batches import Row
     from .classifier import PromptedClassifier
-    from .models import Model
+    from .load import Model
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -80,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "HardEMDirichlet or ZLaP) over zero-shot CLIP or, by the first two, over the answers of a "
         "MODEL: each answer depends on all images"
     )
-    add("--transductive", dest="together", default="", metavar="METHOD", help=text)
+    add("--transductive", default="", metavar="METHOD", help=text)
     add_shard_options(parser)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if not args.paths:
         raise UsageError("no model and no images are given", "name them before --classes")
-    if args.together and (args.unknown or args.sets or isinstance(args.to, Folder)):
+    if args.transductive and (args.unknown or args.sets or isinstance(args.to, Folder)):
         fault = "--transductive has no calibration and no files of 10,000 images"
         raise UsageError(fault, "leave out --unknown and --sets, and name a file by --to")
     if isinstance(args.to, Folder):
@@ -111,10 +111,12 @@ def main(argv: list[str] | None = None) -> None:
         if file.suffix.removeprefix(".") in FORMS and not file.exists():
             raise UsageError(f"there is no {file}", f"to write the answers there: --to {file}")
     form = form_of(args.to, args.format)
-    options = options_of(args)
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
-        skipped = answer(args, options, form, stdout)
+        how = load_options_of(args)
+        options = predict_options(args, how)
+        opened, files = models_and_images(args.paths, how, options)
+        skipped = answer(opened, files, options, form, args.to or stdout)
     if args.to:
         print(f"Written: {args.to}")
     if skipped:
@@ -139,24 +141,23 @@ def output_of(words: Sequence[str]) -> "Answers":
 
 
 def output_of_args(args: argparse.Namespace) -> "Answers":
-    options = options_of(args)
+    how = load_options_of(args)
+    options = predict_options(args, how)
     with required_packages():
-        from .models import open_models
-    number = number_of_models(args, options)
+        from .load import open_models
+    number = number_of_models(args.paths, how)
     models = args.paths[:number]
-    opened = open_models(models, options)
+    opened = open_models(models, how)
     check_banks(opened, args.paths[number:])
-    names = checked_names(args, options, opened)
-    output = Answers(args, opened, names, facts_of_answers(args, options, models, opened))
+    prepare_models(opened, options)
+    facts = facts_of_answers(models, opened, how, options)
+    output = Answers(args.to, opened, options, facts)
     output.first_image = number
     return output
 
 
 def facts_of_answers(
-    args: argparse.Namespace,
-    options: LoadOptions,
-    paths: Sequence[Path],
-    opened: Sequence["Model"],
+    paths: Sequence[Path], opened: Sequence["Model"], how: LoadOptions, options: PredictOptions
 ) -> dict[str, Any]:
     from .calibrated import sha256_of
 
@@ -168,15 +169,15 @@ def facts_of_answers(
             "description": asdict(classifier.description),
             "calibration": calibration.to_json() if calibration else None,
         }
-        facts = facts_of(classifier, file, options)
+        facts = facts_of(classifier, file, how)
         models.append(facts | {"name": name, "content_sha256": sha256_of(content)})
     return {
         "form": 2,
         "models": models,
-        "class_names": list(options.class_names),
-        "topk": args.topk,
-        "unknown": args.unknown,
-        "sets": args.sets,
+        "class_names": list(options.class_names or ()),
+        "topk": options.topk,
+        "unknown": options.unknown,
+        "sets": options.sets,
     }
 
 
@@ -188,16 +189,15 @@ class Answers(Output):
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        folder: Path,
         models: Sequence["Model"],
-        class_names: Sequence[str] | None,
+        options: PredictOptions,
         facts: dict[str, Any],
     ):
-        super().__init__(args.to, facts)
+        super().__init__(folder, facts)
         self.models = models
-        self.class_names = class_names
-        self.asked = args.batch_size, args.topk, args.unknown, args.sets
-        self.layout = replace(layout_of(args, models, class_names), errors=True)
+        self.options = options
+        self.layout = replace(layout_of(models, options), errors=True)
 
     def write(self, number: int, images: Sequence[Image], facts: bytes) -> None:
         (file,) = self.files(number)
@@ -207,68 +207,69 @@ class Answers(Output):
     def rows(self, images: Sequence[Image]) -> Iterator["Row"]:
         from .batches import predict_files
 
-        for part in predict_files(self.models, images, self.class_names, *self.asked):
+        for part in predict_files(self.models, images, self.options):
             yield from part
             errors = sum("error" in row for row in part)
             self.advance(errors + (len(part) - errors) // len(self.models), errors)
 
 
-def options_of(args: argparse.Namespace) -> LoadOptions:
-    options = load_options(args, calibration=True if args.unknown or args.sets else None)
+def load_options_of(args: argparse.Namespace) -> LoadOptions:
+    """How to load the models of the command."""
+    how = load_options(args, calibration=True if args.unknown or args.sets else None)
     check_exists(next(expanded(args.paths[0])), "model or image" if args.backbone else "model")
-    return options
+    return how
 
 
-def answers_of(
-    args: argparse.Namespace,
-    opened: list["Model"],
-    files: Any,
-    names: Sequence[str] | None,
-) -> tuple[list["Model"], Iterator[list[dict[str, Any]]]]:
-    """The models that answer, and their answers, some images at a time."""
-    with required_packages():
-        from .batches import predict_files
-    if args.together:
+def predict_options(args: argparse.Namespace, how: LoadOptions) -> PredictOptions:
+    """What the command answers for each image."""
+    return PredictOptions(
+        class_names=list(how.class_names) or None,
+        topk=args.topk,
+        unknown=args.unknown,
+        sets=args.sets,
+        batch_size=args.batch_size,
+        transductive=args.transductive,
+    )
+
+
+def answer(
+    opened: list["Model"], files: Any, options: PredictOptions, form: str, out: Path | TextIO
+) -> list[str]:
+    """Write the answers to a file, or print them; returns the faults of images that could not be
+    read.
+    """
+    from .batches import predict_files
+
+    prepare_models(opened, options)
+    if options.transductive:
         from .transductive import Together
 
-        joint = Together(args.together, opened, names)
-        return [joint.model], joint.predict_files(files, args.batch_size, args.topk)
-    asked = args.batch_size, args.topk, args.unknown, args.sets
-    return opened, predict_files(opened, files, names, *asked)
-
-
-def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextIO) -> list[str]:
-    """Write or print the answers; returns the faults of images that could not be read."""
-    opened, files = models_and_images(args, options)
-    if not len(files):
-        raise UsageError("the bank has no images", "embed some, or give another folder")
-    names = checked_names(args, options, opened)
-    opened, batches = answers_of(args, opened, files, names)
-    skipped: list[str] = []
-    rows = rows_of(batches, skipped, len(files), out)
-    if not form:
-        as_table(out, rows, files, opened, names)
-        return skipped
-    layout = layout_of(args, opened, names)
-    if args.to:
-        write(args.to, form, rows, layout)
+        joint = Together(opened, options)
+        opened = [joint.model]
+        batches = joint.predict_files(files)
     else:
-        PRINTED[form](out, rows, layout)
+        batches = predict_files(opened, files, options)
+    skipped: list[str] = []
+    printed = sys.stdout if isinstance(out, Path) else out
+    rows = rows_of(batches, skipped, len(files), printed)
+    if isinstance(out, Path):
+        write(out, form, rows, layout_of(opened, options))
+    elif form:
+        PRINTED[form](out, rows, layout_of(opened, options))
+    else:
+        as_table(out, rows, files, opened, options.class_names)
     return skipped
 
 
-def checked_names(
-    args: argparse.Namespace, options: LoadOptions, opened: Sequence["Model"]
-) -> list[str] | None:
-    """The class names of the options, if any, for which the models are prepared."""
+def prepare_models(opened: Sequence["Model"], options: PredictOptions) -> None:
+    """Check that the models can answer, and compute what all images share."""
     from .batches import prepare
 
-    names = list(options.class_names) or None
+    names = options.class_names
     for model in opened:
-        model.classifier.check_asked(args.unknown, args.sets, names)
+        model.classifier.check_asked(options.unknown, options.sets, names)
         note_unknown(model.classifier, names or model.classifier.class_names)
     prepare(opened, names)
-    return names
 
 
 def note_unknown(classifier: "PromptedClassifier", names: Sequence[str]) -> None:
@@ -282,34 +283,39 @@ def note_unknown(classifier: "PromptedClassifier", names: Sequence[str]) -> None
         print(f"The backbone small has read no word of {count}: its answers do not mean these")
 
 
-def layout_of(
-    args: argparse.Namespace, models: Sequence["Model"], class_names: Sequence[str] | None
-) -> Layout:
-    """The columns of the rows of models, which may have other class names than their own."""
-    most = max(len(class_names or model.classifier.class_names) for model in models)
-    joint = bool(args.together)
-    return Layout(min(args.topk, most), args.unknown, args.sets is not None, together=joint)
+def layout_of(models: Sequence["Model"], options: PredictOptions) -> Layout:
+    """The columns of the rows of models."""
+    most = max(len(options.class_names or model.classifier.class_names) for model in models)
+    joint = bool(options.transductive)
+    return Layout(
+        min(options.topk, most), options.unknown, options.sets is not None, together=joint
+    )
 
 
-def models_and_images(args: argparse.Namespace, options: LoadOptions) -> tuple[list["Model"], Any]:
+def models_and_images(
+    paths: Sequence[Any], how: LoadOptions, options: PredictOptions
+) -> tuple[list["Model"], Any]:
     """The models that come first among the paths, and the image files of the others, or the files
     of their banks.
     """
     with required_packages():
-        from . import images, models
-    number = number_of_models(args, options)
-    places = args.paths[number:]
+        from .images import find_images, one_thread
+        from .load import open_models
+    number = number_of_models(paths, how)
+    places = paths[number:]
     banks = [Bank(place) for place in places if is_bank(place)]
-    if banks and args.together:
+    if banks and options.transductive:
         raise UsageError("--transductive reads images, and no bank", "give the images of the bank")
     if banks and len(banks) < len(places):
         raise UsageError("banks and images are given", "name one kind, or end --to with /")
     files: Any = BankFiles([file for bank in banks for file in bank.files])
+    if banks and not len(files):
+        raise UsageError("the bank has no images", "embed some, or give another folder")
     if not banks:
         files = [image for place in places for image in images_of(place)]
-        files = files or images.find_images([])  # which says that there are none
-    with images.one_thread():
-        opened = models.open_models(args.paths[:number], options)
+        files = files or find_images([])  # which says that there are none
+    with one_thread():
+        opened = open_models(paths[:number], how)
     check_banks(opened, places)
     return opened, files
 
@@ -332,14 +338,15 @@ def check_banks(opened: Sequence["Model"], places: Sequence[Path]) -> None:
             Bank(place).check(model.classifier)
 
 
-def number_of_models(args: argparse.Namespace, options: LoadOptions) -> int:
+def number_of_models(paths: Sequence[Any], how: LoadOptions) -> int:
     """How many of the paths are models; the others are images."""
-    from . import models
+    with required_packages():
+        from .load import kind_of, read_model
 
-    is_image = (isinstance(one, Address) or not models.kind_of(one) for one in args.paths)
-    number = next((n for n, is_one in enumerate(is_image) if is_one), len(args.paths))
-    if not number and not args.backbone:
-        models.read_model(args.paths[0], options)  # which says why it is not a model
+    is_image = (isinstance(one, Address) or not kind_of(one) for one in paths)
+    number = next((n for n, is_one in enumerate(is_image) if is_one), len(paths))
+    if not number and not how.backbone:
+        read_model(paths[0], how)  # which says why it is not a model
     return number
 
 

@@ -266,7 +266,7 @@ def facts_of(
     classifier: "PromptedClassifier", model: Path | None, options: LoadOptions
 ) -> dict[str, Any]:
     """The facts that features and logits of a model depend on, without class names."""
-    from .models import file_of
+    from .load import file_of
 
     tower = facts_of_tower(classifier.input, classifier.cfg.MODEL.BACKBONE.NAME)
     facts = {"form": 1, "method": classifier.method, **tower}

@@ -22,8 +22,8 @@ from .batches import Row, read_batch
 from .classifier import ON_GPU, PromptedClassifier
 from .description import predicting_configuration
 from .images import in_threads
-from .models import Model
-from .options import LoadOptions
+from .load import Model
+from .options import LoadOptions, PredictOptions
 from .predictions import Predictions
 
 ZEROSHOT = "ZeroshotCLIP"
@@ -33,9 +33,8 @@ class Together:
     """A transductive method over the answers of one model, or over zero-shot CLIP.
 
     Args:
-        name: of the method.
         models: one.
-        class_names: other names than those of the model.
+        options: with the name of the method.
 
     Attributes:
         model: that model, under the name of both, such as `TransCLIP+CoOp`.
@@ -46,7 +45,8 @@ class Together:
             prior.
     """
 
-    def __init__(self, name: str, models: Sequence[Model], class_names: Sequence[str] | None):
+    def __init__(self, models: Sequence[Model], options: PredictOptions):
+        name = options.transductive
         known = {key: kind for key, kind in trainers.methods().items() if kind.together}
         check_name(name, known, "method for --transductive")
         if len(models) > 1:
@@ -58,8 +58,9 @@ class Together:
             own = trainers.predicting()[classifier.method]
             kind.check_base(own, classifier.source, "give another model")
         self.model = Model(f"{name}+{base}" if self.learned else name, classifier)
-        self.class_names = class_names
-        self.method = method_for(kind, classifier, class_names or classifier.class_names)
+        self.options = options
+        names = options.class_names or classifier.class_names
+        self.method = method_for(kind, classifier, names)
 
     @torch.no_grad()
     def read(self, files: Sequence[Path]) -> tuple[list[str], Tensor, Tensor | None]:
@@ -69,32 +70,30 @@ class Together:
         classifier = self.model.classifier
         faults, inputs = read_batch(files, [classifier])
         pixels = inputs[0] if inputs else classifier.pixels([])
-        prior = classifier.logits(pixels, self.class_names).softmax(dim=1)
+        prior = classifier.logits(pixels, self.options.class_names).softmax(dim=1)
         with ON_GPU if classifier.device.type == "cuda" else nullcontext():
             features = self.method.model.image_features(pixels.to(classifier.device))
         return faults, normalize(features.float()), prior if self.learned else None
 
-    def predict_files(self, files: Sequence[Path], batch_size: int, k: int) -> Iterator[list[Row]]:
+    def predict_files(self, files: Sequence[Path]) -> Iterator[list[Row]]:
         """The rows of all images, as of `batches.predict_files`; `together` in each is how many
         images were answered together.
 
         Raises:
             UsageError: the method needs more images.
         """
-        faults, found, prior = self.read_all(files, batch_size)
-        answers = iter(self.answers(found, prior, k))
+        faults, found, prior = self.read_all(files)
+        answers = iter(self.answers(found, prior))
         facts = {"model": self.model.name, "together": len(found)}
         yield [
             {"image": str(file)} | ({"error": fault} if fault else facts | next(answers))
             for file, fault in zip(files, faults, strict=True)
         ]
 
-    def read_all(
-        self, files: Sequence[Path], batch_size: int
-    ) -> tuple[Iterator[str], Tensor, Tensor | None]:
+    def read_all(self, files: Sequence[Path]) -> tuple[Iterator[str], Tensor, Tensor | None]:
         """The fault of each image, and what `read` computes of those that can be read."""
         on_gpu = self.model.classifier.device.type == "cuda"
-        parts = in_threads(self.read, files, batch_size, on_gpu)
+        parts = in_threads(self.read, files, self.options.batch_size, on_gpu)
         faults, features, priors = zip(*parts, strict=True)
         found = torch.cat(features)
         prior = None
@@ -102,8 +101,8 @@ class Together:
             prior = torch.cat([prior for prior in priors if prior is not None]).to(found.device)
         return chain(*faults), found, prior
 
-    def answers(self, found: Tensor, prior: Tensor | None, k: int) -> list[Row]:
-        """The k most probable classes of each image; UsageError for fewer images than the method
+    def answers(self, found: Tensor, prior: Tensor | None) -> list[Row]:
+        """The most probable classes of each image; UsageError for fewer images than the method
         needs.
         """
         name = self.model.name
@@ -117,7 +116,7 @@ class Together:
             f"{name} answered {len(found):,} images together: beside other images, an image may "
             "have another answer"
         )
-        return Predictions(self.method.class_names, logits, source=name).answers(k)
+        return Predictions(self.method.class_names, logits, source=name).answers(self.options.topk)
 
 
 def method_for(kind: Any, classifier: PromptedClassifier, class_names: Sequence[str]) -> Any:

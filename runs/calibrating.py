@@ -11,7 +11,7 @@ from common.names import title
 from common.results import CALIBRATION
 from inference.calibrated import Calibration, write_calibration
 from inference.calibrated_outputs import Outputs, check_test_images, count_shared, fit, report
-from inference.models import calibration_of, file_of
+from inference.load import calibration_of, file_of
 from inference.options import LoadOptions
 from trainers import MethodTrainer
 

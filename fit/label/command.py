@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.pool.exists():
         raise UsageError(f"there is no pool {args.pool}", "give a folder, a list or a bank")
     with required_packages():
-        from inference.models import load
+        from inference.load import load
         from measures.labelling import METHODS
     check_name(args.rule, METHODS, "method")
     with locked(args.to.absolute().parent, option="--to", name=f".{args.to.name}.lock"):
@@ -206,7 +206,7 @@ class Work:
     def ask(self) -> None:
         """Ask for the next images by the last fit, or as at the start if there was none."""
         from inference.artefact import EXPORT_CONFIG_FILE
-        from inference.models import load
+        from inference.load import load
 
         args = self.args
         classifier = self.classifier

@@ -58,12 +58,13 @@ def main(argv: list[str] | None = None) -> None:
 
         from datasets.base import spread
 
-        from .. import images, models
+        from ..images import find_images
+        from ..load import load
         from . import page
         from .measures import Measures
-    files = images.find_images(args.images) if args.images else []
+    files = find_images(args.images) if args.images else []
     with new_folder(args.output) as folder, torch.no_grad():
-        classifier = models.load(args.model, options)
+        classifier = load(args.model, options)
         classifier.require_one_view("an inspection")
         classifier.check_logits(names)
         measures = Measures(classifier, names)

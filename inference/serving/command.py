@@ -21,7 +21,7 @@ from ..arguments import (
 
 if TYPE_CHECKING:
     from ..classifier import PromptedClassifier
-    from ..models import Model
+    from ..load import Model
     from .server import Server
 
 REQUIREMENTS = "requirements-serve.txt"
@@ -87,11 +87,12 @@ def main(argv: list[str] | None = None) -> None:
         with required_packages():
             from datasets.base import spread
 
-            from .. import images, models
+            from ..images import find_images
+            from ..load import open_models
         with required_packages(OF_API if args.api else REQUIREMENTS):
             from .server import address_of, serve
-        files = images.find_images(args.examples) if args.examples else []
-        opened = models.open_models(args.models, options)
+        files = find_images(args.examples) if args.examples else []
+        opened = open_models(args.models, options)
         for model in opened:
             model.classifier.check_asked(args.unknown, args.sets, names or None)
             if names:

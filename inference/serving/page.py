@@ -21,7 +21,7 @@ from common.pages import data_address
 from common.text import lines_of
 
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
-from ..models import Model
+from ..load import Model
 from .limits import EVERY, OLDEST, Gate, Limits, largest_of
 from .service import Job, Names, Question, Service
 

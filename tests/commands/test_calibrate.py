@@ -24,7 +24,7 @@ from inference import calibrate_command as calibrate
 from inference import export, export_formats, predict
 from inference.calibrated import calibration_in
 from inference.calibration import softmax
-from inference.models import load
+from inference.load import load
 from runs.open_world import is_union
 
 pytestmark = pytest.mark.slow

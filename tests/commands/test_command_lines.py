@@ -37,7 +37,7 @@ def test_options_may_stand_between_paths(command, name, options):
 
 def test_the_old_word_of_an_option_works_and_says_the_new_one(capsys):
     args = predict.parse(["photos", "--together=ZLaP"])
-    assert args.together == "ZLaP"
+    assert args.transductive == "ZLaP"
     assert "--together is called --transductive now" in capsys.readouterr().err
 
 

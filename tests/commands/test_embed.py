@@ -14,7 +14,7 @@ from PIL import Image
 from common.lock import locked
 from common.version import __version__
 from inference import batches, embed, predict, sharding
-from inference.models import load
+from inference.load import load
 from inference.options import LoadOptions
 
 pyarrow = parquet_library()

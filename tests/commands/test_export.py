@@ -22,7 +22,7 @@ from clip import load_backbone
 from common.errors import UsageError
 from common.start import ROOT
 from inference import export, export_formats
-from inference.models import load
+from inference.load import load
 from trainers import methods
 
 METHODS = [

@@ -26,7 +26,7 @@ from fit.trained import TRAINED, Towers
 from inference import predict
 from inference.calibrated import sha256_of_images
 from inference.classifier import PromptedClassifier
-from inference.models import load, open_models
+from inference.load import load, open_models
 from inference.options import LoadOptions
 
 QUICK = ["--methods", "GDA", "VisionProbe"]

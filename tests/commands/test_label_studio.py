@@ -3,7 +3,7 @@
 import pytest
 from serving import serving
 
-from inference.models import load
+from inference.load import load
 
 REASON = "label-studio-sdk is not installed (docs/labelling.md)"
 pytest.importorskip("label_studio_sdk", reason=REASON)

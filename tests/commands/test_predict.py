@@ -25,7 +25,7 @@ from fit.read_images import find
 from inference import batches, export, formats, predict, sharding
 from inference.arguments import given_class_names
 from inference.inspection import command as inspect_command
-from inference.models import load
+from inference.load import load
 from inference.options import LoadOptions
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,7 @@ from visitors import (
 
 from inference.calibrated import Calibration
 from inference.calibration import Temperature, Threshold
-from inference.models import Model, load, open_models
+from inference.load import Model, load, open_models
 from inference.options import LoadOptions
 from inference.serving import command as serve_command
 from inference.sets import Sets

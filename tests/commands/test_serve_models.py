@@ -7,7 +7,7 @@ import torch
 from drawn import arguments
 from visitors import classified_by
 
-from inference.models import open_models
+from inference.load import open_models
 from inference.options import LoadOptions
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")

@@ -25,7 +25,7 @@ from fit.choose import Option, nested
 from fit.estimator import Classifier
 from fit.heads import Heads
 from inference.classifier import PromptedClassifier
-from inference.models import load
+from inference.load import load
 from inference.sample import Sample
 from trainers.vision_probe import ridge
 

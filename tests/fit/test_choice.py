@@ -29,7 +29,7 @@ from fit.rows import Photo
 from fit.trials import Backbone, Examples
 from inference import export
 from inference.classifier import PromptedClassifier
-from inference.models import load
+from inference.load import load
 from inference.sample import Sample
 from trainers.base.features import CachedOutput
 

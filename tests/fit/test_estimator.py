@@ -26,7 +26,7 @@ from common.errors import UsageError
 from fit.estimator import Classifier
 from fit.matrix import guessing
 from fit.options import FitOptions, FitRequest
-from inference.models import load
+from inference.load import load
 from inference.options import LoadOptions
 
 pytestmark = pytest.mark.slow

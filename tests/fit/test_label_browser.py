@@ -71,7 +71,7 @@ def test_the_command_starts_where_it_ended(start, pool, tmp_path):
 @pytest.fixture
 def work(pool, tiny, tmp_path):
     """What happens between the rounds of a folder or a bank."""
-    from inference.models import load
+    from inference.load import load
 
     classifier = load(None, LoadOptions(backbone=str(tiny), class_names=CLASSES, device="cpu"))
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import clip
 from inference import export, predict
 from inference.classifier import PromptedClassifier
-from inference.models import load
+from inference.load import load
 
 pytestmark = pytest.mark.slow
 MODELS = "test_resnet", "test_vit"  # tiny ones of timm, for images of 160 pixels

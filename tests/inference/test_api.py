@@ -22,7 +22,7 @@ from common.errors import UsageError
 from common.start import ROOT
 from inference.calibrated import Calibration
 from inference.calibration import Temperature, Threshold
-from inference.models import load
+from inference.load import load
 from inference.sets import Sets
 
 fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")

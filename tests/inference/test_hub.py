@@ -22,7 +22,7 @@ from common.files import checksum
 from fit import command as fit
 from inference import addresses, embed, export, hub, predict
 from inference.addresses import Address
-from inference.models import load
+from inference.load import load
 
 pytestmark = pytest.mark.slow
 

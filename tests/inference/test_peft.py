@@ -10,9 +10,10 @@ from learned import images_of as images_of_dataset
 from marks import case_of, golden, of_json, one_line, to_json
 from safetensors.torch import load_file, save_file
 
-from inference import export, models, peft, peft_export, predict
+from inference import export, peft, peft_export, predict
 from inference.classifier import PromptedClassifier
 from inference.description import describe
+from inference.load import load
 from inference.options import LoadOptions
 
 NAMES = ["red", "green field", "blue"]
@@ -58,7 +59,7 @@ def test_golden_files_of_peft(figures, learn, tmp_path, request):
         first = tensor.flatten()[:4].tolist()
         assert first == pytest.approx(of_key["first4"], abs=1e-6)
     backbone = classifier.cfg.MODEL.BACKBONE.NAME
-    again = models.load(tmp_path, LoadOptions(backbone=backbone, class_names=case["classnames"]))
+    again = load(tmp_path, LoadOptions(backbone=backbone, class_names=case["classnames"]))
     logits = again.logits(images_of(case["batch"], case["arch"]["image_resolution"]))
     assert torch.allclose(logits, torch.tensor(expected["logits_before"]), atol=3e-5)
 
@@ -78,7 +79,7 @@ class Adapter:
         self.options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME, class_names=NAMES)
 
     def load(self):
-        return models.load(self.folder, self.options)
+        return load(self.folder, self.options)
 
     def save(self, state, **values):
         """Other tensors, and changes of the configuration."""
@@ -216,8 +217,8 @@ def test_the_commands_write_and_read_adapters(
         shutil.copy(out / name, adapter)
     images = images_of_dataset(eurosat, range(6))
     options = LoadOptions(backbone=str(deep), class_names=["grey", "red"])
-    expected = models.load(run).logits(images, ["grey", "red"])
-    torch.testing.assert_close(models.load(adapter, options).logits(images), expected)
+    expected = load(run).logits(images, ["grey", "red"])
+    torch.testing.assert_close(load(adapter, options).logits(images), expected)
     error = command(predict, adapter, *images, "--backbone", deep).error
     assert f"{adapter} holds no class names" in error
     words = "--backbone", deep, "--classes", "grey", "red"

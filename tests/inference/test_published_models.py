@@ -16,7 +16,7 @@ from published_files import save_published, write_lora
 from common.start import ROOT
 from inference import predict
 from inference.classifier import PromptedClassifier
-from inference.models import load
+from inference.load import load
 from inference.options import LoadOptions
 from trainers import methods
 

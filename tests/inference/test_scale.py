@@ -17,7 +17,7 @@ from fit.estimator import Classifier
 from fit.heads import Heads
 from inference import calibration_images
 from inference.classifier import PromptedClassifier
-from inference.models import load
+from inference.load import load
 from measures import predictions
 from trainers import proker, vision_probe
 from trainers.base import feature_method, prompted

@@ -19,7 +19,7 @@ from method_checks import assert_method_works
 from common.start import ROOT
 from inference import calibrate_command as calibrate
 from inference import export, predict
-from inference.models import load
+from inference.load import load
 from inference.options import LoadOptions
 from studies import command as study
 from trainers import methods

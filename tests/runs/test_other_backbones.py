@@ -13,7 +13,7 @@ import trainers
 from common.errors import UsageError
 from inference import export
 from inference.description import configuration
-from inference.models import load
+from inference.load import load
 from trainers.base.method import Classes
 
 pytestmark = pytest.mark.slow

@@ -31,7 +31,7 @@ import clip
 from clip.configurations import MODEL, checked, tokeniser_data
 from inference import export
 from inference.classifier import PromptedClassifier
-from inference.models import load
+from inference.load import load
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("transformers")

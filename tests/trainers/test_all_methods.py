@@ -16,7 +16,7 @@ from marks import of_json, tables, thorough_but
 
 from common.start import ROOT
 from inference import export, predict
-from inference.models import load
+from inference.load import load
 from inference.options import LoadOptions
 from trainers import methods
 from trainers.base import partial

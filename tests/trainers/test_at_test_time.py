@@ -18,7 +18,7 @@ from marks import of_json, one_line, thorough_but
 from PIL import Image
 
 from inference import predict
-from inference.models import load
+from inference.load import load
 from inference.options import LoadOptions
 from trainers import methods
 from trainers.base import partial

@@ -23,8 +23,8 @@ from common.files import checksum
 from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
-from inference.models import load as load_classifier
-from inference.models import read_model
+from inference.load import load as load_classifier
+from inference.load import read_model
 from inference.options import LoadOptions
 from studies.progress import collect_results
 from studies.study_file import load
