@@ -99,6 +99,14 @@ def test_a_method_imports_at_most_the_one_that_it_builds_on():
         assert len(near & names) <= 1, file
 
 
+def test_steps_of_a_run_name_what_there_is():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for file, names in re.findall(r"`([\w/]+\.py)`((?:,? (?:and )?`\w+`)+)", text):
+        tree = ast.parse((ROOT / file).read_text())
+        known = {getattr(node, "name", "") for node in ast.walk(tree)}
+        assert set(re.findall(r"`(\w+)`", names)) <= known, file
+
+
 def test_every_method_has_a_yaml_for_each_protocol():
     for method, found in trainers.methods().items():
         for protocol in ("base2new", "few_shot", "cross_dataset") if found.learns else ():
