@@ -20,7 +20,7 @@ from marks import case_of  # noqa: E402
 import trainers  # noqa: E402
 from configs.recipes import recipe  # noqa: E402
 from fit.options import flag_of, help_of, options_of_fit  # noqa: E402
-from studies.study_file import load  # noqa: E402
+from studies.plan import load  # noqa: E402
 
 PAGES = ("docs/own_classes.md", "docs/reproduce.md", "docs/studies.md")
 FILES = ROOT / "studies/published"

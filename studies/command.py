@@ -19,14 +19,11 @@ from common.version import source
 from inference.arguments import add_plugin_option
 from measures.results import several_versions
 
-from .choose import decide
-from .planned import Run, RunSequence, Search
-from .progress import Progress, collect_results
-from .spec import Study
-from .study_file import load
+from .plan import Run, RunSequence, Search, Study, load
+from .progress import Progress, collect_results, decide
 
 if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds
-    from .executor import ClusterExecutor, LocalExecutor
+    from .run import ClusterExecutor, LocalExecutor
     from .tables import Summary
 
 DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
@@ -46,7 +43,7 @@ def run(study: Study, args: argparse.Namespace) -> None:
     if args.dry_run:
         show_commands(study)
         return
-    from .executor import check_datasets, execute_runs
+    from .run import check_datasets, execute_runs
 
     executor = choose_executor(study, args)
     # Raises for links, damaged results, and those of other settings
@@ -112,7 +109,7 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | 
     """
     from common.cluster import available
 
-    from .executor import ClusterExecutor, LocalExecutor
+    from .run import ClusterExecutor, LocalExecutor
 
     if args.address or (available() and not args.workers):
         return ClusterExecutor(args.address, study.cpus, study.gpus)
@@ -157,8 +154,7 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
 
 
 def tables(study: Study, args: argparse.Namespace) -> None:
-    from .first_page import overview
-    from .render import build_tables, latex, markdown
+    from .write import build_tables, latex, markdown, overview
 
     summary, folder = summarize(study, args)
     made = [*overview(summary), *build_tables(summary)]

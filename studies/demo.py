@@ -11,9 +11,9 @@ from common.start import Parser, any_seed, at_least, path
 from configs.methods import methods
 from configs.recipes import recipe
 
+from .plan import Study
 from .progress import collect_results
-from .spec import Study
-from .variant import Variant
+from .study import Variant
 
 DESCRIPTION = (
     "Train methods on the base classes of a synthetic dataset and test them on its base "
@@ -69,10 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     from measures.outcomes import draw_answers
     from measures.predictions import read
 
-    from .executor import LocalExecutor, check_datasets, execute_runs
-    from .first_page import overview
-    from .render import markdown
+    from .run import LocalExecutor, check_datasets, execute_runs
     from .tables import Summary
+    from .write import markdown, overview
 
     check_datasets(study)
     failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "demo")

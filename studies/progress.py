@@ -1,24 +1,30 @@
-"""Study progress: finished, running, failed and pending runs; the remaining time and disk."""
+"""The progress of a study: which runs are finished, the choices after finished trials, and the
+remaining time and disk.
+"""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from dataclasses import fields
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from tqdm import tqdm
 
 from common.errors import UsageError
-from common.files import RESULTS_FILE, check_no_link
+from common.files import RESULTS_FILE, check_no_link, write_json
 from common.lock import is_locked
 from common.names import printable
+from common.records import ImageList
 from common.results import RunResult, read_results
 from common.text import read_text
+from common.version import source
 from measures.results import ERROR
 
-from .planned import Run
-from .spec import Study
+from .plan import Run, Search, Study
+from .study import HELD_OUT, ORACLE, SearchRule, Values, by_key
 
 ERROR_BYTES = 100_000  # of an error.txt
 MOST_OTHERS = 5000  # runs of other studies
@@ -166,3 +172,67 @@ def read_error(run: Run) -> str:
         return printable(" ".join(read_text(file, ERROR_BYTES, "replace").split()))
     except UsageError as error:
         return printable(error)
+
+
+def decide(study: Study) -> list[Search]:
+    """Write the file of every choice whose trials are all finished; returns those that wait for
+    trials.
+
+    Raises UsageError if results.json of a trial is damaged, or was measured on other images.
+    """
+    waiting = []
+    for search in study.searches:
+        if (content := outcome(study, search)) is None:
+            waiting.append(search)
+            continue
+        check_no_link(search.file.parent, study.output)
+        search.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(search.file, content | source())
+    return waiting
+
+
+def outcome(study: Study, search: Search) -> dict[str, Any] | None:
+    """The content of the file of a choice; None while trials are missing."""
+    accuracies = {}
+    lists = {}  # of images, each once
+    for values, runs in search.trials.items():
+        measured = []
+        for run in runs:
+            results = read_results(run.folder)
+            if results is None:
+                return None
+            record = chosen_on(study.choose, run, results)
+            lists[record["dataset"], record["sha256"]] = record
+            measured.append(results.accuracy)
+        accuracies[values] = fmean(measured)
+    return choice_of(study.choose.by, accuracies, list(lists.values()))
+
+
+def choice_of(by: str, accuracies: dict[Values, float], lists: list[dict]) -> dict[str, Any]:
+    """The record of the best values, by the mean accuracies on lists of images."""
+    settings = by_key(best(accuracies))
+    choices = [
+        {"what": key, **record, "trials": len(accuracies)}
+        for key, record in product(settings, lists)
+    ]
+    means = [by_key(values) | {"accuracy": mean} for values, mean in accuracies.items()]
+    return {"by": by, "settings": settings, "choices": choices, "accuracies": means}
+
+
+def best(accuracies: Mapping[Any, float]) -> Any:
+    """The key of the largest accuracy; of several that are equal to six digits, the first."""
+    return max(accuracies, key=lambda key: round(accuracies[key], 6))
+
+
+def chosen_on(choose: SearchRule, run: Run, results: RunResult) -> dict[str, Any]:
+    """The record of the images on which a trial was tested, as one of a choice (`data_use`)."""
+    test = results.card.test
+    if test is None or test.split != choose.rule.split:
+        fault = (
+            f"{run.folder / RESULTS_FILE} does not say that it was tested on "
+            f"{choose.rule.split} images"
+        )
+        raise UsageError(fault, "delete it and start its run again", run.folder / RESULTS_FILE)
+    images: dict[str, Any] = {field.name: getattr(test, field.name) for field in fields(ImageList)}
+    images |= {"split": "train"} if choose.by == HELD_OUT else {}
+    return images | {"test_images": test.images if choose.by == ORACLE else 0, "by": choose.by}

@@ -18,12 +18,11 @@ from common.text import read_text
 from configs.files import YAML_BYTES, read_yaml
 from runs.config import flatten
 
-from .first_page import headlines, overview
-from .planned import Run
+from .plan import Run
 from .plots import draw
 from .progress import Progress
-from .render import MISSING, Cell, Table, build_tables
 from .tables import Summary
+from .write import MISSING, Cell, Table, build_tables, headlines, overview
 
 LEAD = "accuracy_time"  # the picture below the summary
 # Settings that always have a row; others have one if they differ between runs.

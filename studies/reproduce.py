@@ -21,15 +21,13 @@ from configs.files import config_names, known_datasets
 from configs.methods import methods
 from configs.recipes import recipe
 
-from .planned import PlannedTraining, RunSequence
+from .plan import PlannedTraining, RunSequence, Study
 from .progress import collect_results
-from .protocols import BASE2NEW, ELEVEN, PROTOCOLS, Step
-from .spec import Study
-from .variant import Variant
+from .study import BASE2NEW, ELEVEN, PROTOCOLS, Step, Variant
 
 if TYPE_CHECKING:
-    from .render import Table
     from .tables import Summary
+    from .write import Table
 
 DOMAINS = "domain_generalisation"
 DATA = Path(__file__).with_name("published")
@@ -206,8 +204,8 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
     """Our averages next to the published ones, from base to new classes or on ImageNet's variants,
     if there are any.
     """
-    from .render import Cell, Table, number
     from .tables import MARKED, marked
+    from .write import Cell, Table, number
 
     study = summary.study
     if (summary.runs["backbone"] != "ViT-B/16").any() or study.shots != (16,):
@@ -298,9 +296,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.cfg:
         check_name(args.cfg, config_names(args.method), "YAML file")
     study = study_of(args)
-    from .executor import LocalExecutor, check_datasets, execute_runs
-    from .render import build_tables, markdown
+    from .run import LocalExecutor, check_datasets, execute_runs
     from .tables import Summary
+    from .write import build_tables, markdown
 
     for (dataset, shots, seed), file in study.prompts.items():
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")

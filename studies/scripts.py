@@ -19,8 +19,7 @@ from common.start import ROOT
 from configs.files import config_folder
 from configs.recipes import Recipe, recipe, recipes_of, small_cfg
 
-from .protocols import PROTOCOLS, SEEDS, Protocol
-from .rules import by_key
+from .study import PROTOCOLS, SEEDS, Protocol, by_key
 
 HERE = Path(__file__).parent
 FOLDER = ROOT / "scripts"

@@ -15,10 +15,9 @@ from common.results import MEASURES, OTHER_MEASURES, RunResult
 from configs.recipes import recipe
 from measures.results import harmonic_mean, several_versions
 
-from .comparing import seed_interval, smallest_difference
-from .planned import Run
-from .spec import Study
-from .variant import Variant
+from .compare import seed_interval, smallest_difference
+from .plan import Run, Study
+from .study import Variant
 
 # The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16
 # images of each class: top-1 accuracy in percent by protocol, part, method, and dataset or

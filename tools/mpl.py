@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "train": ("train", "", "train or test one method on one dataset"),
     "study": ("studies.command", "", "methods, datasets and seeds side by side"),
-    "compare": ("studies.comparing", "", "two methods by their predictions"),
+    "compare": ("studies.compare", "", "two methods by their predictions"),
     "reproduce": ("studies.reproduce", "", "test published checkpoints"),
     "base2new": ("measures.results", "", "the results of runs"),
     "prepare backbone": ("clip.fetch", "where it stopped", "download a backbone"),

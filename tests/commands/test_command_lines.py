@@ -18,7 +18,7 @@ from inference import calibrate_command as calibrate
 from inference import embed, predict
 from inference.description import configuration
 from inference.serving import command as serving
-from studies.variant import Variant
+from studies.study import Variant
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ sys.exit(f"imported: {slow}" if slow else 0)
 STUDIES = ("studies.demo", "studies.command", "studies.reproduce")
 COMMANDS = (
     *STUDIES,
-    "studies.comparing",
+    "studies.compare",
     "inference.inspection.command",
 )
 COMMANDS += (

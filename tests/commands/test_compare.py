@@ -8,8 +8,8 @@ from finished import choice, predicted
 from marks import of_json, to_json
 
 from measures.predictions import save
-from studies import comparing
-from studies.comparing import bootstrap_interval, seed_interval, smallest_difference
+from studies import compare
+from studies.compare import bootstrap_interval, seed_interval, smallest_difference
 
 
 def write_run(
@@ -49,7 +49,7 @@ def test_sentences_have_the_numbers_of_an_independent_computation(runs, command)
     folder, right = runs
 
     def compared(one, other):
-        return command(comparing, folder / one, folder / other).printed
+        return command(compare, folder / one, folder / other).printed
 
     printed = compared("MPL", "CoOp")
     ours, theirs = (np.array(right[name]) for name in ("MPL", "CoOp"))
@@ -79,11 +79,11 @@ def test_zero_shot_run_is_compared_with_every_seed(runs, command):
     write_run(folder / "zero-shot", right["CoOp"][0], "ZeroshotCLIP", seed=-1)
     difference = 100 * (np.array(right["MPL"]) - right["CoOp"][0]).mean()
     for order, sign in (("MPL", "zero-shot"), 1), (("zero-shot", "MPL"), -1):
-        printed = command(comparing, *(folder / name for name in order)).printed
+        printed = command(compare, *(folder / name for name in order)).printed
         assert f"Difference: {sign * difference:+.2f} points" in printed and "3 seeds" in printed
     write_run(folder / "no seed", right["CoOp"][0], "CoOp", seed=-1)
-    assert "no seed in common" in command(comparing, folder / "MPL", folder / "no seed").error
-    assert "(Set, all" in command(comparing, folder / "zero-shot", folder / "no seed").printed
+    assert "no seed in common" in command(compare, folder / "MPL", folder / "no seed").error
+    assert "(Set, all" in command(compare, folder / "zero-shot", folder / "no seed").printed
 
 
 def test_bootstrap_resamples_seeds_and_images():
@@ -131,7 +131,7 @@ def test_too_few_seeds_for_a_conclusion():
 def test_incomparable_runs_are_refused(other, words, runs, command):
     folder, right = runs
     write_run(folder / "other", right["CoOp"][0], **other)
-    assert words in command(comparing, folder / "MPL", folder / "other").error
+    assert words in command(compare, folder / "MPL", folder / "other").error
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,10 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_one_method(key, value, r
     file = folder / "MPL/seed3/results.json"
     to_json(file, of_json(file) | {key: value})
     assert (
-        f"{folder}/MPL differ in {key}: "
-        in command(comparing, folder / "MPL", folder / "CoOp").error
+        f"{folder}/MPL differ in {key}: " in command(compare, folder / "MPL", folder / "CoOp").error
     )
 
 
 def test_a_difference_that_rounds_to_zero_has_a_plus():
-    assert {comparing.signed(value) for value in (-0.0, -0.004, 0.004)} == {"+0.00"}
-    assert comparing.signed(-0.006) == "-0.01"
+    assert {compare.signed(value) for value in (-0.0, -0.004, 0.004)} == {"+0.00"}
+    assert compare.signed(-0.006) == "-0.01"

@@ -9,8 +9,8 @@ from published_files import save_published
 
 from common.results import read_results
 from studies import reproduce
-from studies.spec import Study
-from studies.variant import Variant
+from studies.plan import Study
+from studies.study import Variant
 
 pytestmark = pytest.mark.slow
 

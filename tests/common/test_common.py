@@ -27,7 +27,7 @@ from common.names import (
 )
 from common.records import Count, SelectionRecord, read
 from common.text import MAX_MARKS, read_json, read_text
-from studies.study_file import load
+from studies.plan import load
 
 
 def test_marks_and_spaces_between_words_are_one_space_in_a_class_name():

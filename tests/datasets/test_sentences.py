@@ -15,7 +15,7 @@ from marks import to_json
 from clip import tokenize
 from inference import export, predict
 from inference.load import load
-from studies.variant import Variant
+from studies.study import Variant
 from trainers import methods
 from trainers.base.prompted import normalize
 

@@ -16,14 +16,12 @@ from marks import of_json, to_json
 
 from common.records import read
 from common.results import RunResult, digest_of_rows
-from studies.executor import LocalExecutor, execute_run
-from studies.first_page import overview
-from studies.planned import Run
+from studies.plan import Run, Study
 from studies.progress import collect_results
-from studies.render import Table, build_tables
-from studies.spec import Study
+from studies.run import LocalExecutor, execute_run
+from studies.study import Variant
 from studies.tables import Summary
-from studies.variant import Variant
+from studies.write import Table, build_tables, overview
 
 TIMES = ("train_seconds", "test_seconds", "date", "checkpoint_sha256")
 

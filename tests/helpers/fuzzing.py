@@ -42,7 +42,7 @@ PROGRAMS = {
     "base2new": "measures.results",
 }
 PROGRAMS |= {
-    "compare": "studies.comparing",
+    "compare": "studies.compare",
     "embed": "inference.embed",
     "export": "inference.export",
     "fit": "fit.command",
@@ -155,7 +155,7 @@ class Project:
         few = downloadable()["eurosat"].read(Path("data").absolute(), "DATASET.NUM_SHOTS", "1")
         Path("few.pkl").write_bytes(pickle.dumps({"train": few.train_x, "val": few.val}))
         to_json(Path("chosen.json"), {"settings": {"OPTIM.LR": "0.01"}, "choices": []})
-        study = import_module("studies.study_file").load(Path("study.yaml"))
+        study = import_module("studies.plan").load(Path("study.yaml"))
         for run in study.runs():
             finish(run, 50.0)
         first, *_, last = study.runs()

@@ -228,7 +228,8 @@ def reproduced(command, monkeypatch, eurosat, tmp_path):
     from finished import InThisProcess
     from learned import SHORT
 
-    from studies import executor, reproduce
+    from studies import reproduce
+    from studies import run as execution
 
     def collected(study):
         found = {run: read_results(run.folder) for run in study.runs()}
@@ -237,7 +238,7 @@ def reproduced(command, monkeypatch, eurosat, tmp_path):
             run: replace(results, backbone="ViT-B/16") for run, results in found.items() if results
         }
 
-    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(execution, "LocalExecutor", InThisProcess)
     monkeypatch.setattr(InThisProcess, "more", tuple(map(str, SHORT[4:])))
     monkeypatch.setattr(reproduce, "collect_results", collected)
     places = ["--checkpoints", tmp_path / "set", "--root", eurosat, "--output", tmp_path / "out"]

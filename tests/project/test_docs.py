@@ -15,8 +15,9 @@ from PIL import Image
 
 from common.start import ROOT
 from studies import command as study_command
-from studies import demo, executor
-from studies.spec import Study
+from studies import demo
+from studies import run as execution
+from studies.plan import Study
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +65,7 @@ def test_quick_start_of_a_study_runs_as_it_is_written_with_one_method_and_seed(
     quick = "{MPL: {overrides: {OPTIM.MAX_EPOCH: 1, TEST.MAX_IMAGES: 32}}}"
     (copy / "mine.yaml").write_text(study.replace("[1, 2, 3]", "[1]").replace("[CoOp, MPL]", quick))
     monkeypatch.chdir(copy)
-    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(execution, "LocalExecutor", InThisProcess)
     commands = quick_start("Quick start: compare methods").replace(
         "run mine.yaml", "run mine.yaml --workers 1"
     )
@@ -110,7 +111,7 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     root = tmp_path / "data"
     shutil.copytree(drawn / "small_objects", root / "small_objects")
     monkeypatch.setattr(demo, "Study", partial(Study, shots=(2,)))  # to save time
-    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(execution, "LocalExecutor", InThisProcess)
     line = f"--output {output} --root {root} --methods CoOp --seeds 1 --workers 1"
     argv = line.split()
     demo.main(argv)

@@ -13,8 +13,8 @@ import trainers
 from common.start import ROOT
 from measures.results import harmonic_mean
 from runs.config import extend_cfg, flatten
-from studies.protocols import ELEVEN
 from studies.reproduce import AUTHORS, PUBLISHED, VARIANTS
+from studies.study import ELEVEN
 from studies.tables import PAPER
 
 PAGE = (ROOT / "docs/configuration.md").read_text()

@@ -12,7 +12,7 @@ from finished import finish
 import parse_test_res
 from common.errors import UsageError
 from studies import command as studies
-from studies.study_file import load
+from studies.plan import load
 
 
 @pytest.fixture

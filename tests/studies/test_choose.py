@@ -11,11 +11,10 @@ from marks import of_json, one_line
 
 from common.results import read_results
 from studies import command as study_command
-from studies import executor
-from studies.choose import decide
-from studies.progress import Progress
-from studies.rules import RULES
-from studies.study_file import load
+from studies import run as execution
+from studies.plan import load
+from studies.progress import Progress, decide
+from studies.study import RULES
 from studies.tables import MARK
 
 pytestmark = pytest.mark.slow
@@ -60,12 +59,12 @@ def test_datasets_without_validation_images_are_refused_before_any_run(
         load(chosen(by, output=by, **root), settings=False) for by in (VALIDATION, HELD_OUT)
     )
     with one_line("eurosat has no validation images to choose on"):
-        executor.check_datasets(on_validation)
-    executor.check_datasets(held_out)
+        execution.check_datasets(on_validation)
+    execution.check_datasets(held_out)
     monkeypatch.setattr(DATASET_REGISTRY.get("EuroSAT"), "val_is_test", True)
     with one_line("2 of 2 validation images of eurosat are test images"):
-        executor.check_datasets(on_validation)
-    executor.check_datasets(held_out)
+        execution.check_datasets(on_validation)
+    execution.check_datasets(held_out)
 
 
 def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):

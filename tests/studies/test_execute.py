@@ -29,11 +29,10 @@ from common.lock import LOCK
 from common.start import ROOT
 from inference import embed, predict, ray_workers, shard_files
 from inference.tars import members_in
-from studies import executor
-from studies.executor import ERROR, TRIES, ClusterExecutor, LocalExecutor, execute_run, execute_runs
-from studies.planned import Run
+from studies import run as execution
+from studies.plan import Run, load
 from studies.progress import Progress
-from studies.study_file import load
+from studies.run import ERROR, TRIES, ClusterExecutor, LocalExecutor, execute_run, execute_runs
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +138,7 @@ def test_run_of_another_process_is_waited_for(study_file):
 
 
 def test_error_of_a_run_has_no_control_characters(tmp_path):
-    line = executor.record_outcome(tmp_path, ValueError("bad \x1b[31m\nname"))
+    line = execution.record_outcome(tmp_path, ValueError("bad \x1b[31m\nname"))
     assert (
         line == "ValueError: bad \\x1b[31m name" and (tmp_path / ERROR).read_text() == f"{line}\n"
     )
@@ -147,7 +146,7 @@ def test_error_of_a_run_has_no_control_characters(tmp_path):
 
 def test_run_without_a_test_has_failed(study_file, monkeypatch):
     """TEST.NO_TEST of a dataset in BY_DATASET: each start of the study trained it again."""
-    monkeypatch.setattr(executor, "train_and_test", lambda *args, **options: None)
+    monkeypatch.setattr(execution, "train_and_test", lambda *args, **options: None)
     run = load(study_file("untested")).runs()[0]
     assert "the run wrote no results: leave TEST.NO_TEST out" in execute_run(run.arguments)
 

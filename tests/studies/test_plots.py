@@ -9,8 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from studies import plots
-from studies.critical import ranking
-from studies.render import over_datasets
+from studies.write import over_datasets, ranking
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,9 @@ from common.start import ROOT
 from common.version import source
 from runs.results import versions
 from studies import command as study_command
-from studies import executor, spec
-from studies.study_file import load
+from studies import plan
+from studies import run as execution
+from studies.plan import load
 from trainers import methods
 
 BASE2NEW, SMALL = (
@@ -86,7 +87,7 @@ def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp
     """
     copy = shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.setattr("configs.files.CONFIGS", copy)
-    monkeypatch.setattr(spec, "CONFIGS", copy)
+    monkeypatch.setattr(plan, "CONFIGS", copy)
     shutil.copy(copy / "trainers/MPL/small.yaml", copy / "trainers/MPL/mine.yaml")
     (copy / file).write_text(content)
     with one_line("TEST.NO_TEST is True"):
@@ -286,9 +287,9 @@ def test_status_shows_an_error_in_one_line_and_follows_no_link(kind, one_run, ca
 
 def test_a_study_that_goes_on_with_another_version_says_so(one_run, command, monkeypatch):
     file, run = one_run()
-    monkeypatch.setattr(executor, "check_datasets", lambda study: None)
-    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
-    monkeypatch.setattr(executor, "execute_runs", lambda *arguments: {})
+    monkeypatch.setattr(execution, "check_datasets", lambda study: None)
+    monkeypatch.setattr(execution, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(execution, "execute_runs", lambda *arguments: {})
     results = of_json(run.folder / "results.json")
     for facts, errors in ((source() | {"versions": versions()}, 0), ({"version": "0.1.0"}, 1)):
         to_json(run.folder / "results.json", results | facts)
@@ -306,8 +307,8 @@ def test_failed_run_does_not_stop_the_others(write, command, monkeypatch):
     trainers = {"CoOp": "small", "ZeroshotCLIP": "small"}
     file = write(trainers=trainers, datasets=["small_land"], protocols="base2new")
     coop = load(file).sequences()[0]
-    monkeypatch.setattr(executor, "LocalExecutor", Failing)
-    monkeypatch.setattr(executor, "check_datasets", lambda study: None)
+    monkeypatch.setattr(execution, "LocalExecutor", Failing)
+    monkeypatch.setattr(execution, "check_datasets", lambda study: None)
     status, printed, _ = command(study_command, "run", file, "--workers", 1)
     assert status == 1 and f"Failed runs: 1\n{coop[1].folder}: OSError: bad\n" in printed
     missing = [run for run in load(file).runs() if not (run.folder / "results.json").exists()]

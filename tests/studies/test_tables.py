@@ -14,15 +14,12 @@ from scipy import stats
 
 from common.start import ROOT
 from studies import command as study_command
-from studies.first_page import headlines
-from studies.render import Cell, Table, latex, markdown
+from studies.plan import Study, load
 from studies.report import versions
 from studies.reproduce import compared_with_authors
-from studies.rules import VALIDATION, SearchRule
-from studies.spec import Study
-from studies.study_file import load
+from studies.study import VALIDATION, SearchRule, Variant
 from studies.tables import holm
-from studies.variant import Variant
+from studies.write import Cell, Table, headlines, latex, markdown
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from marks import one_line
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
-from studies.spec import Study
-from studies.variant import Variant
+from studies.plan import Study
+from studies.study import Variant
 from trainers.linear_probe import search
 
 ONCE = ("OPTIM.MAX_EPOCH", 1)

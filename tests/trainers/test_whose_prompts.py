@@ -26,8 +26,8 @@ from inference.inspection import command as inspect_command
 from inference.load import load as load_classifier
 from inference.load import read_model
 from inference.options import LoadOptions
+from studies.plan import load
 from studies.progress import collect_results
-from studies.study_file import load
 from trainers.base import Method
 from trainers.base.prompts import TemplatePrompts
 

@@ -1,8 +1,4 @@
-"""Execute the runs of a study, several at a time, with one progress bar; and what its processes do.
-
-`LocalExecutor` uses processes of this machine. `ClusterExecutor` uses Ray, on one machine or on a
-cluster whose machines share the folders of data and results.
-"""
+"""Execute the runs of a study, several at a time, with one progress bar; what its processes do."""
 
 import io
 import os
@@ -33,9 +29,8 @@ from runs.config import RunSpec, setup_cfg
 from runs.run import train_and_test
 from trainers.base.data_use import count_common
 
-from .planned import Run, RunSequence
-from .rules import HELD_OUT
-from .spec import Study
+from .plan import Run, RunSequence, Study
+from .study import HELD_OUT
 
 TRIES = 3  # for a run whose process or machine dies
 
