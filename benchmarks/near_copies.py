@@ -41,7 +41,7 @@ from fit.features import Row
 from fit.heads import Heads
 from fit.options import FitRequest
 from fit.photos import Photos
-from fit.rows import Photo
+from fit.read_images import Photo
 from fit.trials import Backbone, Examples
 from inference.classifier import PromptedClassifier
 from runs.session import run_command

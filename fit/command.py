@@ -14,9 +14,8 @@ from common.start import Parser, required_packages
 from datasets.base import missing_files
 
 from .options import FitRequest, add_options
-from .read_images import check_named, find
+from .read_images import Photo, check_named, find
 from .record import check_same_images, checksums, earlier_record, record_of
-from .rows import Photo
 
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
 DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this

@@ -13,10 +13,9 @@ from inference.calibration import Temperature, Threshold
 from inference.sample import Sample
 from inference.sets import Sets
 
-from . import choice
+from . import choose
 from .candidates import Candidate, Weighted, ensemble, used
-from .choice import Estimate
-from .choose import Selection, select
+from .choose import Estimate, Selection, select
 from .estimate import curve, curve_seconds, estimate_by
 from .heads import Heads, logit_std
 from .options import PRIORS, FitRequest
@@ -115,8 +114,8 @@ class Chosen:
     def of_class(self) -> float:
         """The mean number of scenes of a class, of the images that can be held out."""
         examples = self.backbone.examples
-        inside = self.trials.folds[0] != choice.NEVER
-        return choice.groups_of_class(examples.labels[inside], examples.scenes[inside])
+        inside = self.trials.folds[0] != choose.NEVER
+        return choose.groups_of_class(examples.labels[inside], examples.scenes[inside])
 
     def part(self, inside: NDArray[np.bool_]) -> "Chosen":
         """The same of some of the images that were held out (held,)."""
@@ -143,7 +142,7 @@ def decide_among(
     """
     plan = plan or Plan()
     examples = backbones[0].examples
-    folds = choice.folds(examples.labels, examples.scenes, request.seed)
+    folds = choose.folds(examples.labels, examples.scenes, request.seed)
     if not len(folds):
         return 0, untried(backbones[0])
     number = sum(len(one.candidates) for one in backbones)
@@ -182,7 +181,7 @@ def of_draws(chosen: Chosen, drawn: NDArray[np.bool_]) -> Decision:
         return Decision(chosen.weighted, notes=[without_draws(number)])
     decision = estimated(chosen.part(inside))
     decision = replace(decision, notes=[*decision.notes, of_some(drawn)])
-    alone = drawn & (trials.folds[0] == choice.NEVER)
+    alone = drawn & (trials.folds[0] == choose.NEVER)
     if not alone.any():
         return decision
     return with_missed(decision, chosen.backbone.examples, alone, number)
@@ -201,7 +200,7 @@ def with_missed(
         "equal": len(np.unique(examples.labels[alone])) / classes,
     }
     estimates = {
-        prior: choice.with_missed(found, shares[prior])
+        prior: choose.with_missed(found, shares[prior])
         for prior, found in decision.estimates.items()
     }
     note = f"The estimate counts {missed} of these as wrong, which are alone in their class"
@@ -251,7 +250,7 @@ def compared(
         backbones, trials, selection.logits, selection.scores, strict=True
     ):
         name = {"backbone": backbone.name}
-        rows.append(name | choice.accuracy_of(logits, decision.trials.sample) | {"score": score})
+        rows.append(name | choose.accuracy_of(logits, decision.trials.sample) | {"score": score})
         candidates += [row | name for row in own.rows]
     return replace(decision, trials=replace(decision.trials, rows=candidates), backbones=rows)
 
@@ -284,7 +283,7 @@ def default_shares(
     Args:
         by_names: (images, classes), logits of zero-shot CLIP, the first candidate.
     """
-    evidence = choice.evidence(by_names, Sample.of(examples.labels, examples.scenes))
+    evidence = choose.evidence(by_names, Sample.of(examples.labels, examples.scenes))
     weights = ensemble(candidates, evidence)
     shares = {candidates[place]: weight for place, weight in weights.items() if weight}
     if [*shares] == [candidates[0]]:
@@ -297,13 +296,13 @@ def estimated(chosen: Chosen) -> Decision:
     trials = chosen.trials
     of_class = chosen.of_class
     logits = chosen.logits
-    correct_by_names = choice.correct(trials.stacked[0], trials.sample.labels)
+    correct_by_names = choose.correct(trials.stacked[0], trials.sample.labels)
     folds = trials.number_of_folds
     estimates = {}
     for prior in PRIORS:
         sample = Sample.of(trials.sample.labels, trials.sample.groups, prior)
         zero_shot = 100 * sample.mean(correct_by_names)
-        estimates[prior] = choice.estimate(chosen.outside, sample, folds, zero_shot, of_class)
+        estimates[prior] = choose.estimate(chosen.outside, sample, folds, zero_shot, of_class)
     sample = trials.sample
     zero_shot = 100 * sample.mean(correct_by_names)
     return Decision(
@@ -313,7 +312,7 @@ def estimated(chosen: Chosen) -> Decision:
         estimates=estimates,
         of_class=of_class,
         zero_shot=zero_shot,
-        without_nesting=choice.estimate(logits, sample, folds, zero_shot, of_class).accuracy,
+        without_nesting=choose.estimate(logits, sample, folds, zero_shot, of_class).accuracy,
         notes=trials.notes,
     )
 
@@ -344,7 +343,7 @@ def weights_of_heads(chosen: Chosen) -> NDArray[Any]:
     trials = chosen.trials
     weights = chosen.weights[: trials.heads]
     if not chosen.scales:
-        weights = choice.vote(trials.stacked[: trials.heads], trials.sample, trials.ensemble())
+        weights = choose.vote(trials.stacked[: trials.heads], trials.sample, trials.ensemble())
     if not weights.any():  # only a trained method is better than names that mislead
         weights = np.eye(trials.heads)[0]
     return weights

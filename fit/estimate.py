@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from inference.sample import Sample
 
-from . import choice
+from . import choose
 from .candidates import Weighted
 from .options import FitRequest
 from .plan import steps
@@ -28,7 +28,7 @@ def curve(
         folds: (images,).
     """
     examples = backbone.examples
-    places = np.argsort(folds, kind="stable")[np.sum(folds == choice.NEVER) :]
+    places = np.argsort(folds, kind="stable")[np.sum(folds == choose.NEVER) :]
     sample = Sample.of(examples.labels[places], examples.scenes[places], prior)
     points: dict[float, float] = {}
     for share in SHARES:
@@ -51,7 +51,7 @@ def point(
         seen = some_scenes(examples, folds != fold, share)
         answers = logits_of(backbone, chosen, seen, out).argmax(axis=1)
         correct[out] = answers == examples.labels[out]
-        sizes.append(choice.groups_of_class(examples.labels[seen], examples.scenes[seen]))
+        sizes.append(choose.groups_of_class(examples.labels[seen], examples.scenes[seen]))
     return float(np.mean(sizes)), correct
 
 
@@ -70,16 +70,16 @@ def estimate_by(
 ) -> float:
     """The estimate by other numbers of the scenes, (images,)."""
     labels = backbone.examples.labels
-    folds = choice.folds(labels, scenes, request.seed)[0]
+    folds = choose.folds(labels, scenes, request.seed)[0]
     logits = np.zeros((1, len(labels), len(backbone.examples.names)))
     for fold in range(folds.max() + 1):
         out = np.flatnonzero(folds == fold)
         logits[0, out] = logits_of(backbone, chosen, np.flatnonzero(folds != fold), out)
-    inside = folds != choice.NEVER
+    inside = folds != choose.NEVER
     sample = Sample.of(labels[inside], scenes[inside], request.prior)
     logits = logits[:, inside]
-    of_class = choice.groups_of_class(sample.labels, sample.groups)
-    return choice.estimate(logits, sample, folds.max() + 1, zero_shot, of_class).accuracy
+    of_class = choose.groups_of_class(sample.labels, sample.groups)
+    return choose.estimate(logits, sample, folds.max() + 1, zero_shot, of_class).accuracy
 
 
 def logits_of(

@@ -37,8 +37,7 @@ from trainers.base.trainer import usable
 from .candidates import VISION
 from .heads import Heads, reads_names
 from .options import FitRequest
-from .read_images import learned_classes
-from .rows import Photo
+from .read_images import Photo, learned_classes
 
 LOOK = "sha256", "pixels_sha256", "signature", "camera", "second"
 PART = 256  # images of a file: what a killed call loses at most

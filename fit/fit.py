@@ -30,9 +30,9 @@ from .heads import Heads, reads_names
 from .options import FitRequest
 from .photos import Photos, find_groups, looks_known
 from .plan import Plan
+from .read_images import Photo
 from .record import FILE, FORM, PAGE, TABLE, checksums
 from .result import Fit, Tested
-from .rows import Photo
 from .trained import TRAINED, Towers
 from .trials import Backbone, Examples
 

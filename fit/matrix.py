@@ -25,8 +25,8 @@ from .fit import methods_of
 from .heads import Heads
 from .options import FitRequest
 from .photos import Photos
+from .read_images import Photo
 from .result import Fit
-from .rows import Photo
 from .trials import Examples
 
 SOURCE = "the features"

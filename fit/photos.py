@@ -17,8 +17,7 @@ from datasets.base import same_names
 from inference.seen import SeenImages
 
 from .features import Row
-from .read_images import learned_classes
-from .rows import ASKED, Photo
+from .read_images import ASKED, Photo, learned_classes
 
 MOST_NAMED = 3  # classes in a sentence
 

@@ -18,7 +18,7 @@ from common.start import required_packages
 from common.text import MAX_JSON, read_bytes, read_json
 
 from .options import FitOptions, FitRequest
-from .rows import Photo
+from .read_images import Photo
 
 FILE = "fit.json"
 PAGE = "report.html"

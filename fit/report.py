@@ -23,9 +23,9 @@ from inference.calibrated import Calibration
 from inference.calibration import softmax
 from inference.images import jpeg_of
 
-from . import choice
+from . import choose
+from .read_images import Photo
 from .result import Fit
-from .rows import Photo
 from .trials import Trials
 
 # On the first screen, which is one sheet of paper; of more, the WORST
@@ -145,7 +145,7 @@ def by_class(fit: Fit) -> list[dict[str, Any]]:
     if trials is None:
         return []
     sample = trials.sample
-    right = sample.weights * choice.correct(fit.decision.logits, sample.labels)
+    right = sample.weights * choose.correct(fit.decision.logits, sample.labels)
     names = fit.photos.names
     sums = [np.bincount(sample.labels, one, len(names)).tolist() for one in (right, sample.weights)]
     images = Counter(photo.label for photo in fit.photos.training)

@@ -14,7 +14,7 @@ from clip import is_known
 from inference.calibrated import Calibration, sha256_of_images
 
 from .candidates import GUESSING, TITLES
-from .choice import Estimate, gain, interval
+from .choose import Estimate, gain, interval
 from .decision import Decision
 from .options import PRIORS, FitRequest
 from .photos import Photos

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import UsageError
 from inference.sample import Sample
 
-from . import choice
+from . import choose
 from .candidates import GUESSING, SUMMED, Candidate, ensemble
 from .choose import Option
 from .heads import Heads, logit_std
@@ -93,7 +93,7 @@ class Trials:
     """The candidates' answers for the images that were held out.
 
     Attributes:
-        folds: (repeats, images), by `choice.folds`.
+        folds: (repeats, images), by `choose.folds`.
         held: (held,), the places of the images whose logits are kept.
         sample: these images.
         notes: for the user.
@@ -137,7 +137,7 @@ class Trials:
     @property
     def some(self) -> NDArray[np.int64] | None:
         """`held`, if memory has no room for all images that can be held out; else None."""
-        return self.held if len(self.held) < np.sum(self.folds[0] != choice.NEVER) else None
+        return self.held if len(self.held) < np.sum(self.folds[0] != choose.NEVER) else None
 
     @property
     def of_folds(self) -> NDArray[np.int64]:
@@ -168,7 +168,7 @@ class Trials:
         inside = np.isfinite(logits[0]).all(axis=1)
         if inside.all() or not inside.any():
             return
-        found = choice.accuracy_of(logits[:, inside], self.sample.part(inside))
+        found = choose.accuracy_of(logits[:, inside], self.sample.part(inside))
         best = max((row["accuracy"] for row in self.rows if "accuracy" in row), default=0.0)
         if found["high"] < best:
             share = f"{inside.sum():,} of {len(inside):,} images"
@@ -185,7 +185,7 @@ class Trials:
         """
         inside = np.ones(len(self.held), dtype=bool) if inside is None else inside
         zero_shot = self.stacked[0, 0][inside]
-        evidence = choice.evidence(zero_shot, self.sample.part(inside))
+        evidence = choose.evidence(zero_shot, self.sample.part(inside))
         return ensemble(list(self.logits), evidence)
 
 
@@ -215,7 +215,7 @@ def no_trials(examples: Examples, folds: NDArray[np.int64], prior: str, number: 
     """
     held = to_choose_on(folds, examples.scenes, len(examples.names), number)
     sample = Sample.of(examples.labels[held], examples.scenes[held], prior)
-    return Trials(folds, held, sample, notes_of(examples, folds[0] != choice.NEVER, held))
+    return Trials(folds, held, sample, notes_of(examples, folds[0] != choose.NEVER, held))
 
 
 def try_candidates(backbone: Backbone, trials: Trials, plan: Plan) -> Trials:
@@ -241,7 +241,7 @@ def to_choose_on(
     """The places of images whose logits are kept: those that are held out, or so many scenes as
     memory has room for.
     """
-    places = np.flatnonzero(folds[0] != choice.NEVER)
+    places = np.flatnonzero(folds[0] != choose.NEVER)
     room = MOST_LOGITS // (len(folds) * classes * (candidates + 1))
     if len(places) <= room:
         return places
@@ -283,7 +283,7 @@ def with_candidates(
             rows.append({"name": name, "fault": str(error)})
             print(f"{name:<44} left out: {error}")
             continue
-        row: dict[str, Any] = {"name": name, **choice.accuracy_of(logits[candidate], trials.sample)}
+        row: dict[str, Any] = {"name": name, **choose.accuracy_of(logits[candidate], trials.sample)}
         rows.append(row | {"seconds": time.monotonic() - began})
         print(f"{name:<44} {row['accuracy']:7.1f}% {rows[-1]['seconds']:8.1f}", flush=True)
     return replace(trials, rows=rows, logits=logits)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pandas import DataFrame, Series
 
-from fit import choice
+from fit import choose
 from fit.candidates import Candidate, ensemble
 from inference.calibration import Temperature
 from inference.sample import Sample
@@ -33,10 +33,10 @@ def weights_of(cell: Mapping[str, Any], places: Sequence[int]) -> np.ndarray:
     sample = Sample.of(cell["labels"])
     if len(cell["folds"]):
         held = cell["held"][places].astype(float)
-        return choice.choose(
-            held, sample, ensemble(candidates, choice.evidence(held[0, 0], sample))
+        return choose.choose(
+            held, sample, ensemble(candidates, choose.evidence(held[0, 0], sample))
         )
-    shares = ensemble(candidates, choice.evidence(cell["by_names"].astype(float), sample))
+    shares = ensemble(candidates, choose.evidence(cell["by_names"].astype(float), sample))
     weights = np.zeros(len(places))
     weights[[*shares]] = [*shares.values()]
     return weights / cell["fresh"][places]
@@ -44,15 +44,15 @@ def weights_of(cell: Mapping[str, Any], places: Sequence[int]) -> np.ndarray:
 
 def measured(cell: Mapping[str, Any], names: Sequence[str], votes: int) -> dict[str, float]:
     """The accuracy in percent and the cross-entropy of the choice, on the test images."""
-    choice.MOST_VOTES = votes
+    choose.MOST_VOTES = votes
     places = [place for place, name in enumerate(cell["names"]) if name in names]
     weights = weights_of(cell, places)
-    answers = choice.combine(weights, cell["test"][places].astype(float))
+    answers = choose.combine(weights, cell["test"][places].astype(float))
     found = {"accuracy": 100 * float(np.mean(answers.argmax(axis=1) == cell["ty"]))}
     if len(cell["folds"]):
-        held = choice.combine(weights, cell["held"][places].astype(float))[0]
+        held = choose.combine(weights, cell["held"][places].astype(float))[0]
         temperature = Temperature.fit(held, cell["labels"]).temperature
-        found["nats"] = float(choice.losses(answers[None] / temperature, cell["ty"]).mean())
+        found["nats"] = float(choose.losses(answers[None] / temperature, cell["ty"]).mean())
     return found
 
 

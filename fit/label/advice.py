@@ -5,8 +5,8 @@ and when to stop.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..read_images import ASKED
 from ..result import MORE, expected
-from ..rows import ASKED
 from .label_file import Line, is_open
 
 NO_ESTIMATE = "NO ESTIMATE"  # a note of a fit

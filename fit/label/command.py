@@ -17,8 +17,7 @@ from inference.bank import is_bank
 from inference.options import LoadOptions
 from inference.serving.command import OF_API, add_address_options
 
-from ..read_images import unlabelled_in
-from ..rows import ASKED
+from ..read_images import ASKED, unlabelled_in
 from .label_file import Line, check_done, check_labels, image_of, lines_of, write_lines
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from common.errors import UsageError, check_name
 from common.files import write_text
 from common.names import as_class_name, csv_cell
 
-from ..rows import rows_of
+from ..read_images import rows_of
 
 COLUMNS = "path", "label", "asked", "guess"
 REASON = "reason"  # the column that says why an image has no label

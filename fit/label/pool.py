@@ -20,8 +20,7 @@ from trainers.base.prompted import normalize
 from ..command import with_checksums
 from ..features import Features, Row, features_of, read_features
 from ..photos import NOT_KNOWN, find_groups, firsts, looks_known
-from ..read_images import notes_of, unlabelled_in
-from ..rows import Photo
+from ..read_images import Photo, notes_of, unlabelled_in
 
 
 class Asked(NamedTuple):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.files import checksum
 from common.version import source
-from fit import choice, decision, features, plan
+from fit import choose, decision, features, plan
 from fit import command as fit
 from fit import fit as story
 from fit import trained as towers_module
@@ -21,7 +21,7 @@ from fit.estimator import Classifier
 from fit.features import Features
 from fit.heads import Heads
 from fit.photos import Photos
-from fit.rows import Photo
+from fit.read_images import Photo
 from fit.trained import TRAINED, Towers
 from inference import predict
 from inference.calibrated import sha256_of_images
@@ -76,7 +76,7 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     assert classifier.description.training.items() >= made.items()
     before = first["estimate"]["cross_validated"]
     # Four folds learn
-    gain = choice.gain(before, first["zero_shot"], 8 * 4 / 5, np.log2(5 / 4))
+    gain = choose.gain(before, first["zero_shot"], 8 * 4 / 5, np.log2(5 / 4))
     assert first["estimate"]["accuracy"] == pytest.approx(before + gain)
     image = next((photos / names[0]).iterdir())
     assert classifier.probabilities([image]).sum() == pytest.approx(1)

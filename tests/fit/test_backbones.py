@@ -16,7 +16,7 @@ from tiny_models import FAMILIES, saved, small_timm, tiny_config
 
 import clip
 from clip import weights_sha256
-from fit import choice
+from fit import choose
 from fit import command as fit
 from fit import features as sources
 from fit import fit as story
@@ -44,7 +44,7 @@ def option(logits):
 def test_the_choice_among_backbones_is_right_and_does_not_flatter(random_seed):
     rng = np.random.default_rng(random_seed)
     labels = np.tile(np.arange(4), 15)
-    held = choice.folds(labels, np.arange(60), 0)
+    held = choose.folds(labels, np.arange(60), 0)
     sample = Sample.of(labels)
 
     def guesses():
@@ -52,12 +52,12 @@ def test_the_choice_among_backbones_is_right_and_does_not_flatter(random_seed):
 
     knows = option(rng.normal(size=(2, len(held), 60, 4)) + 3 * np.eye(4)[labels])
     found, backbones = nested([guesses(), knows, guesses()], sample, held)
-    assert (backbones == 1).all() and choice.correct(found[1], labels).mean() > 0.8
+    assert (backbones == 1).all() and choose.correct(found[1], labels).mean() > 0.8
     outside = []
     for _ in range(10):
         found, backbones = nested([guesses() for _ in range(6)], sample, held)
         taken = np.take_along_axis(found, backbones[None, :, :, None], axis=0)[0]
-        outside.append(choice.correct(taken, labels).mean())
+        outside.append(choose.correct(taken, labels).mean())
     assert np.mean(outside) == pytest.approx(0.25, abs=0.06)
 
 

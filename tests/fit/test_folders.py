@@ -13,8 +13,7 @@ from PIL import Image
 
 from common.errors import UsageError
 from datasets import folders
-from fit.read_images import find
-from fit.rows import rows_of
+from fit.read_images import find, rows_of
 from inference.images import find_images
 
 QUICK = ["--methods", "GDA", "VisionProbe"]

@@ -11,7 +11,7 @@ from PIL.ExifTags import IFD, Base
 from scipy.ndimage import gaussian_filter
 
 from datasets import copies, image_facts
-from fit import choice
+from fit import choose
 from inference.calibration import Temperature, Threshold
 from inference.sample import Sample
 from inference.sets import Sets
@@ -186,7 +186,7 @@ def check_folds(held, labels, groups):
     for row in held:
         for group in np.unique(groups):
             assert len(np.unique(row[groups == group])) == 1
-        for fold in np.unique(row[row != choice.NEVER]):
+        for fold in np.unique(row[row != choose.NEVER]):
             assert set(labels[row == fold]) <= set(labels[row != fold])
 
 
@@ -196,9 +196,9 @@ def test_folds_of_any_groups_keep_them_together_and_classes_known(random_seed):
         images = int(rng.integers(4, 30))
         labels = rng.permutation(np.r_[0, 1, rng.integers(0, rng.integers(2, 5), images - 2)])
         groups = rng.integers(0, rng.integers(1, images + 1), images)
-        held = choice.folds(labels, groups, int(rng.integers(9)))
+        held = choose.folds(labels, groups, int(rng.integers(9)))
         for row in held:
-            folds = np.unique(row[row != choice.NEVER])
+            folds = np.unique(row[row != choose.NEVER])
             assert len(folds) >= 2 and folds.tolist() == list(range(len(folds)))
         check_folds(held, labels, groups)
 

@@ -11,7 +11,7 @@ from marks import of_json
 from PIL import Image
 
 from fit import report
-from fit.rows import Photo
+from fit.read_images import Photo
 from inference.sample import Sample
 
 QUICK = "--methods", "GDA"

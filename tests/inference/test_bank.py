@@ -11,8 +11,7 @@ from PIL import Image
 
 from common.lock import locked
 from fit.estimator import Classifier
-from fit.read_images import photos_in
-from fit.rows import photos_in_rows, rows_of
+from fit.read_images import photos_in, photos_in_rows, rows_of
 from inference import bank, embed, predict, shard_files
 from inference import calibrate_command as calibrate
 

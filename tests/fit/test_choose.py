@@ -10,7 +10,7 @@ import pytest
 import torch
 from marks import one_line
 
-from fit import choice, trials
+from fit import choose, trials
 from fit.candidates import (
     CANDIDATES,
     KERNEL,
@@ -25,7 +25,7 @@ from fit.decision import decide, decide_among
 from fit.heads import Heads, logit_std
 from fit.options import FitRequest
 from fit.photos import Photos
-from fit.rows import Photo
+from fit.read_images import Photo
 from fit.trials import Backbone, Examples
 from inference import export
 from inference.classifier import PromptedClassifier
@@ -96,7 +96,7 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(heads, methods):
     labels = torch.arange(24) % 3
     features = features_of(labels)
     found = decided(heads, features, labels, range(24), methods)
-    held = choice.folds(labels.numpy(), np.arange(24), 1)
+    held = choose.folds(labels.numpy(), np.arange(24), 1)
     scales = {
         one: logit_std(heads.answers(one, (features, labels), features)) for one, _ in found.chosen
     }
@@ -124,14 +124,14 @@ def test_a_winner_must_lead(rival):
             of_candidates.insert(0, np.full(60, -9.0))  # zero-shot CLIP, which is far worse
         logits = np.zeros((len(of_candidates), 1, 60, 2))
         logits[:, 0, np.arange(60), labels] = of_candidates
-        factors = choice.inverse_temperatures(logits, sample)
+        factors = choose.inverse_temperatures(logits, sample)
         default = {0: 0.0, 1: 1.0}  # the last candidate of two, and the second of three
-        ensemble = choice.losses(
-            choice.combine(choice.stack(logits, sample, default), logits), labels
+        ensemble = choose.losses(
+            choose.combine(choose.stack(logits, sample, default), logits), labels
         )
-        last, first = (choice.losses(factors[place] * logits[place], labels) for place in (-1, 0))
+        last, first = (choose.losses(factors[place] * logits[place], labels) for place in (-1, 0))
         lead = sample.in_errors(first - ensemble if rival == "zero-shot CLIP" else ensemble - last)
-        taken = choice.choose(logits, sample, default)[-1] > 0
+        taken = choose.choose(logits, sample, default)[-1] > 0
         assert taken == (lead > (rival == "the ensemble")), (shift, lead)
         below += 0 < lead <= 1
         above += lead > 1
@@ -198,13 +198,13 @@ def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
         logits = rng.normal(size=(3, 2, images, 4))
         logits[1] += 2 * np.eye(4)[labels]
         sample = Sample.of(labels)
-        weights = choice.stack(logits, sample, dict(enumerate(default)))
-        combined = choice.combine(default, logits)[None]
-        scaled = default * choice.inverse_temperatures(combined, sample)
+        weights = choose.stack(logits, sample, dict(enumerate(default)))
+        combined = choose.combine(default, logits)[None]
+        scaled = default * choose.inverse_temperatures(combined, sample)
         found[images] = weights / scaled.sum()
 
         def loss(weights, logits=logits, labels=labels, images=images, scaled=scaled):
-            fit = choice.losses(choice.combine(weights, logits), labels).mean()
+            fit = choose.losses(choose.combine(weights, logits), labels).mean()
             return fit + 10 * ((weights - scaled) ** 2).sum() / images
 
         assert weights.min() >= 0
@@ -223,10 +223,10 @@ def test_the_five_most_useful_candidates_vote():
     logits[[1, 4, 6]] += 0.5 * np.eye(4)[labels]
     sample = Sample.of(labels)
     default = dict.fromkeys(range(8), 1.0)
-    weights = choice.vote(logits, sample, default)
+    weights = choose.vote(logits, sample, default)
     assert np.flatnonzero(weights).tolist() == useful
-    assert np.count_nonzero(choice.stack(logits, sample, default)) > 5
-    again = choice.stack(logits, sample, dict.fromkeys(useful, 1.0))
+    assert np.count_nonzero(choose.stack(logits, sample, default)) > 5
+    again = choose.stack(logits, sample, dict.fromkeys(useful, 1.0))
     np.testing.assert_allclose(weights, again, atol=1e-3)
 
 
@@ -254,8 +254,8 @@ def test_evidence_for_names_needs_images_that_agree(images, random_seed):
     labels = np.arange(images) % 10
     noise = rng.normal(size=(images, 10))
     sample = Sample.of(labels)
-    strong = choice.evidence(3 * np.eye(10)[labels] + noise, sample)
-    against = choice.evidence(-3 * np.eye(10)[labels] + noise, sample)
+    strong = choose.evidence(3 * np.eye(10)[labels] + noise, sample)
+    against = choose.evidence(-3 * np.eye(10)[labels] + noise, sample)
     assert against == 0 < 0.5 < strong
 
 
@@ -263,24 +263,24 @@ def test_the_estimate_adds_what_more_images_gain():
     labels = np.repeat(np.arange(5), 20)
     logits = np.eye(5)[(labels + (np.arange(100) % 5 == 0)) % 5][None]  # 80% are right
     sample = Sample.of(labels)
-    known = choice.estimate(logits, sample, 5, 80.0, 20)
+    known = choose.estimate(logits, sample, 5, 80.0, 20)
     assert [known.accuracy, known.low, known.high] == pytest.approx([80, 68.89, 87.84], abs=0.01)
     # Six doublings from a quarter of an image to 16 have divided the error by three
-    assert choice.estimate(logits, sample, 5, 40.0, 20).accuracy == pytest.approx(
+    assert choose.estimate(logits, sample, 5, 40.0, 20).accuracy == pytest.approx(
         100 - 20 / 3 ** (np.log2(5 / 4) / 6)
     )
-    assert choice.gain(100, 40.0, 20) == choice.gain(100 + 1e-9, 40.0, 20) == 0
-    assert choice.gain(95, 5.0, 16) < choice.gain(65, 5.0, 16) < 100 - 65
+    assert choose.gain(100, 40.0, 20) == choose.gain(100 + 1e-9, 40.0, 20) == 0
+    assert choose.gain(95, 5.0, 16) < choose.gain(65, 5.0, 16) < 100 - 65
     assert (
-        choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0, 20).accuracy == 0
+        choose.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0, 20).accuracy == 0
     )
 
 
 def test_images_that_are_missed_for_sure_lower_the_estimate():
-    found = choice.Estimate(80.0, 60.0, 90.0, 50, 40.0, 79.0)
-    less = choice.with_missed(found, 0.2)
+    found = choose.Estimate(80.0, 60.0, 90.0, 50, 40.0, 79.0)
+    less = choose.with_missed(found, 0.2)
     assert less.accuracy == pytest.approx(64) and less.images == 50
-    assert (less.low, less.high) == choice.interval(less.accuracy, 50)
+    assert (less.low, less.high) == choose.interval(less.accuracy, 50)
 
 
 def test_many_logits_are_kept_of_some_scenes_only(heads, monkeypatch):
