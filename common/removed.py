@@ -21,7 +21,12 @@ REMOVED = {
 }
 
 # Options by their words before this release, which the next one refuses
-RENAMED = {"--ask": "--count", "--look": "--near-copies", "--together": "--transductive"}
+RENAMED = {
+    "--ask": "--count",
+    "--coverage-by": "--coverage",
+    "--look": "--near-copies",
+    "--together": "--transductive",
+}
 
 # Values of removed settings that did nothing
 WITHOUT_EFFECT = {"BANK": "", "CORRUPTION": "", "SEVERITY": 5, "FEATURES_OF": "", "LABELLED": 0}

@@ -377,6 +377,6 @@ def with_certainty(decision: Decision, request: FitRequest) -> Decision:
     gained = (estimate.accuracy - estimate.cross_validated) / 100
     temperature = Temperature.fit(logits, sample.labels, sample.weights)
     temperature = temperature.surer(logits, gained, sample.weights)
-    fit_sets = Sets.fit_by_class if request.coverage_by == "class" else Sets.fit
+    fit_sets = Sets.fit_by_class if request.coverage == "per-class" else Sets.fit
     sets = fit_sets(logits, sample.labels, sample=sample)
     return replace(decision, certainty=Certainty(temperature, sets, threshold), notes=notes)

@@ -64,7 +64,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         device: `cpu`, `cuda`, or empty for CUDA if there is a GPU.
         random_state: of the folds and of the training.
         verbose: whether progress is printed.
-        coverage_by: `images` or `class`, of which `predict_sets` covers a share.
+        coverage: of `predict_sets`: `marginal`, a share of all images, or `per-class`.
         max_ms: most milliseconds of the image tower for an image on this machine; None for any.
 
     Attributes:
@@ -91,7 +91,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     device: str = ""
     random_state: int = FitOptions.seed
     verbose: bool = False
-    coverage_by: str = FitOptions.coverage_by
+    coverage: str = FitOptions.coverage
     max_ms: float | None = FitOptions.max_ms
     _model: Any = field(init=False)  # a PromptedClassifier, or a MatrixModel
 

@@ -11,7 +11,8 @@ from common.errors import UsageError, check_name
 from common.start import Parser, any_seed, between, path, percent
 
 PRIORS = "folder", "equal"
-COVERAGES = "images", "class"
+COVERAGES = "marginal", "per-class"
+OLD_COVERAGES = {"images": COVERAGES[0], "class": COVERAGES[1]}  # words of --coverage-by
 GROUPS = "auto", "none"
 
 
@@ -63,9 +64,10 @@ class FitOptions:
         "how frequent the classes are in new images: as in these, or all equally",
         choices=PRIORS,
     )
-    coverage_by: str = option(
+    coverage: str = option(
         COVERAGES[0],
         "whether sets (`predict --sets`) cover a share of all images, or of those of each class",
+        type=lambda text: OLD_COVERAGES.get(text, text),
         choices=COVERAGES,
     )
     methods: tuple[str, ...] = option(

@@ -17,7 +17,7 @@ from common.results import CALIBRATION, SEEN
 from common.start import required_packages
 from common.text import MAX_JSON, read_bytes, read_json
 
-from .options import FitOptions, FitRequest
+from .options import COVERAGES, OLD_COVERAGES, FitOptions, FitRequest
 from .read_images import Photo
 
 FILE = "fit.json"
@@ -63,9 +63,18 @@ def options_of(record: dict[str, Any], folder: Any) -> dict[str, Any]:
     if record["form"] != FORM:
         fault = f"{folder} is a fit of another version"
         raise UsageError(fault, "fit again, or open it by inference.load.load")
-    known = asdict(read(FitOptions, record["request"]))
+    known = asdict(read(FitOptions, with_new_words(record["request"])))
     known["random_state"] = known.pop("seed")
     return known
+
+
+def with_new_words(request: Any) -> Any:
+    """What a fit was asked for, in the words that options have now."""
+    if not isinstance(request, dict) or "coverage_by" not in request:
+        return request
+    known = dict(request)
+    coverage = str(known.pop("coverage_by"))
+    return known | {"coverage": OLD_COVERAGES.get(coverage, coverage)}
 
 
 def images_of(record: dict[str, Any]) -> list[Photo]:
@@ -100,7 +109,7 @@ def record_of(
     one.
     """
     asked = facts(request, photos)
-    if earlier and earlier.get("request") == asked:
+    if earlier and with_new_words(earlier.get("request")) == asked:
         return earlier
     images = [asdict(photo) for photo in photos]
     names = sorted({photo.label for photo in photos})
@@ -115,7 +124,7 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
 
     kept = {one.name: getattr(request, one.name) for one in fields(FitOptions)}
     # Options that earlier versions lack
-    later = {"coverage_by": "images", "max_ms": None}
+    later = {"coverage": COVERAGES[0], "max_ms": None}
     known = {name: value for name, value in kept.items() if value != later.get(name, ...)}
     weights, *others = map(weights_sha256, request.backbones)
     if others:

@@ -14,6 +14,7 @@ from marks import one_line
 from common.errors import UsageError, check_name
 from common.removed import REMOVED
 from common.start import ROOT, Parser
+from fit import command as fit
 from inference import calibrate_command as calibrate
 from inference import embed, predict
 from inference.description import configuration
@@ -39,6 +40,8 @@ def test_the_old_word_of_an_option_works_and_says_the_new_one(capsys):
     args = predict.parse(["photos", "--together=ZLaP"])
     assert args.transductive == "ZLaP"
     assert "--together is called --transductive now" in capsys.readouterr().err
+    request = fit.parse(["photos", "--to", "model", "--coverage-by", "class"])
+    assert request.coverage == "per-class"
 
 
 @pytest.mark.parametrize("command", [predict, embed])

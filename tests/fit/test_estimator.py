@@ -218,7 +218,7 @@ def test_options_below_0_are_refused(option, tiny, images):
         quick(tiny).set_params(max_error=100.0).fit(*images)
 
 
-@pytest.mark.parametrize("name", ["prior", "coverage_by", "groups"])
+@pytest.mark.parametrize("name", ["prior", "coverage", "groups"])
 def test_a_misspelt_option_is_one_line(name, tiny, images):
     """Its default was taken: no guarantee, and nothing said so."""
     with one_line(f"value of {name} 'Cross'"):
@@ -277,6 +277,11 @@ def test_a_loaded_model_has_the_options_of_its_fit(tiny, images, tmp_path):
     loaded.partial_fit(paths[:1], labels[:1]).save(tmp_path / "more")
     again = Classifier.load(tmp_path / "more", backbone=str(tiny), prior="folder")
     assert (again.methods, again.prior) == (("CuPL",), "folder")
+    record = tmp_path / "more/fit.json"  # as an earlier version wrote it
+    record.write_text(
+        record.read_text().replace('"request": {', '"request": {"coverage_by": "class",')
+    )
+    assert Classifier.load(tmp_path / "more", backbone=str(tiny)).coverage == "per-class"
 
 
 @parametrize_with_checks([Classifier(backbone=None, minutes=0)])
