@@ -14,7 +14,6 @@ from common.files import check_no_link
 from configs.files import CONFIGS, config_folder, read_yaml
 from configs.methods import methods, plugin_of
 from configs.recipes import Recipe, recipe
-from runs.arguments import parse_arguments
 
 from .study import (
     ACCEPTED,
@@ -444,6 +443,7 @@ def check_settings(runs: list[Run]) -> None:
     on it.
     """
     from clip import available_models  # here, as these import torch
+    from runs.arguments import parse_arguments
     from runs.config import setup_cfg
 
     for run in runs:
