@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
+from common.image_files import files_below, is_image, kinds
 from common.names import as_class_name, check_known_names, of_csv_cell, plain, printable
 from common.text import read_text
 from datasets.base import missing_files
-from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS, OwnImages
 from inference.addresses import Address, place_of
 from inference.bank import Bank, BankFiles, is_bank

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from common.errors import UsageError, one_line
+from common.image_files import is_image
 from common.start import path
 from common.text import read_bytes
-from datasets.folders import is_image
 
 from .tars import MAX_BYTES, Member
 

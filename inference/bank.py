@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from common.errors import UsageError, one_line
 from common.lock import LOCK, is_locked
 from common.text import read_json
-from datasets.image_facts import SHAPE
 
 from .shard_files import opened, parts_of
 
@@ -33,7 +32,6 @@ TEXT = "(large_)?string"
 TYPES = dict.fromkeys(("path", "sha256", "error", "pixels_sha256"), TEXT)
 TYPES |= dict.fromkeys(("width", "height"), "int32")
 TYPES |= {"tower": r"fixed_size_list<\w+: (halffloat|float)>\[[1-9]\d{0,5}\]"}
-TYPES |= {"signature": rf"fixed_size_list<\w+: int8>\[{math.prod(SHAPE)}\]"}
 TYPES |= {"camera": "uint64", "second": "double"}
 OPTIONAL = {"pixels_sha256", "signature", "camera", "second"}
 FILLED = {"path", "sha256", "error", "pixels_sha256", "camera", "second"}
@@ -114,8 +112,11 @@ def checked(file: Path) -> Iterator[Any]:
 
 def check_types(schema: Any) -> None:
     """Raise ValueError if a column is missing or of another type."""
+    from datasets.image_facts import SHAPE  # here, as it loads all datasets
+
     types = {field.name: str(field.type).replace(" not null", "") for field in schema}
-    for name, kind in TYPES.items():
+    signature = rf"fixed_size_list<\w+: int8>\[{math.prod(SHAPE)}\]"
+    for name, kind in (*TYPES.items(), ("signature", signature)):
         found = types.get(name, "" if name in OPTIONAL else "missing")
         if found and not re.fullmatch(kind, found):
             raise ValueError(f"its column {name} is {one_line(found)}")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import UsageError
-from datasets.folders import IMG_EXTENSIONS, files_below, is_image, kinds
+from common.image_files import IMG_EXTENSIONS, files_below, is_image, kinds
 
 from .addresses import Address
 

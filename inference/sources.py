@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import UsageError, one_line
+from common.image_files import is_image, walk_files
 from common.start import required_packages
-from datasets.folders import is_image, walk_files
 
 from .addresses import Address, place_of
 from .shard_files import REQUIREMENTS

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UsageError, one_line
-from datasets.folders import is_image
+from common.image_files import is_image
 
 RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")  # as in {00000..00009}.tar
 LARGEST_HEADER = 1 << 20  # bytes

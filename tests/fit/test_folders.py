@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from marks import of_json, one_line
 from PIL import Image
 
+from common import image_files
 from common.errors import UsageError
-from datasets import folders
 from fit.read_images import find, rows_of
 from inference.images import find_images
 
@@ -29,8 +29,8 @@ def photos(class_folders):
 
 
 def test_what_a_folder_holds_and_is_not_read_is_named(photos, tmp_path, capsys, monkeypatch):
-    read = tuple(ending for ending in folders.IMG_EXTENSIONS if ending not in folders.HEIC)
-    monkeypatch.setattr(folders, "IMG_EXTENSIONS", read)
+    read = tuple(ending for ending in image_files.IMG_EXTENSIONS if ending not in image_files.HEIC)
+    monkeypatch.setattr(image_files, "IMG_EXTENSIONS", read)
     first, second, third, *_ = sorted(photos.iterdir())
     count = len(list(photos.glob("*/*")))
     inside = third / "below"
