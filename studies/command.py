@@ -154,7 +154,8 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
 
 
 def tables(study: Study, args: argparse.Namespace) -> None:
-    from .write import build_tables, latex, markdown, overview
+    from .report import overview
+    from .write import build_tables, latex, markdown
 
     summary, folder = summarize(study, args)
     made = [*overview(summary), *build_tables(summary)]

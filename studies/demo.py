@@ -69,9 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     from measures.outcomes import draw_answers
     from measures.predictions import read
 
+    from .report import overview
     from .run import LocalExecutor, check_datasets, execute_runs
     from .tables import Summary
-    from .write import markdown, overview
+    from .write import markdown
 
     check_datasets(study)
     failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "demo")

@@ -1,22 +1,19 @@
-"""The results of a study as text: sentences for a reader with one minute, tables as Markdown and
-LaTeX.
-"""
+"""The tables of a study as text, Markdown and LaTeX."""
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from common.names import printable
 from common.results import MEASURES, OTHER_MEASURES, Measure
 from runs.config import read_chosen
 from trainers import methods
 
-from .compare import LEVEL, POWER, between, seed_interval, signed, smallest_difference
+from .compare import LEVEL, POWER, between, signed
 from .plan import Search
 from .study import ORACLE
 from .tables import MARK, MARKED, Summary, as_shown, marked, shots_label
@@ -386,140 +383,4 @@ def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking | 
     quantile = studentized_range.ppf(LEVEL, methods, math.inf) / math.sqrt(2)
     return Ranking(
         ranks, datasets, p, quantile * math.sqrt(methods * (methods + 1) / (6 * datasets))
-    )
-
-
-def overview(summary: Summary) -> list[Table]:
-    """For each protocol, the best method first: averages over datasets, the training time, the
-    calibration error, and the choices with their images."""
-    tables = []
-    averages = summary.cells.query("dataset == 'average'")
-    for protocol in summary.study.protocols:
-        cells = averages[averages["protocol"] == protocol]
-        cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
-        if not cells.empty:
-            tables.append(overview_of(summary, protocol, cells))
-    return tables
-
-
-def overview_of(summary: Summary, protocol: str, cells: pd.DataFrame) -> Table:
-    """The table of one protocol, from its averages."""
-    main = summary.main_part(protocol)
-    header, rows = grid(best_first(cells, main), "part", partial(accuracy, summary))
-    times = summary.times[summary.times["protocol"] == protocol]
-    if protocol == "few_shot":  # every number of shots is trained
-        times = times[times["part"] == main]
-    more = {"training time (s)": seconds(times)}
-    more |= calibration_errors(summary, protocol)
-    more |= choices_of(summary, protocol, cells["method"].unique())
-    for row in rows:
-        row += [Cell(texts.get(row[0].text, MISSING)) for texts in more.values()]
-    devices = ", ".join(times["device"].unique())
-    note = (
-        f"Sorted by {main}. {describe_spread(summary)} Averages over "
-        f"{', '.join(summary.averaged(protocol))}. Training time: mean of a run"
-        f"{f' on {devices}' if devices else ''}.{about_mark(cells)}"
-    )
-    return Table(f"Summary: {protocol}", [*header, *more], rows, note)
-
-
-def best_first(cells: pd.DataFrame, part: str) -> pd.DataFrame:
-    """The cells with those of one part first, which sort the methods."""
-    ranked = cells["part"] == part
-    sorted_cells = cells[ranked].sort_values("mean", ascending=False, kind="stable")
-    return pd.concat([sorted_cells, cells[~ranked]])
-
-
-def calibration_errors(summary: Summary, protocol: str) -> dict[str, dict]:
-    """The ECE of each method in the parts of a protocol that recorded it."""
-    measures = summary.measures.query("protocol == @protocol").dropna(subset="ece")
-    return {
-        f"ECE, {part} (%)": rows.set_index("method")["ece"].map(number).to_dict()
-        for part, rows in measures.groupby("part", sort=False)
-    }
-
-
-def seconds(times: pd.DataFrame) -> dict[str, str]:
-    """The training time of each method, on each device."""
-    several = times["device"].nunique() > 1
-    texts = times["seconds"].map("{:.1f}".format)
-    if several:
-        texts += times["device"].map(" ({})".format)
-    return dict(texts.groupby(times["method"]).agg(", ".join))
-
-
-def choices_of(summary: Summary, protocol: str, methods: Iterable[str]) -> dict[str, dict]:
-    """The choices of the methods, if one of them has a record of its choices."""
-    choices = {name: chosen_on(summary, protocol, name) for name in methods}
-    return {"chosen on images": choices} if any(choices.values()) else {}
-
-
-def chosen_on(summary: Summary, protocol: str, method: str) -> str:
-    """The choices of a method's runs and their images, by the data-use cards; empty without
-    cards.
-    """
-    runs = {run: results for run, results in summary.results.items() if run.protocol == protocol}
-    cards = [results.data_use for run, results in runs.items() if run.variant.name == method]
-    known = [card for card in cards if card]
-    texts = {"not known" for card in known if card.choose is None}
-    for choice in (choice for card in known for choice in card.choose or ()):
-        text = f"{printable(choice.what)}: {printable(choice.split)}"
-        texts.add(marked(text, choice.test_images > 0))
-    return ", ".join(sorted(texts)) or ("nothing" if known else "")
-
-
-def headlines(summary: Summary) -> list[str]:
-    """For each protocol and kind of method, how sure it is that the best method is better than the
-    second.
-
-    Methods that were selected on test images take no part.
-    """
-    sentences = []
-    for protocol in summary.study.protocols:
-        part = summary.main_part(protocol)
-        cells = summary.cells.query(
-            "protocol == @protocol and part == @part and dataset == 'average'"
-        )
-        cells = (
-            cells[~cells["selected_on_test"]]
-            .dropna(subset="mean")
-            .sort_values("mean", ascending=False)
-        )
-        for kind, of_kind in cells.groupby("kind", sort=False):
-            if len(of_kind) < 2:
-                continue
-            first, second = list(of_kind.itertuples())[:2]
-            among = f" of the {kind} methods" if cells["kind"].nunique() > 1 else ""
-            if first.rank == second.rank:
-                both = f"{first.method} and {second.method} are both first{among}"
-                sentences.append(f"{protocol}: {both} with {part} {first.mean:.1f}%.")
-                continue
-            text = (
-                f"{protocol}: {first.method} is first{among} with {part} {first.mean:.1f}%, "
-                f"{first.mean - second.mean:.1f} points above {second.method}. "
-            )
-            sentences.append(text + how_sure(summary, protocol, part, first.method, second.method))
-    return sentences
-
-
-def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str) -> str:
-    """A sentence on whether the seeds show that the first method is better than the second."""
-    one = summary.by_seed(protocol, part, first)
-    other = summary.by_seed(protocol, part, second)
-    seeds = (one - other)["average"].dropna()
-    interval = seed_interval(seeds)
-    shown = f"95% interval {between(interval, digits=1)}"
-    if pd.isna(interval[0]):
-        return (
-            f"With {len(seeds)} complete seed{'s' * (len(seeds) != 1)}, nothing says how sure "
-            "this is."
-        )
-    if pd.isna(least := smallest_difference(seeds)):
-        return f"All {len(seeds)} seeds have the same difference."
-    if interval[0] > 0:
-        return f"The {len(seeds)} seeds show that it is better ({shown})."
-    return (
-        f"The seeds do not show that it is better ({shown}): with {len(seeds)} "
-        f"seeds only a difference above {least:.1f} points of this mean over all datasets "
-        "would show (of one dataset, a larger one: tools/compare.py)."
     )

@@ -18,10 +18,11 @@ from common.records import read
 from common.results import RunResult, digest_of_rows
 from studies.plan import Run, Study
 from studies.progress import collect_results
+from studies.report import overview
 from studies.run import LocalExecutor, execute_run
 from studies.study import Variant
 from studies.tables import Summary
-from studies.write import Table, build_tables, overview
+from studies.write import Table, build_tables
 
 TIMES = ("train_seconds", "test_seconds", "date", "checkpoint_sha256")
 

@@ -15,11 +15,11 @@ from scipy import stats
 from common.start import ROOT
 from studies import command as study_command
 from studies.plan import Study, load
-from studies.report import versions
+from studies.report import headlines, versions
 from studies.reproduce import compared_with_authors
 from studies.study import VALIDATION, SearchRule, Variant
 from studies.tables import holm
-from studies.write import Cell, Table, headlines, latex, markdown
+from studies.write import Cell, Table, latex, markdown
 
 pytestmark = pytest.mark.slow
 
