@@ -66,7 +66,7 @@ def run(study: Study, args: argparse.Namespace) -> None:
 
 def show_commands(study: Study) -> None:
     """Print the commands of the runs."""
-    trained = [run for sequence in study.sequences() for run in sequence]
+    trained = [run for sequence in study.sequences for run in sequence]
     for run in (*study.trials(), *trained):
         print(f"python train.py {shlex.join(run.arguments)}")
 
@@ -88,7 +88,7 @@ def decided(study: Study, waiting: list[Search]) -> list[RunSequence]:
     missing = {str(search.file) for search in waiting}
     return [
         runs
-        for runs in study.sequences()
+        for runs in study.sequences
         if not any(missing.intersection(run.arguments) for run in runs)
     ]
 

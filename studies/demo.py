@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     from .write import markdown
 
     check_datasets(study)
-    failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "demo")
+    failed = execute_runs(study.sequences, LocalExecutor(args.workers), "demo")
     if failed:
         sys.exit(f"Failed runs: {len(failed)}, see above; run the same command again to retry")
     summary = Summary(study, collect_results(study))

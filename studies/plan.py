@@ -95,14 +95,11 @@ class Study(StudyKeys):
     Raises UsageError if a value is unknown, missing or out of range.
     """
 
-    def sequences(self) -> list[RunSequence]:
+    @cached_property
+    def sequences(self) -> tuple[RunSequence, ...]:
         """All runs, seed by seed, so that early results cover all methods: each training run, then
         its tests.
         """
-        return list(self._sequences)
-
-    @cached_property
-    def _sequences(self) -> tuple[RunSequence, ...]:
         return tuple(
             sequence for protocol in self.protocols for sequence in self.sequences_of(protocol)
         )
@@ -133,7 +130,7 @@ class Study(StudyKeys):
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
-        return [run for sequence in self.sequences() for run in sequence]
+        return [run for sequence in self.sequences for run in sequence]
 
     @cached_property
     def searches(self) -> list[Search]:

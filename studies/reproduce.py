@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")
     collect_results(study)  # raises for links, damaged results, and those of other settings
     check_datasets(study)
-    failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
+    failed = execute_runs(study.sequences, LocalExecutor(args.workers), "testing")
     if len(failed) < len(study.runs()):
         summary = Summary(study, collect_results(study))
         tables = [*build_tables(summary), *compared_with_authors(summary)]

@@ -298,7 +298,7 @@ class StudyKeys:
     variants: tuple[Variant, ...]
     datasets: tuple[str, ...] = ()
     protocols: tuple[str, ...] = ("base2new",)
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[int, ...] = SEEDS
     source: str = ""
     targets: tuple[str, ...] = ()
     shots: tuple[int, ...] = (16,)

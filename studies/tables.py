@@ -1,4 +1,4 @@
-"""The results of a study's finished runs as data frames, for `render` and `plots`."""
+"""The results of a study's finished runs as data frames, for `write`, `plots` and `report`."""
 
 import json
 import math
@@ -234,7 +234,7 @@ class Summary:
         has no rows. Those corrected by Holm's method for the comparisons of one table are in
         `holm_*`. `selected_on_test` has those of the two methods that were selected on test images.
         `interval` is that of the difference over seeds, and `smallest` the smallest difference that
-        these seeds can show (`comparing`).
+        these seeds can show (`compare`).
         """
         rows = []
         for (protocol, part), name in product(self.parts, self.variants):

@@ -58,7 +58,7 @@ class Deadly(LocalExecutor):
 @pytest.mark.thorough
 def test_dead_process_fails_only_its_run(study_file):
     study = load(study_file("deaths", trainers={"ZeroshotCLIP": "small"}))
-    ((Deadly.unlucky, other),) = study.sequences()
+    ((Deadly.unlucky, other),) = study.sequences
     failed = execute_runs([(Deadly.unlucky,), (other,)], deadly := Deadly(), "deaths")
     assert Counter(deadly.started) == {Deadly.unlucky: TRIES, other: 1}
     progress = Progress(study)
@@ -75,7 +75,7 @@ def test_dead_process_fails_only_its_run(study_file):
 def test_interrupt_ends_all_processes(study_file):
     study = load(study_file("interrupted"))
     with pytest.raises(KeyboardInterrupt), LocalExecutor(2) as local:
-        futures = [local.submit(trained) for trained, *_ in study.sequences()]
+        futures = [local.submit(trained) for trained, *_ in study.sequences]
         while not Progress(study).running:
             time.sleep(0.05)
         raise KeyboardInterrupt
@@ -120,7 +120,7 @@ def test_process_ends_with_the_main_process_and_not_by_ctrl_c():
 
 def test_run_of_another_process_is_waited_for(study_file):
     study = load(study_file("locked", trainers={"ZeroshotCLIP": "small"}))
-    run = study.sequences()[0][0]
+    run = study.sequences[0][0]
     run.folder.mkdir(parents=True)
     with ThreadPoolExecutor(1) as other:
         with FileLock(run.folder / LOCK):
@@ -164,10 +164,10 @@ def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file, capsys
             return future
 
     study = load(study_file("again", trainers={"CoOp": "small"}, seeds=[1, 2]))
-    (first, _), (trained, test) = study.sequences()
+    (first, _), (trained, test) = study.sequences
     for run in (first, test):  # the user has deleted a training run
         finish(run, 50.0)
-    execute_runs(study.sequences(), Submitted(1), "again")
+    execute_runs(study.sequences, Submitted(1), "again")
     assert submitted[:2] == [trained, test] and len(submitted) == 3
     lines = [
         f"again: {number} of 4 runs: {run.folder}, accuracy 60.00%"
@@ -178,7 +178,7 @@ def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file, capsys
 
 def test_progress_and_remaining_time(study_file):
     study = load(study_file("counted", seeds=[1, 2]))
-    (base, new), (other, _), *_ = study.sequences()
+    (base, new), (other, _), *_ = study.sequences
     assert str(Progress(study)) == "0 of 8 runs are done, 0 are running, 0 have failed, 8 are left"
     for run, seconds in ((base, 100), (other, 40)):
         finish(run, 50.0, train_seconds=seconds - 1.0, test_seconds=1.0)

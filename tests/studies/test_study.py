@@ -104,7 +104,7 @@ def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp
 def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their_sequence(
     write, tmp_path
 ):
-    sequences = load(write()).sequences()
+    sequences = load(write()).sequences
     folders = {str(run.folder.relative_to(tmp_path)) for sequence in sequences for run in sequence}
     assert folders >= {
         "base2new/train_base/small_land/shots_16/MPL/small/seed1",
@@ -129,7 +129,7 @@ def test_union_and_near_ood_are_runs_of_the_study(write, tmp_path):
         ood="new",
         calibrate=True,
     )
-    runs = load(file).sequences()[0]
+    runs = load(file).sequences[0]
     base, new, everything = runs
     assert [run.classes for run in runs] == ["base", "new", "all"]
     assert base.option("--ood") == "new"
@@ -141,7 +141,7 @@ def test_union_and_near_ood_are_runs_of_the_study(write, tmp_path):
 def test_overrides_also_for_one_dataset_have_their_own_folder(write):
     own = {"overrides": {"OPTIM.LR": 0.1}, "datasets": {"small_land": {"OPTIM.LR": 0.2}}}
     trainers = {"x 1": {"trainer": "CoOp", "config": "small"} | own}
-    for (run,) in load(write(trainers=trainers, protocols="few_shot")).sequences():
+    for (run,) in load(write(trainers=trainers, protocols="few_shot")).sequences:
         rate = cfg_from(*run.arguments).OPTIM.LR
         assert rate == (0.2 if run.dataset == "small_land" else 0.1)
         assert run.folder.match(f"{run.dataset}/CoOp/x_1_16shots/seed{run.seed}")
@@ -150,7 +150,7 @@ def test_overrides_also_for_one_dataset_have_their_own_folder(write):
 def test_a_method_over_another_one_follows_its_training(write, tmp_path):
     trainers = ["TransCLIP+CoOp", {"CoOp": "small"}, "TransCLIP", {"StatA+CoOp": "small"}]
     study = load(write(trainers=trainers, protocols=["base2new"], seeds=[1]))
-    of_coop, alone = study.sequences()[:2]
+    of_coop, alone = study.sequences[:2]
     names = [run.variant.name for run in of_coop]
     assert names == 2 * ["CoOp"] + 2 * ["TransCLIP+CoOp"] + 2 * ["StatA+CoOp"]
     assert {run.variant.name for run in alone} == {"TransCLIP"}
@@ -230,7 +230,7 @@ def one_run(write):
     def one_run(name="MPL"):
         mpl = {"trainer": "MPL", "config": "small"}
         file = write(trainers={name: mpl}, datasets=["small_land"], protocols="base2new", seeds=[1])
-        run = load(file).sequences()[0][0]
+        run = load(file).sequences[0][0]
         finish(run, 50.0)
         return file, run
 
@@ -306,7 +306,7 @@ def test_failed_run_does_not_stop_the_others(write, command, monkeypatch):
 
     trainers = {"CoOp": "small", "ZeroshotCLIP": "small"}
     file = write(trainers=trainers, datasets=["small_land"], protocols="base2new")
-    coop = load(file).sequences()[0]
+    coop = load(file).sequences[0]
     monkeypatch.setattr(execution, "LocalExecutor", Failing)
     monkeypatch.setattr(execution, "check_datasets", lambda study: None)
     status, printed, _ = command(study_command, "run", file, "--workers", 1)
