@@ -1,29 +1,33 @@
-"""Write the scripts in scripts/: `make scripts`.
+"""The scripts in scripts/: `make scripts` writes them, and `main` prints the settings that those in
+scripts/any/ ask for.
 
 published/scripts.yaml has the fields of `Script` for each path: published scripts under their
 paths, and our own. script.jinja shows the calls of train.py; scripts/start.sh reads the arguments.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader
 
+from common.errors import check_name
 from common.files import write_text
-from common.start import ROOT
-from configs.files import config_folder
+from common.start import ROOT, Parser
+from configs.files import CONFIGS, config_folder
+from configs.methods import methods
 from configs.recipes import Recipe, recipe, recipes_of, small_cfg
+from inference.arguments import add_plugin_option
 
 from .study import PROTOCOLS, SEEDS, Protocol, by_key
 
 HERE = Path(__file__).parent
 FOLDER = ROOT / "scripts"
-TEMPLATES = Environment(loader=FileSystemLoader(HERE), trim_blocks=True, lstrip_blocks=True)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,16 @@ def text(name: str, script: Script) -> str:
         words["small"] = small_cfg(script.method, script.protocol)
     if script.protocol in PROTOCOLS:
         words["runs"] = [run(script, step) for step in script.steps]
-    return TEMPLATES.get_template("script.jinja").render(words)
+    return template().render(words)
+
+
+@cache
+def template() -> Any:
+    """The template of all scripts."""
+    from jinja2 import Environment, FileSystemLoader  # a script that runs does not need it
+
+    templates = Environment(loader=FileSystemLoader(HERE), trim_blocks=True, lstrip_blocks=True)
+    return templates.get_template("script.jinja")
 
 
 def recipes_of_script(script: Script) -> list[Recipe]:
@@ -177,12 +190,41 @@ def pairs_of(settings: str) -> list[str]:
     return list(map(" ".join, by_key(words).items()))
 
 
-def main() -> None:
+def write_scripts() -> None:
     for name, script in read_table().items():
         path = FOLDER / f"{name}.sh"
         path.parent.mkdir(exist_ok=True)
         write_text(path, text(name, script))
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Print the exact name of METHOD, its YAML file, and its settings, a line of each."""
+    parser = Parser(description="Print the settings of a method in a protocol.")
+    for name in ("method", "protocol", "dataset"):
+        parser.add_argument(name)
+    parser.add_argument("shots", type=int, help="images of each class")
+    parser.add_argument("--cfg", default="", help="the YAML file that the user has chosen")
+    parser.add_argument("--backbone", default="", help="small, ViT-B/16, ...")
+    add_plugin_option(parser)
+    args = parser.parse_args(argv)
+    used_name = exact_name(args.method)
+    used = recipe(used_name, args.protocol, args.dataset, args.shots, args.cfg, args.backbone)
+    print(used_name)
+    folder = config_folder(used_name)
+    place = ROOT if folder.is_relative_to(ROOT) else Path()
+    print(os.path.relpath(folder, place), f"{used.cfg}.yaml", sep="/")
+    print(*used.settings)
+
+
+def exact_name(method: str) -> str:
+    """The name of a method in any case. Only a plug-in's, such as DePT+MPL, waits for torch."""
+    names = [folder.name for folder in (CONFIGS / "trainers").iterdir() if folder.is_dir()]
+    if method.lower() not in map(str.lower, names):
+        names = list(methods())
+    exact = {name.lower(): name for name in names}.get(method.lower(), method)
+    check_name(exact, names, "method")
+    return exact
+
+
 if __name__ == "__main__":
-    main()
+    write_scripts()

@@ -29,7 +29,7 @@ COMMANDS = {
     "base2new": ("measures.results", "", "the results of runs"),
     "prepare backbone": ("clip.fetch", "where it stopped", "download a backbone"),
     "prepare": ("datasets.preparing.command", "where it stopped", "download and check datasets"),
-    "recipe": ("studies.recipe", "", "the published settings of a method, for scripts"),
+    "recipe": ("studies.scripts", "", "the published settings of a method, for scripts"),
     "demo": ("studies.demo", "", "prompt learning on a laptop"),
 }
 COMPLETION = "_ARGCOMPLETE"  # which argcomplete sets

@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from _start import run
 
-    run("studies.recipe")
+    run("studies.scripts")
