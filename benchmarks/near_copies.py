@@ -208,7 +208,7 @@ def drawn(
 def examples_of(
     heads: Heads, images: Sequence[Image.Image], labels: NDArray[np.int64]
 ) -> tuple[Examples, Photos]:
-    """What a fit learns from, in groups."""
+    """The images of a fit, in groups."""
     x = features(heads, images)
     listed = [Photo(str(place), heads.names[label]) for place, label in enumerate(labels.tolist())]
     rows = {

@@ -44,7 +44,7 @@ def locked(
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else PATIENCE)
     except Timeout:
-        if not (folder / name).exists():  # filelock tries for ever
+        if not (folder / name).exists():  # filelock never stops trying
             raise not_writable(folder, OSError("no file can be made there"), option) from None
         remedy = f"wait until it has ended, or choose another {option}"
         raise UsageError(f"another run is in {folder}", remedy, folder) from None

@@ -168,7 +168,7 @@ class NLPrompt(CoOp):
         return super().training_step(batch)
 
     def loss(self, output, labels):
-        """Cross-entropy, or for labels that are taken for wrong half the mean absolute error."""
+        """Cross-entropy; for labels that count as wrong, half the mean absolute error."""
         if not self.wrong:
             return super().loss(output, labels)
         p = output.logits.softmax(dim=1)
