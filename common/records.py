@@ -49,7 +49,7 @@ Facts = Annotated[
 
 def read(kind: type[Record], content: Any) -> Record:
     """A record of this dataclass from the content of a file. Unknown keys are ignored; a value that
-    is None or missing is the default.
+    is missing or None gets the default.
 
     Fields may be what `Accepts` knows, `Annotated` with an `Accepts` of their own, and other
     dataclasses; lists of these; each of these or None.

@@ -134,7 +134,7 @@ class Heads:
         return learned(self.inputs(candidate.method, features)).detach()
 
     def read(self, candidate: Candidate, seen: Seen) -> Seen:
-        """What a candidate reads of images, and their labels."""
+        """The inputs of a candidate for images, and their labels."""
         features, labels = seen
         return self.inputs(candidate.method, features), labels
 

@@ -22,7 +22,7 @@ def option(default: Any, words: str, flag: str = "", below: float = 0.0, **reads
     Args:
         words: its help.
         flag: its word on the command line; by default its name.
-        below: numbers of 0 or more, and less than this, are accepted; 0: it is no number.
+        below: numbers of 0 or more, and less than this, are accepted; 0: it has no range.
         reads: how argparse reads it.
     """
     if below:
@@ -159,7 +159,7 @@ def flag_of(one: Field[Any]) -> str:
 
 
 def help_of(one: Field[Any]) -> str:
-    """What an option means, with its default."""
+    """The help of an option, with its default."""
     words: str = one.metadata["words"]
     if one.default is MISSING or not one.default:
         return words

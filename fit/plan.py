@@ -18,13 +18,13 @@ from common.files import write_text
 
 T = TypeVar("T")
 # Gets the logits of held-out images, NaN for images of folds to come; raises UsageError if a
-# candidate need not go on
+# candidate can stop
 Check = Callable[[Tensor], None]
 SETTLED = 1.0  # seconds of trainings that say how long others take
 
 
 def ignore(found: Tensor) -> None:
-    """The `Check` of a candidate that goes on."""
+    """The `Check` of a candidate that continues."""
 
 
 def steps(items: Sequence[T], what: str) -> Iterable[T]:

@@ -69,7 +69,7 @@ def options_of(record: dict[str, Any], folder: Any) -> dict[str, Any]:
 
 
 def with_new_words(request: Any) -> Any:
-    """What a fit was asked for, in the words that options have now."""
+    """The request of a fit, in the words that options have now."""
     if not isinstance(request, dict) or "coverage_by" not in request:
         return request
     known = dict(request)

@@ -223,7 +223,7 @@ class Fit:
 
     @property
     def classifier(self) -> str:
-        """What was chosen, for people; fit.json has the settings."""
+        """The choice, for people; fit.json has the settings."""
         methods = [candidate.method for candidate, _ in self.decision.chosen]
         if len(methods) == 1:
             return self.decision.name

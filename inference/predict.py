@@ -221,7 +221,7 @@ def load_options_of(args: argparse.Namespace) -> LoadOptions:
 
 
 def predict_options(args: argparse.Namespace, how: LoadOptions) -> PredictOptions:
-    """What the command answers for each image."""
+    """The answers of the command for each image."""
     return PredictOptions(
         class_names=list(how.class_names) or None,
         topk=args.topk,

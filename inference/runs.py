@@ -1,4 +1,4 @@
-"""What the folder of a run, or a published checkpoint, says of its model."""
+"""The model of a run's folder, or of a published checkpoint."""
 
 from pathlib import Path
 from typing import Any

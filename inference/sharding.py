@@ -203,7 +203,7 @@ def check_same(output: Output, replace: bool) -> None:
 
 
 def facts_of_record(record: Path) -> Any:
-    """What the shards in a folder depend on, as its record says."""
+    """The request behind the shards in a folder, from its record."""
     known = read_json(record)
     if isinstance(known, dict):
         for key in (COUNT, MADE):

@@ -252,7 +252,7 @@ def of_one_seed(name: str, other: str, difference: NDArray[Any]) -> str:
 
 
 def smallest_shown(by_seed: NDArray[Any]) -> str:
-    """The smallest difference that so many seeds can show."""
+    """The smallest difference that this number of seeds can show."""
     least = smallest_difference(list(by_seed))
     if math.isnan(least):
         return "All seeds have the same difference"

@@ -1,4 +1,4 @@
-"""What a study file may say: protocols, variants of methods, choices of settings; their checks."""
+"""The content of a study file: protocols, variants of methods, choices of settings; its checks."""
 
 import hashlib
 import json

@@ -80,7 +80,7 @@ class Split:
 
     @cached_property
     def parts(self) -> list[tuple[bool, DataLoader]]:
-        """Whether the labels are taken for wrong, and the images."""
+        """Whether the labels count as wrong, and the images."""
         agrees = self.method.agreeing(self.loader)
         clean = [index for index, agreed in enumerate(agrees) if agreed]
         noisy = [index for index, agreed in enumerate(agrees) if not agreed]
@@ -115,7 +115,7 @@ class NLPrompt(CoOp):
 
     Settings = NLPromptSettings
     takes_plugins = False
-    wrong = False  # whether the labels of the present batch are taken for wrong
+    wrong = False  # whether the labels of the present batch count as wrong
 
     def check_training(self):
         super().check_training()

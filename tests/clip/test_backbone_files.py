@@ -53,7 +53,7 @@ def test_archive_of_openai_gives_its_tensors_and_draws_no_random_numbers(half, a
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_archive_that_is_not_openais_is_refused_and_its_code_does_not_run(archive, tmp_path):
+def test_foreign_archive_is_refused_and_its_code_does_not_run(archive, tmp_path):
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)

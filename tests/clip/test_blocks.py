@@ -60,7 +60,7 @@ def test_forward_hooks_are_called(where, clip):
 
 
 @pytest.mark.parametrize("name", ["mlp.c_fc", "mlp.c_proj", "attn.out_proj", "ln_2"])
-def test_modules_that_are_trained_in_a_block_get_the_gradients_of_the_plain_form(name, clip):
+def test_modules_trained_in_a_block_get_the_gradients_of_the_plain_form(name, clip):
     clip = deepcopy(clip)
     learned = []
     for transformer in (clip.transformer, clip.visual.transformer):
@@ -68,7 +68,7 @@ def test_modules_that_are_trained_in_a_block_get_the_gradients_of_the_plain_form
     assert_same(outputs(fast, clip), outputs(plain, clip), learned)
 
 
-def test_frozen_weights_that_changed_in_place_are_read_again(clip):
+def test_frozen_weights_changed_in_place_are_read_again(clip):
     clip = deepcopy(clip)
     outputs(fast, clip)
     clip.load_state_dict({key: 1.5 * tensor + 0.1 for key, tensor in clip.state_dict().items()})

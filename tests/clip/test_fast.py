@@ -140,7 +140,7 @@ def test_gradients_of_a_prefix_shared_by_many_classes_are_added_up_precisely(cli
     assert (gradient(half, torch.float32) - exact).norm() < 0.05 * exact.norm()
 
 
-def test_texts_that_change_in_place_are_read_again(clip):
+def test_texts_changed_in_place_are_read_again(clip):
     slots = torch.tensor([[1, 2], [1, 2]])
     prompts = TextPrompts(rows([[2], [3]], 2, []), leaf(2, WIDTH), slots)
     assert layout_of(replace(prompts, ctx=leaf(2, WIDTH))) is layout_of(prompts)

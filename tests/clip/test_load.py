@@ -127,7 +127,7 @@ def test_load_rejects_jit_and_unknown_names(name, words):
         clip.load(name)
 
 
-def test_an_image_size_that_timm_fixes_comes_before_open_clips():
+def test_an_image_size_fixed_by_timm_comes_before_open_clips():
     assert clip.preprocessing("ViTamin-XL-384:datacomp1b")["SIZE"] == [384, 384]
     assert clip.preprocessing("convnext_base_w_320:laion_aesthetic_s13b_b82k")["SIZE"] == [320, 320]
 

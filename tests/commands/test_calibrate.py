@@ -108,7 +108,7 @@ def test_nothing_is_written_to_the_images_of_a_run(name, seed, file, finished, c
     assert list((tmp_path / "data").rglob("*")) == [tmp_path / "data/one"]
 
 
-def test_a_run_whose_images_are_elsewhere_says_where_to_start(finished, command, tmp_path):
+def test_a_run_with_images_elsewhere_says_where_to_start(finished, command, tmp_path):
     folder = shutil.copytree(finished("CoOp", "base"), tmp_path / "run")
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     settings["DATASET"]["ROOT"] = "elsewhere"
@@ -284,7 +284,7 @@ def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos,
     assert command(calibrate, copied).status == 0 and command(predict, copied, image).status == 0
 
 
-def test_runs_that_cannot_be_calibrated_do_not_stop_the_others(calibrated, command, tmp_path):
+def test_runs_without_a_calibration_do_not_stop_the_others(calibrated, command, tmp_path):
     folders = [shutil.copytree(calibrated, tmp_path / f"runs/{name}") for name in "abc"]
     for folder in folders:
         (folder / CALIBRATION).unlink()
@@ -300,7 +300,7 @@ def test_new_classes_need_the_calibration_of_the_base(launch, argv):
     assert f"has no {CALIBRATION}" in done.error
 
 
-def test_new_classes_of_a_method_that_learns_nothing(finished):
+def test_new_classes_of_a_method_without_training(finished):
     base = finished("ZeroshotCLIP", "base", *ASKED, "DATASET.NUM_SHOTS", -1)
     found = results(finished("ZeroshotCLIP", *NEW[1:], tests=base))["calibration"]
     assert found["temperature"] == calibration_in(base).temperature.temperature != 1

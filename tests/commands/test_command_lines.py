@@ -1,4 +1,4 @@
-"""What the commands read of their arguments, what was removed, and how fast they start."""
+"""The arguments of the commands, removed options, and how fast the commands start."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_the_old_word_of_an_option_works_and_says_the_new_one(capsys):
 
 
 @pytest.mark.parametrize("command", [predict, embed])
-def test_an_image_that_is_missing_is_no_run(command):
+def test_a_missing_image_is_not_a_run(command):
     """The remedy was the output folder of a run."""
     to = ["--to", "new"] if command is embed else ["--classes", "robin", "wren"]
     with one_line("no model or image at photo.jpg: check the path"):

@@ -137,7 +137,7 @@ def test_incomparable_runs_are_refused(other, words, runs, command):
 @pytest.mark.parametrize(
     ("key", "value"), [("trainer", "CoOp"), ("backbone", "RN50"), ("shots", 16)]
 )
-def test_runs_that_differ_in_more_than_the_seed_are_not_one_method(key, value, runs, command):
+def test_runs_with_different_settings_are_not_one_method(key, value, runs, command):
     folder, _ = runs
     file = folder / "MPL/seed3/results.json"
     to_json(file, of_json(file) | {key: value})
@@ -146,6 +146,6 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_one_method(key, value, r
     )
 
 
-def test_a_difference_that_rounds_to_zero_has_a_plus():
+def test_a_difference_rounded_to_zero_has_a_plus():
     assert {compare.signed(value) for value in (-0.0, -0.004, 0.004)} == {"+0.00"}
     assert compare.signed(-0.006) == "-0.01"

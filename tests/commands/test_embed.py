@@ -143,7 +143,7 @@ def test_the_layout_of_clip_retrieval(embedded, photos, monkeypatch):
         assert feature.tolist() == (row["feature"] or [0] * len(feature))
 
 
-def test_a_feature_is_of_the_bytes_whose_checksum_is_written(embedded, photos, monkeypatch):
+def test_a_feature_is_of_the_bytes_with_the_written_checksum(embedded, photos, monkeypatch):
     content = (photos / "a.jpg").read_bytes()
     expected = {row["path"]: row for row in rows_in(embedded(photos))}
     original = batches.read_bytes
@@ -215,7 +215,7 @@ def test_lists_name_images(embedded, command, deep, photos, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_names_that_are_no_unicode_are_escaped(embedded, command, deep, photos, tmp_path):
+def test_names_outside_unicode_are_escaped(embedded, command, deep, photos, tmp_path):
     (photos / "list.txt").write_bytes(b"gone\xff.png\na.jpg\n")
     words = [photos / "list.txt", "--to", f"{tmp_path}/answers/", "--backbone", deep]
     assert command(predict, *words, "--classes", "cat", "dog").status == 1
@@ -279,7 +279,7 @@ def test_a_damaged_file_of_features_is_written_again(embedded, photos, capsys):
     assert file.read_bytes() == whole
 
 
-def test_a_range_of_tars_that_ends_before_it_begins_is_refused(command, deep, tmp_path):
+def test_a_reversed_range_of_tars_is_refused(command, deep, tmp_path):
     line = tmp_path / "{9..0}.tar", "--to", tmp_path / "new", "--backbone", deep
     assert "write the smaller one first" in command(embed, *line).error
 

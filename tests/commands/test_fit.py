@@ -140,7 +140,7 @@ def test_fit_says_how_clip_reads_joined_names_and_what_an_error_is(error, fittin
     assert "CLIP reads 'annualcrop'" in done.printed
 
 
-def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(
+def test_images_changed_during_the_start_of_fit_are_left_out_and_not_kept(
     fitting, photos, tmp_path, monkeypatch
 ):
     one, other, *_ = (min(folder.iterdir()) for folder in sorted(photos.iterdir()))
@@ -171,7 +171,7 @@ def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(
     assert kept["estimate"] == fresh["estimate"] and kept["chosen"] == fresh["chosen"]
 
 
-def test_a_model_that_is_gone_or_changed_is_fitted_again(fitting, photos, tmp_path):
+def test_a_deleted_or_changed_model_is_fitted_again(fitting, photos, tmp_path):
     tensors = tmp_path / "model/prompts.safetensors"
     config = tmp_path / "model/config.json"
     fitting.works(photos, *QUICK)
@@ -217,7 +217,7 @@ def towers_of(photos, backbone):
     return files, heads, Towers(heads, Photos(pictures, names, {}, []))
 
 
-def test_a_killed_fit_goes_on_to_the_same_result(
+def test_a_killed_fit_resumes_to_the_same_result(
     fitting, photos, tmp_path, monkeypatch, random_seed
 ):
     monkeypatch.setattr(features, "PART", 8)  # images that are kept together
@@ -319,9 +319,7 @@ def test_trained_methods_and_sentences_are_candidates(
     assert late["fault"] == "no time is left: raise --minutes"
 
 
-def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
-    fitting, photos, tmp_path, monkeypatch
-):
+def test_slow_heads_are_left_out_also_after_a_kill(fitting, photos, tmp_path, monkeypatch):
     """Each look at the clock is a minute later. The chosen head is then trained without a limit."""
     monkeypatch.setattr(plan, "SETTLED", 0)
     now = [0.0]

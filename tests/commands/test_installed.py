@@ -82,7 +82,7 @@ def test_only_one_name_is_installed(site):
 
 
 @pytest.mark.parametrize("predicts", [False, pytest.param(True, marks=pytest.mark.thorough)])
-def test_a_folder_becomes_a_model_that_predicts(predicts, installed, tmp_path):
+def test_fit_of_a_folder_makes_a_model_for_predict(predicts, installed, tmp_path):
     colours = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
     for name, colour in colours.items():
         (tmp_path / "photos" / name).mkdir(parents=True)

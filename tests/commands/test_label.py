@@ -129,7 +129,7 @@ def test_a_bank_and_a_list_are_pools(ask, command, pool, tiny, tmp_path):
     assert len({row["path"] for row in read(file)}) == 48
 
 
-def test_what_cannot_work_is_one_line(ask, tmp_path):
+def test_impossible_requests_print_one_line(ask, tmp_path):
     file = tmp_path / "asked.csv"
     assert "--count is 60, and 48 groups" in ask(60).error and not file.exists()
     assert "there is no method 'margin'" in ask(4, "--method", "margin").error
@@ -146,7 +146,7 @@ def test_what_cannot_work_is_one_line(ask, tmp_path):
     assert "has no columns path, label and asked" in ask(4).error
 
 
-def test_a_pool_that_the_model_has_learned_from_is_refused(ask, fitting, tiny, tmp_path):
+def test_a_pool_with_training_images_of_the_model_is_refused(ask, fitting, tiny, tmp_path):
     file = tmp_path / "asked.csv"
     assert ask(20).status == 0
     fill(file)
@@ -231,7 +231,7 @@ def test_thumbnails_are_numbered_as_in_the_file(ask, pool, tmp_path):
     assert "not allowed with argument --thumbnails" in done.error
 
 
-def test_a_file_that_cannot_be_written_leaves_no_thumbnails(ask, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_thumbnails(ask, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
 
         def full(*_):

@@ -101,7 +101,7 @@ USUAL = {"method": "CoOp", "dataset": "EuroSAT", "shots": 16, "classes": "base",
 
 
 @pytest.mark.parametrize("key", USUAL)
-def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(key, runs, parse):
+def test_runs_with_different_settings_are_not_averaged(key, runs, parse):
     root = runs({"a/seed1": 80, "a/seed2": 81}, SETTINGS.format(**USUAL) + TRAINING) / "a"
     assert "* accuracy: 80.50%" in parse(root)
     runs({"a/seed3": 90}, SETTINGS.format(**USUAL | {key: "4"}) + TRAINING)

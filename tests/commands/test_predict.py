@@ -212,7 +212,7 @@ def test_an_interrupted_prediction_leaves_what_was_there(
     assert file.read_text() == "of before"
 
 
-def test_small_says_which_class_names_it_has_never_read(command, photos):
+def test_small_lists_the_class_names_without_training(command, photos):
     line = "--backbone", "small", photos / "a.jpg", "--classes", "red stars", "teapot", "crescent"
     errors = command.works(predict, *line).errors
     assert "no word of 2 of 3 class names, such as 'teapot'" in errors[0]

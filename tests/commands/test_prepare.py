@@ -264,7 +264,7 @@ def test_invalid_archive_is_refused_and_a_valid_one_taken_afterwards(
         (Path.touch, "given/EuroSAT.zip is not the published file (it has 0 bytes, "),
     ],
 )
-def test_a_given_archive_that_is_another_file_is_named_and_not_downloaded(
+def test_a_wrong_archive_is_named_and_not_downloaded(
     write, words, prepare_fails, publish, tmp_path
 ):
     publish("eurosat")

@@ -102,7 +102,7 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
     assert [*answer(names).values()] == pytest.approx(expected)
 
 
-def test_names_that_a_model_cannot_change_are_read_only(finished, monkeypatch, tmp_path):
+def test_fixed_names_of_a_model_are_read_only(finished, monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     for method, is_editable in {"CoOp": True, "LinearProbe": False}.items():
         classifier = load(finished(method, "all"))
@@ -113,7 +113,7 @@ def test_names_that_a_model_cannot_change_are_read_only(finished, monkeypatch, t
 
 
 @pytest.mark.parametrize("names", [NAMES, ["a cat", "a dog"]])
-def test_bars_are_the_classifiers_probabilities_of_an_image_that_is_read_once(
+def test_bars_are_the_classifiers_probabilities_and_the_image_is_read_once(
     names, page, photo, monkeypatch
 ):
     reads = []

@@ -32,7 +32,7 @@ def test_model_with_fixed_and_equal_names_answers_for_them(finished, photos, tmp
     assert bars == pytest.approx({"missile": expected[0] + expected[2], "lake": expected[1]})
 
 
-def test_roll_out_of_a_method_with_views_is_that_of_the_whole_image(
+def test_roll_out_of_a_method_with_views_equals_the_roll_out_of_the_whole_image(
     launch, eurosat, tiny, photos, tmp_path
 ):
     """Each image was a traceback of the server."""

@@ -145,7 +145,7 @@ def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
 @pytest.mark.parametrize(
     ("signal", "status", "line"), [("TERM", 130, "Interrupted."), ("0", 2, "NUM_WORKERS")]
 )
-def test_a_killed_process_of_the_data_loader_is_one_line(signal, status, line):
+def test_a_killed_process_of_the_data_loader_prints_one_line(signal, status, line):
     kill = f"(sleep 0.3; kill -{signal} {{os.getpid()}}) &"
     code = f"""
 import os
@@ -162,7 +162,7 @@ run_command(main)
     ) and line in ended.stderr
 
 
-def test_a_command_whose_output_nobody_reads_has_not_succeeded():
+def test_a_command_with_a_closed_output_fails():
     done = execute("def main():\n    while True: print('output')\nrun_command(main)", "| head -1")
     assert (done.returncode, done.stdout, done.stderr) == (141, "output\n", "")
 

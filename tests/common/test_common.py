@@ -30,7 +30,7 @@ from common.text import MAX_MARKS, read_json, read_text
 from studies.plan import load
 
 
-def test_marks_and_spaces_between_words_are_one_space_in_a_class_name():
+def test_marks_and_spaces_between_words_become_a_space_in_a_class_name():
     assert as_class_name(" Red__fox  cub_") == "Red fox cub"
     assert as_clip_reads(" Red__fox  cub_") == "red fox cub"
 
@@ -114,7 +114,7 @@ def test_error_of_the_body_of_a_write_keeps_its_text(tmp_path):
     assert "cannot write" not in str(caught.value) and not any(tmp_path.iterdir())
 
 
-def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):
+def test_threads_can_write_one_file_at_once(tmp_path):
     contents = [bytes([number]) * 100_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(

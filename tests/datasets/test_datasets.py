@@ -163,7 +163,7 @@ def rewritten(root, change):
 @pytest.mark.parametrize(
     "twin", ["cafe\u0301", "caf\xe9\u200b", "ca\u00adf\xe9", "\uff43af\xe9", "Caf\xe9"]
 )
-def test_names_that_look_equal_are_one_name(twin):
+def test_names_with_the_same_look_count_as_equal(twin):
     assert "Classes with the same name: 'caf\xe9': " in same_names(["caf\xe9", "tea", twin])
     assert same_names(["cafe", "tea", twin]) == ""
 

@@ -116,7 +116,7 @@ def test_seeded_split_is_saved_and_reused(unsplit, capsys):
     assert {item.impath for item in other.test} != {item.impath for item in first.test}
 
 
-def test_images_that_are_added_later_are_named_and_added_by_a_command(unsplit, prepare_own, capsys):
+def test_later_images_are_named_and_added_by_a_command(unsplit, prepare_own, capsys):
     """Images of the saved split keep their part; the new ones fill the parts up. A class may be
     new, or gone.
     """
@@ -157,7 +157,7 @@ def prepare_own(ended):
     )
 
 
-def test_check_of_a_folder_says_that_fit_finds_its_faults(birds, prepare_own):
+def test_check_of_a_folder_points_to_fit(birds, prepare_own):
     ended = prepare_own("--check", birds)
     assert ended.status == 2 and f"python tools/fit.py {birds} names its faults" in ended.errors[-1]
 

@@ -101,9 +101,7 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
 
 
 @pytest.mark.thorough
-def test_the_largest_cosine_of_a_class_is_that_of_the_exported_program(
-    file, run, command, tmp_path
-):
+def test_the_largest_cosine_of_a_class_equals_the_exported_program(file, run, command, tmp_path):
     given = "DATASET.SENTENCES", str(file), "TRAINER.DCLIP.AGGREGATE", "max"
     folder = run("dclip", *given, trainer="DCLIP", config="small")
     done = command(
@@ -127,7 +125,7 @@ def test_the_largest_cosine_of_a_class_is_that_of_the_exported_program(
         (json.dumps({"red": ["x" * 4000] * 2500}), "is larger than 8,388,608 bytes"),
     ],
 )
-def test_files_that_are_no_sentences_for_the_classes_are_refused(
+def test_files_without_sentences_for_the_classes_are_refused(
     content, words, file, refused, argv, prepare_fails, eurosat
 ):
     file.write_text(content)
@@ -135,9 +133,7 @@ def test_files_that_are_no_sentences_for_the_classes_are_refused(
     prepare_fails(["sentences", "eurosat", "--file", file], words, root=eurosat)
 
 
-def test_sentences_that_a_method_does_not_read_or_lacks_are_refused(
-    file, refused, argv, command, tiny, tmp_path
-):
+def test_unread_or_missing_sentences_are_refused(file, refused, argv, command, tiny, tmp_path):
     given = "DATASET.SENTENCES", str(file)
     for method in ("CoOp", "LinearProbe", "TPT"):
         refused(argv(method, *given), f"DATASET.SENTENCES has no effect: {method} reads no")

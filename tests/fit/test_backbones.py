@@ -123,7 +123,7 @@ def test_images_stand_before_several_backbones(command):
         (["small", "none.pt"], "none.pt does not exist"),
     ],
 )
-def test_bad_backbones_are_one_line(options, words, fitting, photos, tmp_path):
+def test_bad_backbones_print_one_line(options, words, fitting, photos, tmp_path):
     assert words in fitting(photos, *QUICK, "--backbone", *options).error
     assert not (tmp_path / "model").exists()
 
@@ -138,7 +138,7 @@ PROJECTIONS = {
 
 
 @pytest.mark.parametrize("rows", [8, 200])
-def test_ridge_is_that_of_scikit_learn_with_a_relative_penalty(rows):
+def test_ridge_equals_scikit_learn_with_a_relative_penalty(rows):
     chance = np.random.default_rng(0)
     x = chance.normal(size=(rows, 20)) + 1
     targets = np.eye(3)[np.arange(rows) % 3]

@@ -92,7 +92,7 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(
 
 
 @pytest.mark.parametrize("methods", [("ZeroshotCLIP",), ("ZeroshotCLIP", "GDA", "ZSLP")])
-def test_certainty_is_fitted_on_the_logits_that_the_model_gives(heads, methods):
+def test_certainty_is_fitted_on_the_logits_of_the_model(heads, methods):
     labels = torch.arange(24) % 3
     features = features_of(labels)
     found = decided(heads, features, labels, range(24), methods)
@@ -138,7 +138,7 @@ def test_a_winner_must_lead(rival):
     assert below > 3 and above > 3
 
 
-def test_a_candidate_that_cannot_be_the_best_any_more_stops(heads):
+def test_a_beaten_candidate_stops(heads):
     labels = torch.arange(60) % 3
     examples = Examples(features_of(labels), labels, np.arange(60), heads.names)
     done = []
@@ -243,13 +243,13 @@ def test_names_weigh_as_much_as_images_agree_with_them():
     assert sum(without.values()) == pytest.approx(VISION_WEIGHT)
     assert of_method["ZeroshotCLIP"] == 2
     assert of_method["ZSLP"] == pytest.approx(4)
-    assert ensemble([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble
+    assert ensemble([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # a single head
     others = [one for one in CANDIDATES if one.method in ("ZeroshotCLIP", "ZSLP", "GDA")]
     assert sum(ensemble(others, 0.0).values()) == pytest.approx(VISION_WEIGHT)
 
 
 @pytest.mark.parametrize("images", [10, 40])
-def test_evidence_for_names_needs_images_that_agree(images, random_seed):
+def test_evidence_for_names_needs_several_images(images, random_seed):
     rng = np.random.default_rng(random_seed)
     labels = np.arange(images) % 10
     noise = rng.normal(size=(images, 10))
@@ -276,7 +276,7 @@ def test_the_estimate_adds_what_more_images_gain():
     )
 
 
-def test_images_that_are_missed_for_sure_lower_the_estimate():
+def test_surely_wrong_images_lower_the_estimate():
     found = choose.Estimate(80.0, 60.0, 90.0, 50, 40.0, 79.0)
     less = choose.with_missed(found, 0.2)
     assert less.accuracy == pytest.approx(64) and less.images == 50

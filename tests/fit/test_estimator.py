@@ -64,7 +64,7 @@ def test_one_method_may_be_a_text(tiny, images):
     assert set(one.leaderboard_["name"].str.partition(" ")[0]) == {"ZeroshotCLIP", "GDA"}
 
 
-def test_a_fitted_classifier_answers_as_the_model_that_it_saves(model, images, tiny, tmp_path):
+def test_a_fitted_classifier_answers_like_its_saved_model(model, images, tiny, tmp_path):
     paths, labels = images
     probabilities = model.predict_proba(paths)
     assert probabilities.shape == (48, 6) and np.allclose(probabilities.sum(axis=1), 1)
@@ -171,7 +171,7 @@ def test_earlier_images_in_memory_are_learned_from_their_features(tiny, images):
     assert np.array_equal(model.predict_proba(paths), at_once.predict_proba(paths))
 
 
-def test_an_earlier_image_that_is_gone_is_named(tiny, images, monkeypatch, tmp_path):
+def test_a_deleted_earlier_image_is_named(tiny, images, monkeypatch, tmp_path):
     paths, labels = images
     content = [Path(path).read_bytes() for path in paths]
     model = quick(tiny).fit(content[:40], labels[:40])
@@ -219,7 +219,7 @@ def test_options_below_0_are_refused(option, tiny, images):
 
 
 @pytest.mark.parametrize("name", ["prior", "coverage", "groups"])
-def test_a_misspelt_option_is_one_line(name, tiny, images):
+def test_a_misspelt_option_prints_one_line(name, tiny, images):
     """Its default was taken: no guarantee, and nothing said so."""
     with one_line(f"value of {name} 'Cross'"):
         quick(tiny, **{name: "Cross"}).fit(*images)
@@ -236,7 +236,7 @@ def test_a_column_of_labels_is_read_and_a_single_image_is_not(tiny, model, image
             model.predict(one)
 
 
-def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
+def test_a_missing_image_or_folder_prints_one_line(model, tiny, tmp_path):
     with one_line("there is no image 'gone.png': check its path"):
         quick(tiny).fit(["gone.png", "lost.png"], ["a", "b"])
     whole = json.loads(model._files["fit.json"])
@@ -370,7 +370,7 @@ def test_wrong_calls(digits, tmp_path):
         model.save(tmp_path / "model")
 
 
-def test_numbers_whose_squares_are_too_large_are_refused(digits):
+def test_numbers_with_too_large_squares_are_refused(digits):
     (x, _), (y, _) = digits
     model = classifier(methods=("VisionProbe",)).fit(x, y)
     for call in (lambda: model.predict(x * 1e20), lambda: classifier().fit(x * 1e20, y)):

@@ -153,7 +153,7 @@ TABLES = {
 }
 
 
-def test_what_cannot_work_is_one_line(fitting, photos, tmp_path):
+def test_impossible_requests_print_one_line(fitting, photos, tmp_path):
     def refused(words, images, *options):
         assert words in fitting(images, *options).error
         assert not (tmp_path / "model").exists()
@@ -212,7 +212,7 @@ def test_copies_damaged_images_and_single_images_are_reported(fitting, photos, t
 
 
 @pytest.mark.parametrize("letter", ["\u2028", "\x85", "\x0b", "\x1c"])
-def test_letters_that_end_a_line_elsewhere_are_parts_of_names(letter, tmp_path):
+def test_other_line_separators_are_parts_of_names(letter, tmp_path):
     row = {"path": f"a{letter}b.png", "label": "cat"}
     table = tmp_path / "images.csv"
     table.write_text(f'path,label\r\n{row["path"]},cat\n"a\nb.png",dog\n')
@@ -256,7 +256,7 @@ def test_the_last_line_finds_the_backbone(fitting, photos, tiny, tmp_path):
     assert lines[-1] == f"Next: python tools/predict.py {to} photo.jpg --backbone {tiny}"
 
 
-def test_a_vote_says_of_which_heads_it_is(fitting, photos):
+def test_a_vote_names_its_heads(fitting, photos):
     printed = fitting.works(photos, "--methods", "VisionProbe", "KernelProbe").printed
     assert "Chosen: a vote of 2 heads (ridge on features + kernel)" in printed
 

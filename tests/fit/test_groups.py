@@ -70,7 +70,7 @@ def test_near_copies_of_each_kind_are_found_and_other_images_are_not(kind, rando
     assert len(np.unique(groups[:48])) >= 47
 
 
-def test_a_class_whose_pictures_have_one_layout_needs_more_similarity():
+def test_a_class_with_a_common_layout_needs_more_similarity():
     scenes = np.linspace(0.18, 0.33, 2000)
     near = np.linspace(0.6, 0.95, 60)
     assert copies.raised(0.5, np.concatenate([scenes, near])) == 0.5
@@ -292,7 +292,7 @@ def test_a_folder_of_near_copies_counts_scenes(fitting, photos, tmp_path):
     assert alone["groups"] == 72 and alone["high"] - alone["low"] < 20
 
 
-def test_the_first_line_says_that_plain_images_may_show_one_scene(fitting, tmp_path):
+def test_the_first_line_warns_about_plain_images(fitting, tmp_path):
     """Two classes that nothing tells apart, and one of plain images that is easy."""
     rng = np.random.default_rng(1)
     for name, draw in zip(CLASSES, (picture, picture, None), strict=True):
@@ -369,7 +369,7 @@ def test_two_mixes_of_classes_have_two_estimates(fitting, tmp_path, random_seed)
     for tint, (name, images) in enumerate(zip(CLASSES, (24, 6, 6), strict=True)):
         (photos / name).mkdir(parents=True)
         for number in range(images):
-            # Two classes look alike
+            # Two classes look similar
             picture(rng, 0 if tint else 2).save(photos / name / f"{number}.png")
     assert "if classes are equally frequent" in fitting(photos, *QUICK).printed
     estimates = read(tmp_path / "model")["estimates"]

@@ -137,7 +137,7 @@ def test_two_visitors_lose_no_label(ask, labels):
     assert [row["label"] for row in labels.read()] == ["red"] + 5 * ["green field"]
 
 
-def test_a_file_that_is_changed_meanwhile_keeps_the_changes(ask, labels):
+def test_a_file_changed_meanwhile_keeps_the_changes(ask, labels):
     keys = images_of(ask, "a")
     rows = labels.read()
     rows[0]["label"] = "red"
@@ -232,7 +232,7 @@ def test_a_round_ends_with_a_fit_and_the_next_images(ask, labels):
     assert (state["left"], state["size"], state["labels"]) == (1, 1, 6)
 
 
-def test_a_fit_that_fails_says_why_and_labels_go_on(ask, labels, capfd):
+def test_a_failed_fit_says_why_and_labelling_continues(ask, labels, capfd):
     def fail():
         raise UsageError("there is one class", "label more")
 

@@ -48,7 +48,7 @@ def many(class_folders, tmp_path):
     return tmp_path / "many"
 
 
-def test_the_page_is_one_file_without_scripts_in_both_colour_schemes(
+def test_the_page_is_a_file_without_scripts_in_both_colour_schemes(
     fitting, class_folders, tmp_path
 ):
     fitting.works(class_folders, *QUICK)
@@ -113,7 +113,7 @@ def test_six_wrong_images_have_answer_label_and_the_most_similar_image(fitting, 
     assert len({*pairs}) == 6 and all(answer != label for answer, label in pairs)
 
 
-def test_images_that_are_gone_are_named(fitting, class_folders, tmp_path, monkeypatch):
+def test_deleted_images_are_named(fitting, class_folders, tmp_path, monkeypatch):
     def gone(path, side):
         raise FileNotFoundError
 

@@ -50,7 +50,7 @@ def model(folders, fitting, tmp_path):
 
 
 @pytest.mark.parametrize("form", thorough_but(("fit", "export"), FORMS))
-def test_images_that_were_learned_from_do_not_calibrate(form, folders, model, command, tmp_path):
+def test_training_images_do_not_calibrate(form, folders, model, command, tmp_path):
     folder = model("GDA", "LPPlusPlus", "ZSLP") if form == "ensemble" else model("GDA")
     if form == "export of a calibrated fit":
         command.works(calibrate, folder, "--images", folders / "other", "--error", 0.9)
@@ -78,7 +78,7 @@ def test_a_single_near_copy_is_left_out_with_a_word(folders, model, command, tmp
     assert of_json(folder / "calibration.json")["images"] == 24
 
 
-def test_a_model_that_says_nothing_needs_a_word_and_is_marked(folders, model, command):
+def test_a_model_without_a_ledger_needs_an_option_and_is_marked(folders, model, command):
     folder = model("GDA")
     (folder / "seen.npz").unlink()
     line = [folder, "--images", folders / "other", "--error", 0.9]
@@ -137,7 +137,7 @@ def test_a_run_decodes_each_image_once(eurosat, tiny, launch, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_are_noted_by_the_workers_that_read_them(workers, eurosat, tiny, launch, tmp_path):
+def test_images_are_noted_by_the_workers_of_the_loader(workers, eurosat, tiny, launch, tmp_path):
     settings = "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", workers
     line = arguments(eurosat, tiny, tmp_path / "run", *settings, trainer="CoOp", config="small")
     launch.works(*line)
@@ -162,13 +162,13 @@ def test_an_image_is_noted_as_its_exif_data_turns_it(tmp_path):
     assert (noted.seen([item], "learned").digest == expected.digest).all()
 
 
-def test_images_that_chose_zero_shot_clip_are_named(folders, model, command):
+def test_images_behind_the_choice_of_zero_shot_clip_are_named(folders, model, command):
     folder = model("ZeroshotCLIP")
     ended = command.works(calibrate, folder, "--images", folders / "learned")
     assert "24 of them chose a setting of the model" in ended.printed
 
 
-def test_images_that_taught_a_part_of_an_ensemble_do_not_calibrate(
+def test_training_images_of_a_part_of_an_ensemble_do_not_calibrate(
     folders, model, command, tmp_path
 ):
     """Zero-shot CLIP is the first part, and had its role."""
@@ -201,7 +201,7 @@ def test_the_ledger_keeps_roles_groups_and_no_picture_when_published(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "type", "role", "missing", "large"])
-def test_a_damaged_ledger_is_one_line(damage, tmp_path, monkeypatch):
+def test_a_damaged_ledger_prints_one_line(damage, tmp_path, monkeypatch):
     images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(3)]
     signatures = map(image_facts.signature, images)
     hashes = map(image_facts.pixels_sha256, images)

@@ -106,7 +106,7 @@ def test_texts_are_asked_of_a_clip_alone(command, fitting, photos, tiny, tmp_pat
         ("timm:test_vit:{file}", "does not have the weights of timm's test_vit"),
     ],
 )
-def test_what_is_no_backbone_is_one_line(name, words, tmp_path):
+def test_an_unknown_backbone_prints_one_line(name, words, tmp_path):
     file = saved("test_resnet", tmp_path).rpartition(":")[2]
     with one_line(words):
         clip.load_backbone(name.format(file=file))

@@ -291,7 +291,7 @@ def check_projection(golden, trainer, inputs, learned):
 
 
 def check_timo(golden, trainer, inputs, learned):
-    """What is chosen, with the accuracy of every cell, and the logits."""
+    """The choice, with the accuracy of every cell, and the logits."""
     method = trainer.method
     search = golden.figures["search"]
     golden.same("prototypes_first8", method.prototypes[:, :8])

@@ -139,7 +139,7 @@ def test_the_classifier_of_two_stages_starts_and_learns_without_dropout(backbone
     agree(trainer.forward_backward(batch)["loss"], expected, abs=1e-3)
 
 
-def test_the_mean_length_of_words_is_that_of_numpy():
+def test_the_mean_length_of_words_equals_numpy():
     # 5.5 without rounding errors
     lengths = [7, 6], [4], [3, 4, 4], [9], [8, 2, 2, 4], [9, 3, 8], [4, 5, 5]
     names = ["_".join("x" * length for length in words) for words in lengths]

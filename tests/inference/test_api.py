@@ -209,7 +209,7 @@ def test_a_wrong_method_gets_the_allowed_one(port):
 
 
 @pytest.mark.parametrize(("path", "status"), [("/", 404), ("/predict", 405)])
-def test_a_wrong_address_says_which_there_are(path, status, port):
+def test_a_wrong_address_lists_the_addresses(path, status, port):
     found, answer = ask(port, path=path)
     assert found == status and "POST an image to /predict" in answer["error"]
 
@@ -233,7 +233,7 @@ def test_a_request_of_the_most_images_is_not_refused_for_its_commas(port):
     assert status == 200 and len(answers) == service.MOST
 
 
-def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(photos, monkeypatch):
+def test_readers_read_as_the_toolbox_and_survive_killing_images(photos, monkeypatch):
     """A GIF of 8 MB held up all visitors for 107 seconds."""
     monkeypatch.setattr(reading, "SECONDS", 1)
     monkeypatch.setattr(reading, "MEMORY", 60 << 20)

@@ -57,7 +57,7 @@ def test_moved_artefact_predicts_the_same_without_a_dataset(
     assert [row | {"model": "CoOp"} for row in rows] == expected
 
 
-def test_a_model_of_an_older_fit_with_classes_without_images_is_one_line(
+def test_a_model_of_an_older_fit_with_classes_without_images_prints_one_line(
     copied, command, deep, photos
 ):
     folder = changed(copied, offset=3.0, without_images=["red"])

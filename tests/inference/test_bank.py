@@ -196,7 +196,7 @@ def fitted(folder):
     return record["names"], chosen, accuracies, record["estimate"], record["grouped"]
 
 
-def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
+def test_a_fit_of_a_bank_with_signatures_equals_the_fit_of_its_images(
     banked, command, fitting, deep, classes, tmp_path, monkeypatch
 ):
     # Where the processor has units for bf16, a fit of images takes them, and a bank has fp32.
@@ -253,14 +253,14 @@ def test_a_bank_without_looks_has_no_groups_and_says_so(banked, command, deep, c
         wrong.fit(folder)
 
 
-def test_an_image_that_was_listed_twice_is_there_once(banked, classes, tmp_path):
+def test_an_image_listed_twice_counts_once(banked, classes, tmp_path):
     first, second, *_ = sorted(classes.glob("*/*"))
     (tmp_path / "list.txt").write_text(f"{first}\n{second}\n{first}\n")
     found = photos_in(banked(tmp_path / "list.txt", classes, to="twice"))
     assert len(found) == len({photo.path for photo in found}) == 49
 
 
-def test_a_bank_that_is_being_written_is_refused(banked, photos):
+def test_an_unfinished_bank_is_refused(banked, photos):
     folder = banked(photos)
     with locked(folder, option="--to"), one_line("is being written"):
         bank.Bank(folder)
@@ -297,7 +297,7 @@ def write_noise(folder, seed):
     Image.fromarray(pixels).save(folder / f"{seed}.png")
 
 
-def test_calibrate_reads_a_bank_that_says_how_its_images_look(
+def test_calibrate_reads_a_bank_with_signatures(
     banked, command, fitting, deep, classes, photos, tmp_path
 ):
     others = tmp_path / "others"

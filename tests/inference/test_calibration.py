@@ -153,7 +153,7 @@ def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(popul
     assert np.mean(broken) <= 0.1 and np.mean(answered) > 0.3
 
 
-def test_a_threshold_tells_probabilities_that_round_to_one_apart(population):
+def test_a_threshold_separates_probabilities_near_one(population):
     z, labels = population
     plain = Threshold.fit(z, labels, 0.1)
     extreme = Threshold.fit(500 * z, labels, 0.1)
@@ -166,7 +166,7 @@ def test_a_threshold_tells_probabilities_that_round_to_one_apart(population):
     assert Threshold.fit(z[:, :1], np.zeros(len(z), dtype=int), 0.1).apply(z[:, :1]).all()
 
 
-def test_bound_is_that_of_clopper_and_pearson():
+def test_bound_equals_clopper_and_pearson():
     for k, n in ((0, 10), (3, 40), (10, 10)):
         interval = binomtest(k, n).proportion_ci(0.9, "exact")  # two-sided: 5% above
         assert calibration.upper_bound(k, n, 0.95) == pytest.approx(interval.high)

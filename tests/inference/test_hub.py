@@ -57,7 +57,7 @@ def test_a_model_of_the_hub_predicts_as_its_folder(exported, deep, eurosat, monk
 
 
 @pytest.mark.parametrize("name", ["me/cats", "nowhere", "../me/b", "me/b\n"])
-def test_a_model_that_cannot_be_had_is_one_line(name, nobody):
+def test_an_unreachable_model_prints_one_line(name, nobody):
     with one_line(
         "there is no folder me/cats here, and none on the Hub: a request about me/cats to http://"
         if name == "me/cats"
@@ -91,7 +91,7 @@ def test_export_uploads_the_folder_to_a_private_repository(
 
 
 @pytest.mark.parametrize(("token", "name"), [("", NAME), ("hf_token", "birds"), ("hf_wrong", NAME)])
-def test_refused_uploads_are_one_line(
+def test_refused_uploads_print_one_line(
     token, name, nobody, finished, command, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_TOKEN", token)
@@ -192,7 +192,7 @@ def test_damaged_weights_are_refused(client, command):
     command.works(fetch, "backbone", MODEL)
 
 
-def test_what_the_hub_lacks_is_one_line(client, command):
+def test_a_file_missing_on_the_hub_prints_one_line(client, command):
     assert "cannot download owner/none" in command(fetch, "backbone", "hf-hub:owner/none").error
     assert "has no open_clip_config.json" in command(fetch, "backbone", f"hf-hub:{WORDS}").error
     shutil.rmtree(client.folder / WORDS)
@@ -257,7 +257,7 @@ def test_a_list_names_addresses_and_faults_are_rows(remote, command, deep, tmp_p
     assert done.status == 1 and "2 images could not be read" in done.errors[-1]  # it is finished
 
 
-def test_a_storage_that_is_gone_ends_the_command_which_resumes(
+def test_an_unreachable_storage_ends_the_command_and_it_resumes(
     remote, command, deep, tmp_path, monkeypatch
 ):
     pytest.importorskip("pyarrow", reason="Parquet needs pyarrow (requirements-parquet.txt)")

@@ -145,7 +145,7 @@ DAMAGED = {  # tensors of a map by the ends of their names
 
 
 @pytest.mark.parametrize("case", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_map_is_one_line(case, adapter):
+def test_a_damaged_map_prints_one_line(case, adapter):
     place = f"{peft.PREFIX}text_model.encoder.layers.0.self_attn.q_proj"
     state = adapter.state | {f"{place}.{half}.weight": tensor for half, tensor in case.items()}
     adapter.save({key: tensor for key, tensor in state.items() if tensor is not None})
@@ -160,13 +160,13 @@ def test_a_damaged_map_is_one_line(case, adapter):
         r"text_model\.encoder\.layers": "transformer.resblocks",  # of open_clip
     }.items(),
 )
-def test_maps_of_another_model_are_one_line(pattern, name, adapter):
+def test_maps_of_another_model_print_one_line(pattern, name, adapter):
     adapter.save({re.sub(pattern, name, key): value for key, value in adapter.state.items()})
     with one_line("holds more than low-rank maps of attention", "transformers' CLIP"):
         adapter.load()
 
 
-def test_an_adapter_that_changes_nothing_is_zero_shot_clip(adapter):
+def test_an_adapter_without_changes_is_zero_shot_clip(adapter):
     adapter.save({key: value * ("lora_B" not in key) for key, value in adapter.state.items()})
     images = images_of(2, 32)
     found = adapter.load()

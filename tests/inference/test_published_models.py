@@ -60,7 +60,9 @@ def test_published_checkpoint_needs_its_yaml_and_class_names(
 
 
 @pytest.mark.parametrize("method", ["MMRL", "TCP"])
-def test_published_checkpoint_is_told_its_dataset(method, finished, command, photos, tmp_path):
+def test_published_checkpoint_gets_its_dataset_from_the_user(
+    method, finished, command, photos, tmp_path
+):
     """Without the dataset's sentence its predictions differed from those of the run's test, and no
     line said so.
     """

@@ -89,7 +89,7 @@ def test_a_limit_of_the_final_fit_is_known_before_its_folds(
         heads.held_out(candidate, examples, folds)
 
 
-def test_the_limit_of_a_kernel_is_told_with_its_thousands(monkeypatch):
+def test_the_limit_of_a_kernel_is_printed_with_its_thousands(monkeypatch):
     monkeypatch.setattr(proker, "MOST_ROWS", 1500)
     with one_line("ProKeR has 2,400 views of images", "1,500 is the most"):
         proker.ProKeR.check_size(2400, 3)
@@ -117,7 +117,7 @@ def test_a_fit_of_many_images_and_classes_trains_no_heads(eurosat, tiny, monkeyp
     assert any(name.startswith("ZSLP") for name in named.leaderboard_["name"])
 
 
-def test_predictions_that_are_too_large_are_not_called_damaged(run, monkeypatch):
+def test_too_large_predictions_are_not_called_damaged(run, monkeypatch):
     folder = run("out", trainer="ZeroshotCLIP")
     predictions.read(folder)
     monkeypatch.setattr(predictions, "LARGEST_READ", 100)

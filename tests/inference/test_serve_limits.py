@@ -69,7 +69,7 @@ def test_one_request_too_many_is_refused_and_a_later_one_answered(monkeypatch):
         assert ask(port)[0] == 200
 
 
-def test_bytes_that_have_arrived_have_a_limit_and_are_given_back(monkeypatch):
+def test_received_bytes_have_a_limit_and_are_given_back(monkeypatch):
     monkeypatch.setattr(limits, "ALL_BYTES", 1000)
     with served(gated()) as port:
         assert [ask(port, bytes(600))[0] for _ in range(9)] == [200] * 9  # one after another
@@ -90,7 +90,7 @@ def test_localhost_and_addresses_are_names_of_the_server(host):
         assert ask(port, Host=host)[0] == 200
 
 
-def test_the_name_of_host_and_that_of_the_machine_are_the_servers():
+def test_the_server_has_the_names_of_host_and_machine():
     app = server.OwnHost(echo, "Photos.lab.example")
     assert app.is_own("photos.lab.example:7860") and app.is_own(socket.gethostname())
 

@@ -67,7 +67,7 @@ def test_calibration_equals_published_code(calibration):
         assert largest == pytest.approx(case["mce_weighted"][key], abs=1e-6)
 
 
-def test_calibration_of_a_probability_that_is_nan_is_nan():
+def test_calibration_of_a_nan_probability_is_nan():
     assert np.isnan(metrics.ece([np.nan, 0.5], [True, False]))
 
 

@@ -54,13 +54,13 @@ def test_a_page_has_the_medians_of_its_sections(tmp_path, monkeypatch):
     ]
 
 
-def test_a_misspelt_set_is_one_line(tmp_path):
+def test_a_misspelt_set_prints_one_line(tmp_path):
     with one_line("there is no data set 'stamp': did you mean stamps?"):
         images.build("stamp", [], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "stamps", "eurosat"])
-def test_a_missing_package_is_one_line(name, tmp_path):
+def test_a_missing_package_prints_one_line(name, tmp_path):
     with one_line("no folder of --sources has"):
         images.build(name, [tmp_path], tmp_path / "sets")
 

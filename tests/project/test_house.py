@@ -86,7 +86,7 @@ def test_each_golden_file_is_read_by_its_content(tmp_path, monkeypatch):
     assert read_of(tmp_path, monkeypatch) == {"x_conformal"}
 
 
-def test_a_method_imports_at_most_the_one_that_it_builds_on():
+def test_a_method_imports_at_most_its_base_method():
     own = {Path(sys.modules[method.__module__].__file__) for method in trainers.methods().values()}
     names = {file.stem for file in own}
     for file in own:

@@ -87,7 +87,7 @@ FAULTS = {  # content of the file -> words of the line
 
 
 @pytest.mark.parametrize("content", [None, *FAULTS])
-def test_file_that_cannot_be_used_is_refused_in_one_line(content, launch, argv, tmp_path):
+def test_unusable_file_is_refused_in_a_line(content, launch, argv, tmp_path):
     file = tmp_path / "own.py"
     names = TRAINER_REGISTRY._obj_map | plugin.MAKERS
     if content is not None:
@@ -184,7 +184,7 @@ EXAMPLES = {  # file -> the method that it registers, and settings
 }
 
 
-def test_every_block_of_the_page_is_an_example_that_runs_here_or_in_test_docs():
+def test_every_block_of_the_page_runs_here_or_in_test_docs():
     assert sorted(FILES) == sorted(
         [
             "mine/Growing/small.yaml",

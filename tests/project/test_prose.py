@@ -51,6 +51,6 @@ def test_sentences_and_cells_are_short(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_has_words_that_readers_know(page: Path):
+def test_a_page_has_known_words(page: Path):
     found = [one for one in sentences(page.read_text()) if re.search(PRIVATE, one)]
     assert found == []

@@ -181,7 +181,7 @@ def test_every_allowed_difference_exists():
         assert (there, here) in pairs and reason, (pattern, key)
 
 
-def test_a_file_says_that_its_copies_in_other_repositories_differ():
+def test_a_file_warns_about_different_copies_in_other_repositories():
     for file, copies in PUBLISHED.items():
         # Which has keys of datasets of its own
         values = [copies[name] for name in copies if name != "MVLPT"]

@@ -63,7 +63,7 @@ def folder(eurosat, tiny, tmp_path):
 
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize("key", LATER)
-def test_setting_that_a_run_lacks_counts_as_its_default(key, finished, folder):
+def test_missing_setting_of_a_run_counts_as_its_default(key, finished, folder):
     _, argv = folder(key)
     default = default_settings("MPL")[key]
     check_same_settings(cfg_from(*argv, key, str(default)), finished)
@@ -139,7 +139,7 @@ def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(
 
 
 @pytest.mark.parametrize("value", [(1, (2, None)), [date(2026, 1, 1)], [b"x"], [{1: 2, None: 3}]])
-def test_settings_that_yaml_can_write_are_compared(value, tmp_path):
+def test_settings_are_compared_in_the_form_of_yaml(value, tmp_path):
     settings = {
         "OUTPUT_DIR": str(tmp_path),
         "DATASET": {"NAME": "EuroSAT"},

@@ -61,7 +61,7 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path):
         assert is_locked(tmp_path)
 
 
-def test_run_that_waits_gets_the_folder_when_the_first_has_ended(tmp_path):
+def test_waiting_run_gets_the_folder_when_the_first_has_ended(tmp_path):
     entered = Event()
 
     def wait():
@@ -161,7 +161,7 @@ def test_unfinished_files_of_a_killed_run_are_removed(run, tmp_path):
     ]
 
 
-def test_who_asks_at_the_same_moment_is_not_told_that_a_run_is_there(tmp_path):
+def test_two_starts_at_the_same_moment_do_not_report_a_run(tmp_path):
     (tmp_path / LOCK).touch()
     with (tmp_path / LOCK).open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -53,7 +53,7 @@ def test_words_and_scores_equal_published(figures):
     assert found == pytest.approx(100 * figures["auroc"], abs=1e-4)
 
 
-def test_cosines_have_the_published_scale_whatever_that_of_the_model_is():
+def test_cosines_have_the_published_scale_with_any_model():
     features = normalize(
         torch.from_numpy(np.random.default_rng(0).standard_normal((9, 8), dtype=np.float32))
     )
@@ -81,7 +81,7 @@ def test_word_lists(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_has_the_score_that_it_asks_for(run, launch, argv, tmp_path):
+def test_a_run_has_the_requested_score(run, launch, argv, tmp_path):
     asked = (*BASE, "TEST.OOD_SCORES", "['MCM', 'NegLabel']")
     folder = run("out", *asked, trainer="ZeroshotCLIP", options=["--ood", "new"])
     (found,) = results(folder)["ood"]

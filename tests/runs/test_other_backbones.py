@@ -133,7 +133,7 @@ def test_other_tokens_need_a_tokeniser(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["EVA-02", "ConvNeXt", "MetaCLIP 2"])
-def test_every_method_works_or_says_which_backbone_it_needs(family):
+def test_every_method_works_or_names_the_needed_backbone(family):
     _, model = both(FAMILIES[family])
     size = model.visual.image_size
     images = torch.zeros(2, 3, *(size if isinstance(size, tuple) else (size, size)))

@@ -127,7 +127,7 @@ def test_rate_of_a_head_has_its_default_in_a_plain_node(build, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw", "radam", "rmsprop"])
-def test_epsilon_is_set_that_the_published_optimisers_leave_out(name, monkeypatch):
+def test_epsilon_is_set_although_the_published_optimisers_leave_it_out(name, monkeypatch):
     options = plain_cfg().OPTIM
     assert options.ADAM_EPS == get_cfg_default().OPTIM.ADAM_EPS
     options.NAME = name
@@ -191,7 +191,7 @@ def test_warm_up_has_the_rates_of_dassl(kind, recount, after, tmp_path):
     assert rates(resumed, scheduler, 4) == expected[5:]
 
 
-def test_optimiser_and_schedule_are_those_for_the_dassl_that_is_imported(monkeypatch):
+def test_optimiser_and_schedule_suit_the_imported_dassl(monkeypatch):
     assert compat.optimizer_of is build_optimizer
     assert compat.build_schedule is build_lr_scheduler
     monkeypatch.delattr(SimpleTrainer, "test_outputs")  # the published one has none
@@ -200,7 +200,7 @@ def test_optimiser_and_schedule_are_those_for_the_dassl_that_is_imported(monkeyp
     assert again["build_schedule"] is again["published_schedule"]
 
 
-def test_without_a_warm_up_the_state_is_that_of_dassl():
+def test_without_a_warm_up_the_state_equals_dassl():
     options = options_of(WARMUP_EPOCH=0)
     expected = build_lr_scheduler(two_groups(), options).state_dict()
     assert compat.published_schedule(two_groups(), options).state_dict() == expected

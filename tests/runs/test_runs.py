@@ -111,7 +111,7 @@ def test_a_finished_test_counts_for_its_own_checkpoint_only(run, launch, eurosat
     assert f"{holds} epoch 2: choose" in test(trained, "--load-epoch", 2).error
 
 
-def test_a_finished_folder_that_a_yaml_file_names_is_done(launch, eurosat, tiny, tmp_path):
+def test_a_finished_folder_of_a_yaml_file_is_done(launch, eurosat, tiny, tmp_path):
     (tmp_path / "own.yaml").write_text(
         f"_BASE_: {ROOT}/configs/datasets/eurosat.yaml\nOUTPUT_DIR: {tmp_path}/run\n"
     )
@@ -125,9 +125,7 @@ def test_a_finished_folder_that_a_yaml_file_names_is_done(launch, eurosat, tiny,
     assert launch(*argv).printed == f"Already done (delete {tmp_path}/run to run it again)\n"
 
 
-def test_a_finished_folder_that_cannot_be_written_to_is_done(
-    launch, eurosat, tiny, tmp_path, monkeypatch
-):
+def test_a_finished_read_only_folder_is_done(launch, eurosat, tiny, tmp_path, monkeypatch):
     argv = arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished"])
     launch.works(*argv)
     # Root may write to a read-only folder
@@ -135,7 +133,7 @@ def test_a_finished_folder_that_cannot_be_written_to_is_done(
     assert launch(*argv).printed.startswith("Already done")
 
 
-def test_a_backbone_whose_numbers_overflow_is_noticed(launch, eurosat, tiny, tmp_path):
+def test_an_overflow_in_the_backbone_is_noticed(launch, eurosat, tiny, tmp_path):
     """Its features become zero, and the accuracy that of chance."""
     state = load_file(tiny)
     state["visual.proj"] = state["visual.proj"] * 1e30
@@ -191,7 +189,7 @@ def test_results_without_checkpoints_are_not_replaced_by_others(run, launch, eur
     assert run("zero", trainer="ZeroshotCLIP") == folder  # again
 
 
-def test_a_start_that_is_refused_deletes_no_results(launch, half_done):
+def test_a_refused_start_deletes_no_results(launch, half_done):
     argv, folder = half_done
     launch(*argv)
     kept = {name: (folder / name).read_bytes() for name in ("results.json", "predictions.npz")}

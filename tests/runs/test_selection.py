@@ -264,9 +264,7 @@ def test_trainer_of_another_project_is_refused_and_marked_too(
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_training_images_that_are_test_images_are_refused_or_marked(
-    copied, refused, launch, tiny, tmp_path
-):
+def test_training_on_test_images_is_refused_or_marked(copied, refused, launch, tiny, tmp_path):
     """As files of the same content in the user's own folders, or as the same files in a split."""
     root = tmp_path / "data"
     named = "eurosat"

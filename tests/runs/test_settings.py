@@ -35,7 +35,7 @@ class Example(MethodSettings):
         self.per_layer("COUNTS", self.DEPTH, "DEPTH")
 
 
-def test_settings_that_the_published_dassl_lacks_have_their_defaults():
+def test_settings_missing_in_the_published_dassl_have_their_defaults():
     cfg = get_cfg_default()
     del cfg["CACHE"], cfg.INPUT["EXIF_ORIENTATION"]
     trainers.extend_cfg(cfg)
@@ -160,7 +160,7 @@ def test_section_is_read_under_its_published_names(renamed, tmp_path):
     ]
     + ["DATALOADER.NUM_WORKERS", "MODEL.BACKBONE.NAME", "TRAINER.MPL.N_ADD_OP"],
 )
-def test_a_chosen_file_sets_nothing_that_no_study_chooses(key, tmp_path):
+def test_a_chosen_file_sets_only_settings_of_studies(key, tmp_path):
     """It is merged last, and replaced the folder of the results or the backbone without a word."""
     file = tmp_path / "chosen.json"
     for settings in ({"OPTIM.LR": "0.5"}, {"OPTIM.LR": "0.5", key: "1"}):

@@ -83,7 +83,7 @@ def test_terminal_has_few_lines_and_the_log_has_the_published_ones(
         ({"method": "TDA+CoOp"}, "TDA+CoOp on EuroSAT"),
     ],
 )
-def test_a_result_is_one_line(facts, run):
+def test_a_result_prints_one_line(facts, run):
     tested = {"accuracy": 50.0, "n_test": 1234, "dataset": "EuroSAT", "classes": "new"}
     line = summary_line(RunResult(trainer="CoOp", **tested, **facts))
     assert line == f"{run}: 50.00% on 1,234 test images of new classes"

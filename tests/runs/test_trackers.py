@@ -59,7 +59,7 @@ def test_wandb_gets_settings_and_files_and_tensorboard_is_written(wandb, run):
     assert list((folder / "tensorboard").glob("events.*"))
 
 
-def test_wandb_that_cannot_start_leaves_nothing_and_costs_no_results(
+def test_a_failed_start_of_wandb_leaves_nothing_and_costs_no_results(
     wandb, refused, argv, run, launch, eurosat, tiny
 ):
     wandb.failing.add("init")
@@ -73,7 +73,7 @@ def test_wandb_that_cannot_start_leaves_nothing_and_costs_no_results(
     ).exists()
 
 
-def test_wandb_whose_package_is_missing_ends_the_run_before_it_starts(
+def test_a_missing_package_of_wandb_ends_the_run_before_it_starts(
     wandb, refused, argv, monkeypatch
 ):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
@@ -82,7 +82,9 @@ def test_wandb_whose_package_is_missing_ends_the_run_before_it_starts(
 
 
 @pytest.mark.parametrize("failing", ["summary", "files", "finish"])
-def test_wandb_that_fails_at_the_end_does_not_cost_the_run(failing, wandb, argv, launch, tmp_path):
+def test_a_failure_of_wandb_at_the_end_does_not_cost_the_run(
+    failing, wandb, argv, launch, tmp_path
+):
     wandb.failing.add(failing)
     ended = launch.works(*argv("MPL", options=GIVEN))
     assert ended.errors == ["wandb has failed (no server): the run continues without it"]

@@ -9,7 +9,7 @@ from serving import serving
 @pytest.mark.thorough
 # Of a study, tests/studies/test_execute.py kills a part
 @pytest.mark.parametrize("name", ["CoOp", "prepare", "export"])
-def test_commands_that_are_cut_off_have_the_same_results(name, tmp_path, random_seed):
+def test_interrupted_commands_have_the_same_results(name, tmp_path, random_seed):
     cuts = {"KILL": 2, "TERM": 1, "FULL": 1}
     with serving({}) as server:
         prepare(tmp_path / "shared", server)

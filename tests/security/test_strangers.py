@@ -36,7 +36,7 @@ from inference.load import load
 pytestmark = pytest.mark.slow
 pytest.importorskip("transformers")
 
-# What they name is unused
+# Their names are unused
 LOADED = {
     "compiled kernels",
     "quantization",

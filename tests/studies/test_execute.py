@@ -151,7 +151,7 @@ def test_run_without_a_test_has_failed(study_file, monkeypatch):
     assert "the run wrote no results: leave TEST.NO_TEST out" in execute_run(run.arguments)
 
 
-def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file, capsys):
+def test_tests_are_repeated_when_prompts_are_learned_again(study_file, capsys):
     submitted = []
 
     class Submitted(LocalExecutor):

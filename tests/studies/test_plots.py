@@ -116,7 +116,7 @@ def test_ranks_over_datasets_are_those_of_the_published_formulas(k, tmp_path):
     assert "average ranks a 1.17, b 2.25, c 2.58" in over_datasets(summary, "few_shot", "16 shots")
 
 
-def test_methods_that_are_equal_on_all_datasets_have_a_p_of_one(tmp_path):
+def test_equal_methods_have_a_p_of_one(tmp_path):
     study = study_of(tmp_path, dict.fromkeys("abc", "MPL"), datasets=SETS)
     summary = summarise(study, lambda run: 70.0)
     found = ranking(summary, "few_shot", "16 shots", "inductive")

@@ -81,7 +81,7 @@ def test_invalid_study_has_a_one_line_error(write, message):
         ("datasets/small_land.yaml", "{DATASET: {NAME: SmallLand}, TEST: {NO_TEST: True}}"),
     ],
 )
-def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp_path, monkeypatch):
+def test_yaml_file_without_a_test_is_refused(file, content, write, tmp_path, monkeypatch):
     """The study never ended: a run without a test is never finished. It has small_land as its last
     dataset.
     """
@@ -285,7 +285,7 @@ def test_status_shows_an_error_in_one_line_and_follows_no_link(kind, one_run, ca
     assert failed.startswith(f"failed: {run.folder}: ") and shown in failed
 
 
-def test_a_study_that_goes_on_with_another_version_says_so(one_run, command, monkeypatch):
+def test_a_study_resumed_by_another_version_says_so(one_run, command, monkeypatch):
     file, run = one_run()
     monkeypatch.setattr(execution, "check_datasets", lambda study: None)
     monkeypatch.setattr(execution, "LocalExecutor", InThisProcess)

@@ -152,7 +152,7 @@ def test_unfit_partial_results_are_not_used(harm, make, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", ["ZERO", "TDA"])
-def test_results_of_images_that_have_changed_meanwhile_are_not_used(method, make, eurosat):
+def test_results_of_changed_images_are_not_used(method, make, eurosat):
     interrupted(trainer := make(method), 6)
     (changed,) = {Path(item.impath) for item in trainer.test_loader.dataset.data_source[:1]}
     content = changed.read_bytes()
@@ -285,7 +285,7 @@ def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
     assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state[f"{prefix}ctx"])
 
 
-def test_a_step_whose_gradient_overflows_is_left_out(make):
+def test_a_step_with_an_overflow_of_the_gradient_is_left_out(make):
     trainer = make("TPT")
     still = make("TPT", LR=0.0, output="still")
     views = trainer.test_loader.dataset[0]["img"][None].to(trainer.device)

@@ -226,7 +226,7 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
         assert_method_works(method.__name__)
 
 
-def test_a_hook_of_a_plain_mixin_is_declared_as_that_of_the_class():
+def test_a_hook_of_a_plain_mixin_counts_as_a_hook_of_the_class():
     mixin = type("InOrder", (), {"test_loader": lambda self, loader: loader})
     mixed = type("Mixed", (mixin, Correct), {})
     assert mixed.reads_tests and not Correct.reads_tests

@@ -40,7 +40,7 @@ def test_changed_image_under_the_same_name_and_time_is_seen(new, copied, kept):
 
 
 @pytest.mark.parametrize("views", ["", "views"])
-def test_images_that_change_while_their_features_are_computed_are_refused_and_not_kept(
+def test_images_changed_during_the_computation_of_features_are_refused_and_not_kept(
     views, new, copied, kept, monkeypatch
 ):
     first, second = (
@@ -152,7 +152,7 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_file_that_is_not_what_was_kept_is_not_there(harm, tmp_path):
+def test_changed_cache_file_is_ignored(harm, tmp_path):
     cache = DiskCache(tmp_path, "x", "numbers", 100)
     assert cache.put(KEY, FORM, 24, [bytes(range(12)), bytes(range(12, 24))])
     assert cache.get(KEY, FORM, 24)[:24] == bytes(range(24))
@@ -253,7 +253,7 @@ def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, d
     assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:3])
 
 
-def test_weights_that_change_in_memory_have_other_features(cache):
+def test_weights_changed_in_memory_have_other_features(cache):
     clip = small_clip()
     before = mean_text_features(clip, [["red"]])
     with torch.no_grad():

@@ -123,7 +123,7 @@ def test_the_best_checkpoint_is_loaded_else_the_newest(text, newest, checkpoints
     ("removed", "said"),
     [(0, ["The prompts were learned with other settings: N_RM_OP 1, here 0"]), (1, [])],
 )
-def test_settings_that_the_prompts_were_not_learned_with_are_named(
+def test_settings_other_than_those_of_the_training_are_named(
     removed, said, checkpoints, mpl, capsys
 ):
     """They fit its tensors, too, and give other logits."""

@@ -142,7 +142,7 @@ def test_gda_of_one_view_of_a_class_is_refused(make):
         trainer.method.begin(Support(views, torch.arange(6, device=trainer.device)))
 
 
-def test_gda_that_keeps_no_views_is_zero_shot_clip_where_classes_are_new(make, tmp_path):
+def test_gda_without_views_is_zero_shot_clip_on_new_classes(make, tmp_path):
     make("GDA", "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.GDA.SETTING", "few_shots").train()
     every = make("GDA", output="all")
     every.load_model(str(tmp_path / "run"))

@@ -137,7 +137,7 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
 @pytest.mark.parametrize(
     ("name", "epochs", "told"), [("CoOp", 1, 1), ("CoOp", 2, 0), ("CLIPLoRA", 1, 0), ("GDA", 1, 0)]
 )
-def test_a_warm_up_of_all_epochs_is_told(name, epochs, told, build, capsys):
+def test_a_warm_up_of_all_epochs_is_printed(name, epochs, told, build, capsys):
     build(name, options=("OPTIM.MAX_EPOCH", epochs, "OPTIM.WARMUP_EPOCH", 1)).before_train()
     assert capsys.readouterr().out.count("the learning rate stays below OPTIM.LR") == told
 
@@ -163,7 +163,7 @@ def test_clip_lora_learns_from_a_smaller_last_batch(build):
     assert images % 4 and batches == [4] * (images // 4) + [images % 4]
 
 
-def test_settings_that_do_not_fit_the_classes_are_refused_without_train_py(build):
+def test_settings_at_odds_with_the_classes_are_refused_without_train_py(build):
     with one_line("TRAINER.LOCOOP.TOPK is 7, and there are 6 classes"):
         build("LoCoOp", "all", "TOPK", 7).train()
 

@@ -174,7 +174,7 @@ def test_answers_are_those_of_a_run(method, over, finished, eurosat, deep, comma
 
 
 @pytest.mark.parametrize("method", thorough_but(("TransCLIP", "EMDirichlet"), TOGETHER))
-def test_a_file_says_that_the_answers_are_joint(method, photos, deep, command, tmp_path):
+def test_a_file_marks_joint_answers(method, photos, deep, command, tmp_path):
     file = tmp_path / "answers.csv"
     words = ["--backbone", deep, "--classes", "red", "blue", "green", "--to", file]
     command.works(predict, photos, "--transductive", method, *words)
@@ -197,7 +197,7 @@ def test_refused(words, line, photos, deep, command):
     assert line in done.error
 
 
-def test_models_that_cannot_be_the_prior_are_refused(photos, finished, command):
+def test_models_unfit_as_a_prior_are_refused(photos, finished, command):
     coop = finished("CoOp")
     lines = {
         ("ZLaP", coop): "ZLaP reads the answers of no other method: leave out the model",

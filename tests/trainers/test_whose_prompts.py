@@ -283,7 +283,7 @@ def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build
     assert torch.equal(every.model.prompt_learner.ctx, state["prompt_learner.ctx"])
 
 
-def test_a_checkpoint_says_which_method_made_it(build):
+def test_a_checkpoint_names_its_method(build):
     trainer = build("CoOp").method
     content = {
         "state_dict": trainer.saved_module().state_dict(),

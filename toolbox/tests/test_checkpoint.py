@@ -76,7 +76,7 @@ def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_state_of_an_optimiser_that_does_not_fit_is_refused(tmp_path, name):
+def test_state_of_another_optimiser_is_refused(tmp_path, name):
     """torch loads it, and the next step ends in a traceback or makes the weights NaN."""
     whole = training(NAME=name)
     run_epochs(*whole, range(2))

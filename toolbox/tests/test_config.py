@@ -95,7 +95,7 @@ def test_a_clone_shares_nothing_with_its_node(cfg):
     cfg.merge_from_list(["TRAINER.COOP.N_CTX", 4])
 
 
-def test_text_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cfg):
+def test_text_in_the_form_of_a_number_stays_text_where_text_is_wanted(tmp_path, cfg):
     for cfg.OUTPUT_DIR in ("7", "(1, 2)"):
         again = cfg.clone()
         again.OUTPUT_DIR = ""
@@ -224,7 +224,7 @@ def test_hostile_yaml_is_refused_in_a_line_at_once(text, words, loader, tmp_path
 @pytest.mark.parametrize(
     "text", ["A: 1\nB: 2\nA: 1\n", "B: [{A: 1, 'A': 2}]", "C: &c {A: {B: 1, B: 2}}\nD: *c\n"]
 )
-def test_a_key_that_is_there_twice(text, tmp_path):
+def test_a_repeated_key(text, tmp_path):
     with pytest.raises(UsageError, match="line [13] is invalid YAML .the key [AB] is there twice"):
         CfgNode.load_cfg(text)
     (tmp_path / "x.yaml").write_text(text)

@@ -98,7 +98,7 @@ def test_non_finite_learned_tensors_are_refused_by_name(root, run, newest):
             load()
 
 
-# What a run resumes from
+# The file from which a run resumes
 
 
 @pytest.mark.parametrize(
