@@ -1,5 +1,5 @@
-"""The files that a run writes at its end besides its record: predictions.npz, the predictions of its
-tests, and seen.npz, the images that it learns from, chooses on and is tested on.
+"""The files that a run writes at its end besides its record: predictions.npz, the predictions of
+its tests, and seen.npz, the images that it learns from, chooses on and is tested on.
 """
 
 from collections.abc import Callable
