@@ -89,9 +89,7 @@ def prepare(sources: list[DatasetSource], args: argparse.Namespace) -> None:
     for source in sources:
         preparation = Preparation(source, args.root, args.from_dir, args.mirror)
         try:
-            if not source.files and getattr(source.dataset, "is_synthetic", False):
-                print(f"{source.name}: nothing to prepare")
-            elif source.files and preparation.is_ready():
+            if source.files and preparation.is_ready():
                 print(f"{source.name}: ready")
             else:
                 if source.files:

@@ -47,6 +47,12 @@ def test_each_dataset_is_prepared_from_its_archives(name, prepare, publish, caps
     assert prepare(name) == (0, f"{name}: ready\n", []) and publish.server.requests == []
 
 
+def test_a_synthetic_dataset_is_drawn(prepare, tmp_path):
+    status, printed, _ = prepare("small_textures")
+    assert status == 0 and "400 images for test, 10 classes" in printed
+    assert len([*tmp_path.glob("data/small_textures/images/*/*.png")]) == 600
+
+
 def test_files_agree_with_torchvision():
     known = {
         "oxford_pets": torchvision.datasets.OxfordIIITPet._RESOURCES[0],
