@@ -1,6 +1,7 @@
 """Study files, their runs, and the commands of tools/study.py."""
 
 import json
+import re
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
@@ -267,7 +268,9 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
         study_command.main(["plan", str(planned)])
         printed = capsys.readouterr().out
         assert f"2 runs, 1 of which train; {left} are left" in printed
-        assert "about 0.0 hours of one process and 0.00 GB, as 1 finished runs" in printed
+        assert re.search(
+            r"about 0\.\d minutes of one process and 0\.00 GB, as 1 finished runs", printed
+        )
 
 
 @pytest.mark.parametrize("kind", ["control characters", "link"])
