@@ -130,14 +130,15 @@ class Progress:
         if not self.measured.bytes:
             return f"{text}; hours and disk: known when one of them is finished"
         seconds = self.measured.seconds([*self.running, *self.failed, *self.left])
-        time = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
         took = (
             f"as {len(self.measured.bytes):,} finished runs took on "
             f"{', '.join(self.measured.devices)}"
         )
         size = waiting * fmean(self.measured.bytes) / 1e9
+        interval = tqdm.format_interval(int(seconds))
         return (
-            f"{text}; {waiting:,} are left: about {time} of one process and {size:.2f} GB, {took}"
+            f"{text}; {waiting:,} are left: about {interval} of one process and {size:.2f} GB, "
+            f"{took}"
         )
 
     def seconds_left(self) -> float:

@@ -11,7 +11,7 @@ import pytest
 from marks import to_json
 
 from common.start import ROOT
-from fit.options import FitRequest
+from fit.options import FitRequest, flag_of
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ FILES = [
     *(file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))),
 ]
 SOURCES = "".join(file.read_text() for file in FILES)
-OF_FIT = {f"--{one.name.replace('_', '-')}" for one in fields(FitRequest)}
+OF_FIT = {flag_of(one) for one in fields(FitRequest)}
 
 
 def blocks(page: Path) -> list[str]:

@@ -268,9 +268,7 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
         study_command.main(["plan", str(planned)])
         printed = capsys.readouterr().out
         assert f"2 runs, 1 of which train; {left} are left" in printed
-        assert re.search(
-            r"about 0\.\d minutes of one process and 0\.00 GB, as 1 finished runs", printed
-        )
+        assert re.search(r"about 00:\d\d of one process and 0\.00 GB, as 1 finished runs", printed)
 
 
 @pytest.mark.parametrize("kind", ["control characters", "link"])
