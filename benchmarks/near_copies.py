@@ -34,7 +34,7 @@ from common.errors import UsageError
 from common.start import Parser
 from datasets import image_facts
 from fit import photos as groups
-from fit.candidates import CANDIDATES, COMPUTED, SENTENCES
+from fit.candidates import CANDIDATES, CLOSED_FORM, SENTENCES
 from fit.decision import decide_among
 from fit.estimate import estimate_by
 from fit.features import Row
@@ -49,7 +49,7 @@ from runs.session import run_command
 IMAGES = 8  # of each class
 COPIES = 0, 1, 4  # of each image
 SETS = "eurosat", "small_land", "fashion_mnist", "stamps"
-HEADS = [one for one in CANDIDATES if one.method in COMPUTED and one.method != SENTENCES]
+HEADS = [one for one in CANDIDATES if one.method in CLOSED_FORM and one.method != SENTENCES]
 NONE = "none"
 Record = dict[str, Any]
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]

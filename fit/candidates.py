@@ -21,40 +21,28 @@ GUESSING = "guessing"  # its name on a backbone without texts
 SENTENCES = "CuPL"
 VISION = "VisionProbe"  # without texts, on features before the projection
 KERNEL = "KernelProbe"  # the same, by similarities to the training images
-WITHOUT_TEXTS = VISION, KERNEL
+VISION_ONLY = VISION, KERNEL
 # The methods of a sum: of heads on projected features, some on those before the projection, and
 # one by similarities
 LINEAR_SUM = "Linear"
 ENSEMBLE = "Ensemble"
 KERNEL_ENSEMBLE = "KernelEnsemble"
 LINEAR = "LinearProbe"  # tried on backbones without texts; it has no vote
-# Whose sums are a model: linear in features of unit length, or in similarities to images. CLAP,
-# SSText and TaskRes are compared by benchmarks/real/ablation.py
-SUMMED = (
-    ZERO_SHOT,
-    VISION,
-    KERNEL,
-    SENTENCES,
-    "CLAP",
-    "ZSLP",
-    "SSText",
-    "TaskRes",
-    "GDA",
-    "LPPlusPlus",
-)
+ADAPTED = "ZSLP"  # a head that starts at zero-shot CLIP and stays near it
+# Whose sums are a model: linear in features of unit length, or in similarities to images
+VOTING = ZERO_SHOT, VISION, KERNEL, SENTENCES, ADAPTED, "GDA", "LPPlusPlus"
 # Methods that are computed from all images at once, without training steps
-COMPUTED = ZERO_SHOT, SENTENCES, VISION, KERNEL, "GDA"
-CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
+CLOSED_FORM = ZERO_SHOT, SENTENCES, VISION, KERNEL, "GDA"
 TITLES = {  # in a vote, for people
     ZERO_SHOT: "class names",
     SENTENCES: "sentences",
     VISION: "ridge on features",
     KERNEL: "kernel",
-    "ZSLP": "ZS-LP",
+    ADAPTED: "ZS-LP",
     "LPPlusPlus": "LP++",
 }
 # Of the default ensemble; chosen on other data sets than those of docs/measurements/fit.md
-CAREFUL_WEIGHT = 2.0  # of all careful heads, for zero-shot CLIP's weight of 1
+ADAPTED_WEIGHT = 2.0  # of all adapted heads, for zero-shot CLIP's weight of 1
 VISION_WEIGHT = 0.75  # of all heads without texts
 
 
@@ -105,15 +93,15 @@ def ensemble(candidates: Sequence[Candidate], evidence: float) -> dict[int, floa
         candidates: the first is zero-shot CLIP.
         evidence: of the training images for it (`choice.evidence`).
     """
-    summed = {place: one.method for place, one in enumerate(candidates) if one.method in SUMMED}
-    careful = [place for place, method in summed.items() if method in CAREFUL]
-    vision = [place for place, method in summed.items() if method in WITHOUT_TEXTS]
-    weights = dict.fromkeys(summed, 0.0) | {0: evidence}
-    learned = vision or careful or [*summed][1:]
+    voting = {place: one.method for place, one in enumerate(candidates) if one.method in VOTING}
+    adapted = [place for place, method in voting.items() if method == ADAPTED]
+    vision = [place for place, method in voting.items() if method in VISION_ONLY]
+    weights = dict.fromkeys(voting, 0.0) | {0: evidence}
+    learned = vision or adapted or [*voting][1:]
     if not learned:
         return {0: 1.0}
-    for place in careful:
-        weights[place] += CAREFUL_WEIGHT * evidence / len(careful)
+    for place in adapted:
+        weights[place] += ADAPTED_WEIGHT * evidence / len(adapted)
     for place in learned:
         weights[place] += VISION_WEIGHT / len(learned)
     return weights

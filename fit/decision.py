@@ -265,7 +265,7 @@ def untried(backbone: Backbone) -> Decision:
     shares = default_shares(candidates, by_names.cpu().double().numpy() / scale, examples)
     scales = {
         one: logit_std(heads.answers(one, examples.seen, examples.x))
-        * heads.freshness(one, examples.seen)
+        * heads.overfit_ratio(one, examples.seen)
         for one in shares
     }
     # The sum of the logits has the spread of zero-shot CLIP.

@@ -23,7 +23,7 @@ from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import report
-from .candidates import CANDIDATES, COMPUTED, LINEAR, SENTENCES, ZERO_SHOT, Candidate
+from .candidates import CANDIDATES, CLOSED_FORM, LINEAR, SENTENCES, ZERO_SHOT, Candidate
 from .decision import decide_among
 from .features import Row, Source, features_of, price, read_by_all, sources_of
 from .heads import Heads, reads_names
@@ -197,7 +197,7 @@ def methods_of(
     if not request.sentences:
         wanted.remove(SENTENCES)
     if images * len(heads.names) > MOST_TRAINED and not request.methods:
-        wanted.intersection_update(COMPUTED)
+        wanted.intersection_update(CLOSED_FORM)
     if heads.reads_names and not request.methods:
         wanted.discard(LINEAR)
     if not heads.reads_names:

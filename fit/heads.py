@@ -32,7 +32,7 @@ from .candidates import (
     KERNEL,
     SENTENCES,
     VISION,
-    WITHOUT_TEXTS,
+    VISION_ONLY,
     ZERO_SHOT,
     Candidate,
     Weighted,
@@ -42,7 +42,7 @@ from .candidates import (
 from .plan import Check, Clock, ignore, steps
 
 ANSWERED = 4096  # features that are answered at a time: some heads compare them with all images
-PARTS = 5  # of the images, of which `freshness` leaves out one
+PARTS = 5  # of the images, of which `overfit_ratio` leaves out one
 Seen = tuple[Tensor, Tensor]  # features (images, width) and labels (images,) to learn from
 
 
@@ -138,12 +138,12 @@ class Heads:
         features, labels = seen
         return self.inputs(candidate.method, features), labels
 
-    def freshness(self, candidate: Candidate, seen: Seen) -> float:
+    def overfit_ratio(self, candidate: Candidate, seen: Seen) -> float:
         """The spread of the candidate's logits on images that it has not learned from, as a
         multiple of that on others. Each fifth image is left out, also if it is alone in its class;
         only heads without texts can learn so, and others count as 1.
         """
-        if candidate.method not in WITHOUT_TEXTS:
+        if candidate.method not in VISION_ONLY:
             return 1.0
         features, labels = seen
         ratios = []

@@ -17,7 +17,7 @@ from common.errors import UsageError
 from inference.sample import Sample
 
 from . import choose
-from .candidates import GUESSING, SUMMED, Candidate, ensemble
+from .candidates import GUESSING, VOTING, Candidate, ensemble
 from .choose import Option
 from .heads import Heads, logit_std
 from .plan import Check, Plan, TooLong, ignore
@@ -272,7 +272,7 @@ def with_candidates(
         name = backbone.name_of(candidate)
         try:
             # One without a vote must be the best alone
-            votes = candidate.method in SUMMED
+            votes = candidate.method in VOTING
             check = ignore if votes else replace(trials, rows=rows).check
             logits[candidate] = trials.kept(compute, check)
         except ChangedImageError:  # no candidate is at fault

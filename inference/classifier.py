@@ -75,7 +75,7 @@ class PromptedClassifier:
         if options.device:
             check_name(options.device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
         check_description(description, source)
-        if trainers.predicting()[description.method].together:
+        if trainers.predicting()[description.method].is_transductive:
             fault = f"{description.method} answers for all images of a test together"
             raise UsageError(fault, "give another model, or see tools/predict.py --transductive")
         self.description = description

@@ -19,7 +19,7 @@ from common.names import check_known_names, check_template, title
 from configs.methods import check_method
 from datasets import sentences
 from trainers.base import TEMPLATE
-from trainers.base.data_use import inherited, on_test_images
+from trainers.base.data_use import inherited, selections_using_test_images
 from trainers.base.method import Method
 from trainers.base.settings import without_removed
 
@@ -118,7 +118,7 @@ def describe(
     facts = dict(training)
     # Also of a start, or of settings: they hold for each epoch
     choices, _ = inherited(checkpoint or {})
-    if on_test_images(choices):
+    if selections_using_test_images(choices):
         facts["selected_on_test"] = True
     plugin = metadata.get("plugin_sha256") or cfg.MODEL.get("PLUGIN_SHA256", "")
     if plugin:

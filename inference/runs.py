@@ -121,13 +121,13 @@ def checkpoint_file(path: Path, method: type[Method], epoch: int | None) -> Path
     if not path.is_dir():
         return path
     folder = path
-    saved_as = method.saved_as
+    name = method.checkpoint_folder
     if any(path.glob(CHECKPOINTS)):  # the folder of the checkpoints itself
         folder = path.parent
-        saved_as = path.name
+        name = path.name
     try:
         return Path(
-            find_checkpoint(str(folder), saved_as, epoch, method.__name__, method.published_file)
+            find_checkpoint(str(folder), name, epoch, method.__name__, method.published_file)
         )
     except UsageError as error:
         remedy = error.remedy.replace(

@@ -47,7 +47,7 @@ class Together:
 
     def __init__(self, models: Sequence[Model], options: PredictOptions):
         name = options.transductive
-        known = {key: kind for key, kind in trainers.methods().items() if kind.together}
+        known = {key: kind for key, kind in trainers.methods().items() if kind.is_transductive}
         check_name(name, known, "method for --transductive")
         if len(models) > 1:
             raise UsageError("--transductive answers over one model", "leave out the others")

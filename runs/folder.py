@@ -160,7 +160,7 @@ class OutputFolder:
 
 OTHER_FOLDER = f"{ANOTHER}, or delete that folder"
 # Options in which the runs of a study differ
-OF_ONE_RUN = (
+PER_RUN_OPTIONS = (
     "--output-dir",
     "--model-dir",
     "--seed",
@@ -185,7 +185,7 @@ def check_finished(
     text = text_of_settings(folder, seed)
     recorded = [getattr(results, key) for key in RECORDED if key != "seed"]
     is_of_seed = str(results.seed) == seed
-    key = (*words_of_all(argv), text, repr(recorded), is_of_seed)
+    key = (*shared_arguments(argv), text, repr(recorded), is_of_seed)
     if not text or key not in equal:
         check_same_settings(setup_cfg(parse_arguments(list(argv))), finished=True)
         equal.add(key)
@@ -194,12 +194,12 @@ def check_finished(
         check_same_prompts(folder, results, options["--model-dir"], epoch)
 
 
-def words_of_all(argv: Sequence[str]) -> list[str]:
+def shared_arguments(argv: Sequence[str]) -> list[str]:
     """The arguments that the runs of a study share."""
     words: list[str] = []
     rest = iter(argv)
     for word in rest:
-        if word in OF_ONE_RUN:
+        if word in PER_RUN_OPTIONS:
             next(rest, "")
         else:
             words.append(word)

@@ -65,11 +65,11 @@ class Record:
         if method and (trains or not method.learns):
             new += method.choices
         elif trains:
-            new += data_use.made_choices(spec.cfg, title(spec.cfg), self.trainer.dm.dataset)
+            new += data_use.selections_of_run(spec.cfg, title(spec.cfg), self.trainer.dm.dataset)
         if new and not spec.cfg.TEST.SELECT_ON_TEST:
             data_use.check_choices(new)
         choices = None if earlier is None and not new else [*(earlier or ()), *new]
-        if choices and (selecting := data_use.on_test_images(choices)):
+        if choices and (selecting := data_use.selections_using_test_images(choices)):
             print(
                 f"{SELECTED}: {'; '.join(map(data_use.selection_text, selecting))} (the results "
                 "are marked)"
@@ -122,14 +122,14 @@ class Record:
         if kind == "inductive" and any("sentences" in phase for phase in used):
             kind = "extra text"
         card = {"kind": kind, "fit": fit, "choose": to_json(self.choices), "test": test}
-        if name := self.pair():
+        if name := self.combined_name():
             card["method"] = name
         return card | {"settings": self.settings_by_source()}
 
-    def pair(self) -> str:
+    def combined_name(self) -> str:
         """The name of a method with the one whose answers it reads; empty without one."""
         method: Any = self.method
-        return method.pair if getattr(method, "base", None) else ""
+        return method.combined_name if getattr(method, "base", None) else ""
 
     def test_phase(self) -> dict[str, Any] | None:
         """The record of the tested images; None without a test."""
@@ -172,7 +172,7 @@ class Record:
         settings = flatten(cfg)
         measured = trainer.evaluator.results
         content = {key: settings[setting] for key, setting in RECORDED.items()}
-        if name := self.pair():
+        if name := self.combined_name():
             content["method"] = name
         content["dataset"] = title(cfg)
         content["split"] = trainer.test_split

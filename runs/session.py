@@ -21,11 +21,11 @@ from common.errors import UsageError, one_line
 from common.names import printable
 from common.start import ROOT
 
-INTERRUPTED = 130  # exit status, as of a shell
-NOT_READ = 141  # the same of a program that writes to a pipe which nobody reads any more
-RESUMES = "from the last complete epoch"
+EXIT_INTERRUPTED = 130  # exit status, as of a shell
+EXIT_BROKEN_PIPE = 141  # the same of a program that writes to a pipe which nobody reads any more
+RESUME_HINT = "from the last complete epoch"
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
-BATCH = (
+LOWER_BATCH_SIZE = (
     "lower the batch size (of tools/predict.py: --batch-size; of a run: "
     "DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE), or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
 )
@@ -42,7 +42,7 @@ SHORTAGES = {
 }
 
 
-def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
+def run_command(main: Callable[[], None], resumes: str = RESUME_HINT) -> None:
     """Run the `main` of a command. User errors become one line (exit status 2), Ctrl-C and SIGTERM
     a clean end (130).
 
@@ -131,12 +131,12 @@ def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
     # has ended.
     if any(isinstance(cause, KeyboardInterrupt) for cause in exception_chain(error)):
         print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     # `head` has read enough; Python would flush once more at the end
     if isinstance(error, BrokenPipeError):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOT_READ
+        return EXIT_BROKEN_PIPE
     line = error_line(error)
     if line is None:
         return None
@@ -163,7 +163,7 @@ def error_line(error: BaseException) -> str | None:
     for cause in exception_chain(error) if isinstance(error, Exception) else ():
         # torch's, of a GPU
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
-            return str(UsageError(f"the memory is full ({one_line(cause)})", BATCH))
+            return str(UsageError(f"the memory is full ({one_line(cause)})", LOWER_BATCH_SIZE))
         if LOADER_PROCESS in str(cause) and isinstance(cause, RuntimeError):
             fault = (
                 "a process of the data loader was killed, as when the memory is full "

@@ -38,7 +38,7 @@ COMPLETION = "_ARGCOMPLETE"  # which argcomplete sets
 def main() -> None:
     """Run the command that the first words name."""
     from common.start import required_packages
-    from runs.session import RESUMES, run_command
+    from runs.session import RESUME_HINT, run_command
 
     words = typed() if COMPLETION in os.environ else sys.argv[1:]
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), "")
@@ -54,7 +54,7 @@ def main() -> None:
 
         package = __package__.removesuffix("tools") if __package__ else ""
         command = import_module(package + module).main
-    run_command(command, resumes or RESUMES)
+    run_command(command, resumes or RESUME_HINT)
 
 
 def typed() -> list[str]:

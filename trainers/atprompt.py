@@ -118,9 +118,9 @@ class ATPromptMethod(Method):
             place += length
         return learner
 
-    def notes(self):
+    def log_lines(self):
         words = ", ".join(self.attributes)
-        return [f"Attribute words: {words}", *super().notes()]
+        return [f"Attribute words: {words}", *super().log_lines()]
 
 
 @plugin("ATPrompt")
@@ -129,7 +129,7 @@ def atprompt(base: type[Method]) -> type[Method] | None:
     name = base.__name__
     if name not in BASES:
         return None
-    inner = "" if base.saves_learner else "prompt_learner."
+    inner = "" if base.checkpoint_has_learner_only else "prompt_learner."
 
     @dataclass(frozen=True)
     class Both(ATPromptSettings, base.Settings): ...  # type: ignore[name-defined, misc]

@@ -67,7 +67,7 @@ class ZSLP(FeatureMethod):
     """A linear probe that starts from the text features (Silva-Rodriguez et al., CVPR 2024)."""
 
     Settings: ClassVar[type[MethodSettings]] = ZSLPSettings
-    saved_as = "adapter"
+    checkpoint_folder = "adapter"
     published_sections = ("TRAINER.ADAPTER",)
     published = ("prototypes", "base_text_features")
     spec = FeatureSpec((*SEVEN, "a photo of a {}."), unit_text=False, mixed_views=True)

@@ -43,7 +43,7 @@ class CLIPAdapter(FeatureMethod):
     Settings = CLIPAdapterSettings
     transfers = True
     spec = FeatureSpec(unit_text=False)
-    saved_as = "clip_adapter"
+    checkpoint_folder = "clip_adapter"
     published = ("fc.0.weight", "fc.2.weight")
 
     def build_head(self, classes, width, rows):

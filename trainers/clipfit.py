@@ -43,7 +43,7 @@ class CLIPFit(TaughtMethod):
     Settings = CLIPFitSettings
     reads_template = True
     reads_sentences = False
-    saves_learner = True
+    checkpoint_has_learner_only = True
     published_sections = ("TRAINER.COOP",)
     teacher_templates = {"DescribableTextures": "a photo of a {}, a type of texture."}
 
@@ -51,7 +51,7 @@ class CLIPFit(TaughtMethod):
         require_clip(clip, "CLIPFit", self.cfg.MODEL.BACKBONE.NAME)
         return CopyLearner(self.template(self.teacher_templates), classnames, clip, learned(clip))
 
-    def notes(self):
+    def log_lines(self):
         return (
             ["PREC amp: the loss is cross-entropy alone, as in the official code"]
             if self.amp

@@ -111,7 +111,7 @@ class CLIPSVD(SteppedMethod):
 
     Settings = CLIPSVDSettings
     reads_template = True
-    saves_learner = True
+    checkpoint_has_learner_only = True
     published_file = "base_model.pt"
 
     def build_prompts(self, clip, classnames):

@@ -61,7 +61,7 @@ class CoCoOp(Method):
     """Conditional Context Optimization (Zhou et al., CVPR 2022)."""
 
     Settings = CoCoOpSettings
-    saves_learner = True
+    checkpoint_has_learner_only = True
     published = ("ctx", "meta_net.*")
 
     def build_prompts(self, clip, classnames):
@@ -71,5 +71,5 @@ class CoCoOp(Method):
             clip, classnames, *sentence_context(clip, self.settings.N_CTX, given or "")
         )
 
-    def notes(self):
+    def log_lines(self):
         return unused_n_ctx(self)

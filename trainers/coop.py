@@ -22,7 +22,7 @@ class CoOp(Method):
 
     Settings: ClassVar[type[MethodSettings]] = CoOpSettings
     published = ("ctx",)
-    saves_learner = True
+    checkpoint_has_learner_only = True
 
     def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
         """The words before the class name, and the context vectors; `classes` is [C] for
@@ -37,5 +37,5 @@ class CoOp(Method):
         words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
         return ContextPrompts(clip, classnames, words, ctx, self.settings.CLASS_TOKEN_POSITION)
 
-    def notes(self):
+    def log_lines(self):
         return unused_n_ctx(self)

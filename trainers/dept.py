@@ -83,8 +83,8 @@ class DePTMethod(Method):
         learner.extra_modules = modules
         return learner
 
-    def finish_model(self):
-        super().finish_model()
+    def after_build(self):
+        super().after_build()
         self.model.dept = self.settings
 
     def saved_module(self):
@@ -97,7 +97,7 @@ class DePTMethod(Method):
 
     def after_load(self, classes):
         super().after_load(classes)
-        self.model.classes_learned = len(classes.labels) == len(self.class_names)
+        self.model.classes_learned = len(classes.checkpoint_labels) == len(self.class_names)
 
     def build_optimizer(self):
         options = self.cfg.OPTIM.clone()
@@ -129,14 +129,14 @@ def dept(base: type[Method]) -> type[Method] | None:
         return None
     name = base.__name__
     # Of names that are those in the learner alone
-    inner = "prompt_learner." if base.saves_learner else ""
+    inner = "prompt_learner." if base.checkpoint_has_learner_only else ""
     learned: tuple[str, ...] = ()
     if name in FILES:  # CoOp's names, too
         names = [key.removeprefix("prompt_learner.") for key in base.published]
         prompts = [f"prompt_learner.{key}" for key in names]
         learned = (*prompts, *(f"{module}.*" for module in (*FILMS, HEAD)))
     unused = [f"prompt_learner.{key}" for key in base.published_unused]
-    by_class = [inner + key for key in base.of_learned_classes]
+    by_class = [inner + key for key in base.tensors_by_class]
 
     @dataclass(frozen=True)
     class Both(DePTSettings, base.Settings): ...  # type: ignore[name-defined, misc]
@@ -149,8 +149,8 @@ def dept(base: type[Method]) -> type[Method] | None:
         published = learned
         published_unused = (*unused, "meta_net.*")
         published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
-        saved_as = FILES.get(name, base.saved_as)
+        checkpoint_folder = FILES.get(name, base.checkpoint_folder)
         config_folder = f"DePT+{name}" if name in FILES else ""
-        of_learned_classes = (*by_class, f"{HEAD}.*")
+        tensors_by_class = (*by_class, f"{HEAD}.*")
 
     return OverMethod

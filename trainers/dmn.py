@@ -66,7 +66,7 @@ class DMN(ViewsMethod):
             "ENTROPIES": texts.new_full((len(texts), size), inf),  # inf: an empty slot
         }
 
-    def answer(self, features, state):
+    def logits_of_features(self, features, state):
         """The logarithms of weighted probabilities, instead of the logits of the tower."""
         image = features[0]
         p = self.logits(features).softmax(dim=1)
@@ -113,7 +113,7 @@ class DMN(ViewsMethod):
         if self.images is None:
             fault = "DMN with SUPPORT reads the training images of a run"
             raise UsageError(fault, "set TRAINER.DMN.SUPPORT False")
-        tests = self.images.tests.dataset
+        tests = self.images.test_loader.dataset
         items = self.images.dataset.train_x
         images = type(tests)(self.cfg, items, transform=self.test_transform(self.cfg).centre)
         cached = CachedFeatures(self.model, DataLoader(images, batch_size=100), None)

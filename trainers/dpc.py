@@ -93,8 +93,8 @@ class DPCMethod(Method):
         learner.register_buffer(FROZEN, learner.ctx.detach().clone())
         return learner
 
-    def finish_model(self):
-        super().finish_model()
+    def after_build(self):
+        super().after_build()
         self.model.share_for_new = self.settings.WEIGHT_FOR_NEW
 
     def check_training(self):

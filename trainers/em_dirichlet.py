@@ -36,7 +36,7 @@ class EMDirichlet(TogetherMethod):
     Settings = EMDirichletSettings
     hard = False
 
-    def answer(self, images):
+    def predict_task(self, images):
         z = (self.settings.T * images.cosines.double()).softmax(dim=1)
         if images.support is not None:
             features, labels = images.support

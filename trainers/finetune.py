@@ -89,8 +89,8 @@ class FineTune(SteppedMethod):
     Model = FineTunedCLIP
     reads_template = True
     reads_views = False
-    saves_learner = True
-    of_learned_classes = ("classifier",)
+    checkpoint_has_learner_only = True
+    tensors_by_class = ("classifier",)
     targets: Tensor | None = None  # (batch, C), of a mixed batch
 
     @classmethod
@@ -104,7 +104,7 @@ class FineTune(SteppedMethod):
     def build_prompts(self, clip, classnames):
         return FineTuneLearner(self.template(), classnames, clip, self.settings)
 
-    def finish_model(self):
+    def after_build(self):
         if self.settings.ENCODER == "vision":
             learner = self.model.prompt_learner
             learner.classifier.data.copy_(unit_texts(self, self.template()))

@@ -76,8 +76,8 @@ class GDA(FittedMethod):
 
     Settings = GDASettings
     transfers = True
-    saved_as = "gda"
-    of_learned_classes = ("W", "b")
+    checkpoint_folder = "gda"
+    tensors_by_class = ("W", "b")
     spec = FeatureSpec(
         SEVEN, row_tensors=("rows",), chosen={"ALPHA": "1.0"}, trials=len(ALPHAS), needs_all=True
     )
@@ -122,7 +122,7 @@ class GDA(FittedMethod):
         return self.correct()
 
     def after_load(self, classes):
-        if not classes.same and len(classes.labels) < len(self.class_names):
+        if not classes.is_identical and len(classes.checkpoint_labels) < len(self.class_names):
             self.estimate(self.model.class_texts)
 
     @torch.no_grad()

@@ -223,7 +223,7 @@ class HiCroPL(Method):
     kind = "extra text"
     reads_sentences = True
     needs_sentences = True
-    saved_as = "VLPromptLearner"
+    checkpoint_folder = "VLPromptLearner"
     published = tuple(
         f"prompt_learner.{name}"
         for name in (
@@ -248,7 +248,7 @@ class HiCroPL(Method):
             raise UsageError(fault, "leave it out: the teacher is the frozen backbone")
         return HiCroPLPrompts(clip, classnames, s)
 
-    def finish_model(self):
+    def after_build(self):
         self.own_sentences()
         self.model.register_buffer("class_features", unit_texts(self), persistent=False)
 

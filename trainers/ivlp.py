@@ -113,7 +113,7 @@ class IVLP(Method):
     """
 
     Settings: ClassVar[type[MethodSettings]] = IVLPSettings
-    saved_as = "VLPromptLearner"
+    checkpoint_folder = "VLPromptLearner"
     published = TWO_TOWERS
 
     def build_prompts(self, clip, classnames):

@@ -85,8 +85,8 @@ class LinearProbe(FittedMethod):
     """
 
     Settings = LinearProbeSettings
-    saved_as = "linear_probe"
-    saves_learner = False
+    checkpoint_folder = "linear_probe"
+    checkpoint_has_learner_only = False
     reads_template = reads_sentences = False
     spec = FeatureSpec(
         reads_text=False,

@@ -37,7 +37,7 @@ class LoCoOp(CoOp):
 
     Settings = LoCoOpSettings
 
-    def finish_model(self):
+    def after_build(self):
         if not has_local_features(self.model.clip):
             fault = (
                 f"LoCoOp reads features of patches, which {self.cfg.MODEL.BACKBONE.NAME} has "

@@ -58,7 +58,7 @@ class LPPlusPlus(FittedMethod):
     """
 
     Settings = LPPlusPlusSettings
-    saved_as = "lp_plus_plus"
+    checkpoint_folder = "lp_plus_plus"
     spec = FeatureSpec(SEVEN, chosen={"STEP": "300"}, needs_all=True, keeps_pairs=True)
 
     @property

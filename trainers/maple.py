@@ -72,7 +72,7 @@ class MaPLe(Method):
     """Multi-modal Prompt Learning (Khattak et al., CVPR 2023)."""
 
     Settings: ClassVar[type[MethodSettings]] = MaPLeSettings
-    saved_as = "MultiModalPromptLearner"
+    checkpoint_folder = "MultiModalPromptLearner"
     published: ClassVar[tuple[str, ...]] = (
         *COUPLED,
         "prompt_learner.compound_prompt_projections.*",

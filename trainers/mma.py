@@ -129,8 +129,8 @@ class MMALearner(AdapterLearner, TemplatePrompts):
 class AdapterMethod(Method):
     """A method of adapters in both towers; its `Settings` are `AdapterSettings`."""
 
-    saved_as = "adapter_learner"
-    saves_learner = True
+    checkpoint_folder = "adapter_learner"
+    checkpoint_has_learner_only = True
     published = ("text_adapter.*", "visual_adapter.*", "shared_adapter.*")
 
     def check_blocks(self, clip: Any) -> None:

@@ -161,8 +161,8 @@ class MMApp(AdapterMethod):
         self.check_blocks(clip)
         return MMAppLearner(clip, self.texts, self.settings)
 
-    def finish_model(self):
-        super().finish_model()
+    def after_build(self):
+        super().after_build()
         self.model.sentences = len(self.texts[0])
         self.model.drawn = self.model.sentences * torch.arange(len(self.class_names))
 

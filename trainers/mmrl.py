@@ -109,7 +109,7 @@ class RepresentationMethod(TaughtMethod):
     Settings: ClassVar[type[MethodSettings]] = RepresentationSettings
     Prompts: ClassVar[type[RepresentationPrompts]]
     reads_template = True
-    saved_as = "MultiModalRepresentationLearner"
+    checkpoint_folder = "MultiModalRepresentationLearner"
 
     def build_prompts(self, clip, classnames):
         name = type(self).__name__

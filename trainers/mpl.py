@@ -122,7 +122,7 @@ class MPL(Method):
     """Modular Prompt Learning (Huang et al., ICASSP 2025)."""
 
     Settings = MPLSettings
-    saved_as = "MultiModalPromptLearner"
+    checkpoint_folder = "MultiModalPromptLearner"
     published = (*COUPLED, "prompt_learner.txt2img_proj.*")
 
     def build_prompts(self, clip, classnames):
@@ -131,7 +131,7 @@ class MPL(Method):
         check_depth(clip, "TRAINER.MPL.PROMPT_DEPTH", mpl.PROMPT_DEPTH)
         return MPLPrompts(clip, classnames, mpl.N_CTX, mpl.CTX_INIT, mpl.adds, mpl.removes)
 
-    def notes(self):
+    def log_lines(self):
         lengths = self.vision_lengths(self.settings, len(image_blocks(self.model.clip)))
         return [f"Vision prompts at each layer: {', '.join(map(str, lengths))}"]
 

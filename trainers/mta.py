@@ -33,7 +33,7 @@ class MTA(ViewsMethod):
 
     Settings = MTASettings
 
-    def answer(self, features, state):
+    def logits_of_features(self, features, state):
         mode, _ = mean_shift(
             features, self.logits(features), self.settings.LAMBDA_Y, self.settings.LAMBDA_Q
         )

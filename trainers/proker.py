@@ -91,8 +91,8 @@ class ProKeR(FittedMethod):
 
     Settings = ProKeRSettings
     transfers = True  # new classes have the label 0 for all training images
-    saved_as = "proker"
-    of_learned_classes = ("values",)
+    checkpoint_folder = "proker"
+    tensors_by_class = ("values",)
     spec = FeatureSpec(
         SEVEN, row_tensors=("rows", "values"), chosen={"BETA": "2.0", "LAMBDA": "0.1"}
     )

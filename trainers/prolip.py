@@ -51,7 +51,7 @@ class ProLIP(FittedMethod):
     Model = ProjectedCLIP
     transfers = True
     schedule_steps = True
-    saved_as = "prolip"
+    checkpoint_folder = "prolip"
     spec = FeatureSpec(SEVEN, chosen={"LAMBDA": "1/N"}, trials=len(GRID))
     kind_of_head: ClassVar[type[Projection]] = Projection
     tried: float | None = None  # the LAMBDA of the grid, while one is chosen
@@ -137,5 +137,5 @@ class ProLIP(FittedMethod):
 class RLA(ProLIP):
     """ProLIP's regularised linear adapter on projected features."""
 
-    saved_as = "rla"
+    checkpoint_folder = "rla"
     kind_of_head = LinearAdapter

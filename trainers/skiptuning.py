@@ -190,8 +190,8 @@ class SkipTuning(Method):
     reads_template = True
     Model = SkipCLIP
     model: SkipCLIP
-    saved_as = "learnable_params"
-    saves_learner = True
+    checkpoint_folder = "learnable_params"
+    checkpoint_has_learner_only = True
     published_keys = {"OPTIM.NEW_LR": (0.0, Accepts(int | float, 0, 1000))}
     ranks: Tensor | None = None  # which count, drawn once in a run
     lower_texts: Tensor | None = None
@@ -202,7 +202,7 @@ class SkipTuning(Method):
         check_layer(clip, "TRAINER.SKIPTUNING.START_LAYER", start, ("text", "vision"))
         return SkipLearner(self.template(TEMPLATES), classnames, clip, start)
 
-    def finish_model(self):
+    def after_build(self):
         self.model.start = self.settings.START_LAYER
 
     @property

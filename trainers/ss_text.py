@@ -44,7 +44,7 @@ class SSText(FittedMethod):
     """
 
     Settings = SSTextSettings
-    saved_as = "ss_text"
+    checkpoint_folder = "ss_text"
     spec = FeatureSpec(unit_text=False)
 
     def build_head(self, classes, width, rows):

@@ -37,7 +37,7 @@ class StatA(TogetherMethod):
     def least_images(self):
         return self.settings.N_NEIGHBORS + 1
 
-    def answer(self, images):
+    def predict_task(self, images):
         return log_of(Anchored(images, self.settings).rounds())
 
 

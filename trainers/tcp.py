@@ -93,7 +93,7 @@ class TCP(TaughtMethod):
 
     Settings = TCPSettings
     reads_template = True
-    saves_learner = True
+    checkpoint_has_learner_only = True
     published_sections = ("TRAINER.COOP",)
     published = ("ctx", "meta_net.*")
     teacher_templates = {
@@ -118,7 +118,7 @@ class TCP(TaughtMethod):
             clip, classnames, TEMPLATES.get(self.cfg.DATASET.NAME, "X X X X {}."), ctx
         )
 
-    def finish_model(self):
+    def after_build(self):
         self.model.prompt_learner.register_buffer(
             "class_features", self.teacher.text_features, persistent=False
         )

@@ -80,7 +80,7 @@ class TDA(ViewsMethod):
         )
         return state
 
-    def answer(self, features, state):
+    def logits_of_features(self, features, state):
         s = self.settings
         feature, z, p = self.image(features)
         entropy = -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum()

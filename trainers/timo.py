@@ -63,8 +63,8 @@ class TIMO(FittedMethod):
     Settings = TIMOSettings
     kind = "extra text"
     needs_sentences = True
-    saved_as = "timo"
-    of_learned_classes = ("guided", "W", "b")
+    checkpoint_folder = "timo"
+    tensors_by_class = ("guided", "W", "b")
     spec = FeatureSpec(SEVEN, reads_text=False, chosen={"ALPHA": "1.0"}, needs_all=True)
 
     @property

@@ -81,11 +81,11 @@ class CacheHead(Head):
 class CacheMethod(FeatureMethod):
     Settings = TipAdapterSettings
     transfers = True  # new classes have no votes
-    saved_as = "tip_adapter"
-    of_learned_classes = ("weight", "values")
+    checkpoint_folder = "tip_adapter"
+    tensors_by_class = ("weight", "values")
     spec = FeatureSpec(
         SEVEN,
-        row_tensors=of_learned_classes,
+        row_tensors=tensors_by_class,
         chosen={"ALPHA": "1.0", "BETA": "1.0"},
         keeps_pairs=True,
     )
@@ -141,7 +141,7 @@ class TipAdapter(CacheMethod, FittedMethod):
 class TipAdapterF(CacheMethod):
     """Tip-Adapter whose keys are learned."""
 
-    saved_as = "tip_adapter_f"
+    checkpoint_folder = "tip_adapter_f"
     learned = True
     schedule_steps = True
     keeps_last_batch = True

@@ -45,7 +45,7 @@ class TPS(ViewsMethod):
             means = means + mean_text_features(self.model.frozen, own, unit=True)
         return normalize(means)
 
-    def answer(self, features, state):
+    def logits_of_features(self, features, state):
         return self.model.logits(features[:1], self.shifted(features)[0])[0]
 
     def shifted(self, features):

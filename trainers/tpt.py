@@ -67,7 +67,7 @@ class TPT(ViewsMethod):
     """
 
     Settings: ClassVar[type[MethodSettings]] = TPTSettings
-    saves_learner = True
+    checkpoint_has_learner_only = True
     reads_sentences = False
 
     def objective(self, logits: Tensor, text: Tensor) -> Tensor:
@@ -87,20 +87,20 @@ class TPT(ViewsMethod):
             start.fill_(math.nan)  # until a run or MODEL.INIT_WEIGHTS gives vectors
         return ContextPrompts(clip, classnames, words, start, s.position)
 
-    def outputs(self, loader, folder):
+    def predict_loader(self, loader, folder):
         if not self.model.prompt_learner.ctx.isfinite().all():
             key = f"TRAINER.{self.section()}.CTX_INIT"
             raise UsageError(
                 f"{key} is empty, and no context is given",
                 "set it, or give --eval-only --model-dir RUN",
             )
-        return super().outputs(loader, folder)
+        return super().predict_loader(loader, folder)
 
     @property
     def texts(self) -> Tensor:
         return self.model.text_features(torch.empty(0))
 
-    def answer(self, features: Tensor, state: State) -> Tensor:
+    def logits_of_features(self, features: Tensor, state: State) -> Tensor:
         s = self.settings
         model = self.model
         prompts: Any = model.prompt_learner

@@ -112,7 +112,7 @@ class TransCLIP(TogetherMethod):
     Settings = TransCLIPSettings
     least_images = NEAREST + 1
 
-    def answer(self, images):
+    def predict_task(self, images):
         mixture = Mixture(images, self.settings)
         if images.support is None:
             return log_of(mixture.rounds(0.0))

@@ -110,8 +110,8 @@ class TwoStage(SteppedMethod):
 
     Settings = TwoStageSettings
     Model = TwoStageCLIP
-    saves_learner = True
-    of_learned_classes = ("classifier",)
+    checkpoint_has_learner_only = True
+    tensors_by_class = ("classifier",)
 
     def build_prompts(self, clip, classnames):
         require_clip(clip, "TwoStage", self.cfg.MODEL.BACKBONE.NAME)

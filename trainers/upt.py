@@ -93,7 +93,7 @@ class UPT(Method):
     """
 
     Settings = UPTSettings
-    saves_learner = True
+    checkpoint_has_learner_only = True
     published = ("ctx", "vpt_embeddings*", "mvlpt_proj*")
     caveat = "as MVLPT implements it, since its authors published no code"
 

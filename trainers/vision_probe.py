@@ -144,7 +144,7 @@ class VisionProbe(UnprojectedMethod, FittedMethod):
     """A ridge regression from centred features to one-hot labels."""
 
     Settings = VisionProbeSettings
-    saved_as = "vision_probe"
+    checkpoint_folder = "vision_probe"
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> VisionHead:
         return VisionHead(len(classnames), clip)
@@ -173,7 +173,7 @@ class KernelProbe(UnprojectedMethod, FittedMethod):
     """
 
     Settings = KernelProbeSettings
-    saved_as = "kernel_probe"
+    checkpoint_folder = "kernel_probe"
     spec = FeatureSpec(reads_text=False, row_tensors=("rows", "of_rows"))
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> KernelHead:
@@ -259,7 +259,7 @@ class Linear(FeatureMethod):
     """The weighted sum of linear heads; it is not a method that a run trains."""
 
     Settings = LinearSettings
-    saved_as = "linear"
+    checkpoint_folder = "linear"
     reads_template = reads_sentences = False
     spec = FeatureSpec(reads_text=False)
 
@@ -287,7 +287,7 @@ class Ensemble(UnprojectedMethod):
     """The weighted sum of linear heads on features before the projection, and behind it."""
 
     Settings = LinearSettings
-    saved_as = "ensemble"
+    checkpoint_folder = "ensemble"
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> EnsembleHead:
         return EnsembleHead(len(classnames), clip)
@@ -309,7 +309,7 @@ class KernelEnsembleHead(EnsembleHead):
 class KernelEnsemble(Ensemble):
     """`Ensemble` with a `KernelProbe`."""
 
-    saved_as = "kernel_ensemble"
+    checkpoint_folder = "kernel_ensemble"
     spec = FeatureSpec(reads_text=False, row_tensors=("kernel.rows", "kernel.of_rows"))
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> KernelEnsembleHead:

@@ -36,7 +36,7 @@ class VPT(Method):
             clip, classnames, (0, 0), (vpt.N_CTX_VISION, vpt.PROMPT_DEPTH_VISION), WORDS
         )
 
-    def notes(self):
+    def log_lines(self):
         given = self.settings.CTX_INIT
         unused = f"VPT's words are always {WORDS!r}: TRAINER.VPT.CTX_INIT {given!r} is not used"
         return [unused] if given.replace("_", " ") != WORDS else []

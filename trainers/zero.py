@@ -24,7 +24,7 @@ class ZERO(ViewsMethod):
 
     Settings = ZEROSettings
 
-    def answer(self, features, state):
+    def logits_of_features(self, features, state):
         cosines = features @ self.texts.T
         return votes(cosines, entropies(self.logits(features)), self.settings.SELECTION)
 

@@ -41,7 +41,7 @@ class ZLaP(TogetherMethod):
     def reads_support(self):
         return bool(self.settings.INDUCTIVE)
 
-    def answer(self, images):
+    def predict_task(self, images):
         classes = len(images.texts)
         known = images.features if images.support is None else images.support[0]
         similarities, nodes = self.similarities(known, known, images.texts)

@@ -81,7 +81,7 @@ class TextsMethod(Method):
     def build_prompts(self, clip, classnames):
         return TemplatePrompts(self.sentence, classnames, clip)
 
-    def finish_model(self) -> None:
+    def after_build(self) -> None:
         # In an exported folder that somebody has changed
         if not self.sentences and self.needs_sentences:
             raise UsageError(
@@ -121,5 +121,5 @@ class ZeroshotCLIP(TextsMethod):
     def sentence(self) -> str:
         return self.settings.TEMPLATE or self.template()
 
-    def notes(self):
+    def log_lines(self):
         return [f"Template: {self.sentence}"]

@@ -262,7 +262,7 @@ def faults_of_images(dataset: FewShotDataset, read: bool) -> dict[str, list[str]
             unreadable.append(f"{image} ({reason})")
         else:
             digests[image] = digest
-    twice = in_several_parts(dataset, digests)
+    twice = duplicates_across_splits(dataset, digests)
     return {"missing": missing, "unreadable": unreadable, TWICE: twice}
 
 
@@ -322,7 +322,7 @@ def describe(dataset: FewShotDataset) -> str:
     return ", ".join(f"{number:,} {unit}" for unit, number in counts(dataset).items() if number)
 
 
-def in_several_parts(dataset: FewShotDataset, digests: dict[str, str]) -> list[str]:
+def duplicates_across_splits(dataset: FewShotDataset, digests: dict[str, str]) -> list[str]:
     """The images of a part whose pixels those of another part have, too: `path = path`."""
     parts: dict[str, dict[str, str]] = {}
     for part, items in images_by_split(dataset).items():

@@ -14,10 +14,10 @@ from fit import choose, trials
 from fit.candidates import (
     CANDIDATES,
     KERNEL,
-    SUMMED,
     VISION,
+    VISION_ONLY,
     VISION_WEIGHT,
-    WITHOUT_TEXTS,
+    VOTING,
     Candidate,
     ensemble,
 )
@@ -64,8 +64,8 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(
 ):
     labels = torch.arange(12) % 3
     seen = features_of(labels)
-    left_out = {"Ensemble": {KERNEL}, "Linear": {*WITHOUT_TEXTS}}
-    methods = {*SUMMED} - left_out.get(name, set())
+    left_out = {"Ensemble": {KERNEL}, "Linear": {*VISION_ONLY}}
+    methods = {*VOTING, *(one.method for one in FORMER)} - left_out.get(name, set())
     tried = *CANDIDATES, *FORMER
     members = [(one, 0.5 + place) for place, one in enumerate(tried) if one.method in methods]
     expected = sum(
@@ -235,8 +235,8 @@ def test_names_weigh_as_much_as_images_agree_with_them():
     without, agreeing = (
         {CANDIDATES[place]: weight for place, weight in weights.items()} for weights in found
     )
-    assert {one.method for one, weight in without.items() if weight} == {*WITHOUT_TEXTS}
-    of_method = dict.fromkeys(SUMMED, 0.0)
+    assert {one.method for one, weight in without.items() if weight} == {*VISION_ONLY}
+    of_method = dict.fromkeys(VOTING, 0.0)
     for one, weight in agreeing.items():
         of_method[one.method] += weight
     assert of_method[VISION] + of_method[KERNEL] == pytest.approx(sum(without.values()))

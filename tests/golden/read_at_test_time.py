@@ -46,7 +46,7 @@ def check_texts(golden: Golden):
 
         def logits(trainer=trainer, images=images, **changed):
             trainer.method.settings = replace(trainer.method.settings, **changed)
-            trainer.method.finish_model()
+            trainer.method.after_build()
             return trainer.model_inference(images)
 
         if case["trainer"] != "CuPL":
@@ -111,7 +111,7 @@ def check_views(golden: Golden):
         share = case["cfg"]["SELECTION"]
         golden.same("kept", [most_confident(each, share).tolist() for each in logits])
     if case["kind"] == "stream":
-        answers = torch.stack([trainer.method.answer(each, state) for each in features])
+        answers = torch.stack([trainer.method.logits_of_features(each, state) for each in features])
     else:
         answers = trainer.model_inference(views)
     golden.same("logits_after", answers)
@@ -186,7 +186,7 @@ def check_steps_of_tuning(golden: Golden):
     for each in views:
         for record in (losses, gradients, after):
             record.append([])
-        trainer.method.answer(trainer.model.image_features(each), {})
+        trainer.method.logits_of_features(trainer.model.image_features(each), {})
     assert torch.equal(trainer.model.get_buffer(name), start)
     gradients = torch.stack([torch.stack(each) for each in gradients])
     after = torch.stack([torch.stack(each) for each in after])  # (images, steps, vectors, width)
@@ -261,7 +261,9 @@ def check_tps(golden: Golden):
     shifts = torch.stack([method.shifted(image)[1] for image in views])
     golden.same("shift_norms", shifts.flatten(1).norm(dim=1), abs=1e-5)
     golden.same("shift_first8", shifts[:, :, :8])
-    golden.same("logits_after", torch.stack([method.answer(image, {}) for image in views]))
+    golden.same(
+        "logits_after", torch.stack([method.logits_of_features(image, {}) for image in views])
+    )
 
 
 def check_dmn(golden: Golden):
@@ -275,7 +277,7 @@ def check_dmn(golden: Golden):
     answers = []
     for image in views:
         before = state["ENTROPIES"].clone()
-        answers.append(method.answer(image, state).exp())
+        answers.append(method.logits_of_features(image, state).exp())
         slots += (state["ENTROPIES"] != before).nonzero().tolist() or [None]
     golden.same("written_slot", slots)
     golden.same("sum", torch.stack(answers), abs=1e-4)
@@ -285,7 +287,9 @@ def check_boostadapter(golden: Golden):
     method, views = method_of_views(golden.case)
     state = method.new_state()
     golden.same("logits_before", 100 * views[:, 0] @ method.texts.T)
-    golden.same("logits_after", torch.stack([method.answer(image, state) for image in views]))
+    golden.same(
+        "logits_after", torch.stack([method.logits_of_features(image, state) for image in views])
+    )
     for cache, sizes in golden.figures["cache_sizes_end"].items():
         counts = state[f"{cache.upper()}_ENTROPIES"].isfinite().sum(dim=1).tolist()
         assert {str(label): count for label, count in enumerate(counts) if count} == sizes

@@ -42,7 +42,7 @@ def check_transclip(golden: Golden):
         texts = normalize(task.texts + 0.03 * drawn(21, f["classes"], f["dim"]), dim=1)
         given = (60 * task.features @ texts.T).softmax(dim=1)
         golden.same("predictions_given", given, abs=1e-4)
-        logits = method_of(case).answer(Task(task.features, task.texts, task.cosines, given))
+        logits = method_of(case).predict_task(Task(task.features, task.texts, task.cosines, given))
         golden.same("z_meant", logits.exp(), abs=1e-4)
         golden.same("accuracy_meant", accuracy(logits, case), abs=1e-3)
         return
@@ -54,7 +54,7 @@ def check_transclip(golden: Golden):
     mixture.fit(GAMMAS[0] if task.support else 0.0)
     mixture.assign()
     golden.same("z_second", mixture.z, abs=1e-4)
-    logits = method.answer(task)
+    logits = method.predict_task(task)
     if not task.support:
         golden.same("z", logits.exp(), abs=1e-4)
         golden.same("accuracy", accuracy(logits, case), abs=1e-3)
@@ -86,7 +86,7 @@ def check_stata(golden: Golden):
     golden.same("z", state.rounds(), abs=1e-4)
     golden.same("mu_end_first8", state.means[:, :8])
     golden.same("cov_end_first8", state.variances[:, :8], rel=1e-5)
-    golden.same("accuracy", accuracy(method.answer(task), golden.case), abs=1e-3)
+    golden.same("accuracy", accuracy(method.predict_task(task), golden.case), abs=1e-3)
 
 
 def check_em_dirichlet(golden: Golden):
@@ -107,7 +107,7 @@ def check_em_dirichlet(golden: Golden):
     golden.same("clusters", u.argmax(dim=1))
     if not len(support):
         golden.same("prediction_basic_matching", matched(u.argmax(dim=1), z, False))
-    answers = method.answer(task)
+    answers = method.predict_task(task)
     key = "prediction_matched" if "prediction_matched" in golden.figures else "prediction"
     golden.same(key, answers.argmax(dim=1))
     assert answers.shape == z.shape
@@ -127,6 +127,6 @@ def check_zlap(golden: Golden):
     first = method.graph(similarities, nodes, len(task.texts)).to_dense()[len(task.texts)]
     edges = [[node, float(first[node])] for node in first.nonzero().flatten().tolist()]
     assert dict(edges) == pytest.approx(dict(golden.figures["edges_of_first_image"]), abs=1e-5)
-    scores = method.answer(task).exp()
+    scores = method.predict_task(task).exp()
     golden.same("scores", scores, largest=1e-5)
     golden.same("accuracy", accuracy(scores, case), abs=1e-3)

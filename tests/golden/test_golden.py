@@ -154,7 +154,7 @@ def test_scaled_inductive_zlap_answers_each_image_alone(inductive):
     features = normalize(drawn(1, 30, 16) + 1, dim=1)
     texts = normalize(drawn(2, 4, 16) + 1, dim=1)
     task = Task.of(features, texts, support=(normalize(drawn(3, 20, 16) + 1, dim=1), None))
-    every = method.answer(task)
+    every = method.predict_task(task)
     for place in (0, 7, 29):
         one = replace(task, features=features[place : place + 1])
-        agree(method.answer(one)[0], every[place], abs=1e-5)
+        agree(method.predict_task(one)[0], every[place], abs=1e-5)

@@ -59,7 +59,7 @@ def assert_method_works(name, **settings):
         method = trainer.method
         without = parameters_without_gradient(method.model)
         trainer.train()
-        assert method.fits or not without, f"{min(without)} gets no gradient"
+        assert method.trains_in_one_step or not without, f"{min(without)} gets no gradient"
         dataset = trainer.dm.test_loader.dataset
         images = torch.stack([dataset[number]["img"] for number in range(len(dataset))])
         method.model.eval()
@@ -84,7 +84,7 @@ def check_answers(method, images):
     logits = method.model_inference(images)
     alone = torch.cat([method.model_inference(image[None]) for image in images])
     fault = "an image has other logits alone than in a batch"
-    assert method.together or same(logits, alone), fault
+    assert method.is_transductive or same(logits, alone), fault
     original = backbone_of(method).to(images.device)
     found = features(method.model.frozen, images)
     assert same(found, features(original, images)), "the frozen CLIP is changed"

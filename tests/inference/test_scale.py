@@ -12,7 +12,7 @@ from marks import one_line
 from clip.backbone import common_preprocessing, preprocessing
 from fit import fit as story
 from fit import trials
-from fit.candidates import CANDIDATES, COMPUTED, Candidate
+from fit.candidates import CANDIDATES, CLOSED_FORM, Candidate
 from fit.estimator import Classifier
 from fit.heads import Heads
 from inference import calibration_images
@@ -109,7 +109,7 @@ def test_a_fit_of_many_images_and_classes_trains_no_heads(eurosat, tiny, monkeyp
     monkeypatch.setattr(trials, "MOST_LOGITS", 1500)
     model = Classifier(backbone=str(tiny), minutes=0, groups="none")
     model.fit(eurosat / "eurosat/2750")
-    assert {name.split()[0] for name in model.leaderboard_["name"]} <= {*COMPUTED}
+    assert {name.split()[0] for name in model.leaderboard_["name"]} <= {*CLOSED_FORM}
     notes = " ".join(model.notes_)
     assert "Heads that train were not tried" in notes and "images choose and estimate" in notes
     named = Classifier(backbone=str(tiny), minutes=0, methods=["ZSLP"], groups="none")

@@ -149,7 +149,7 @@ def test_every_method_works_or_names_the_needed_backbone(family):
         method = kind(cfg, Classes(names, sentences=sentences), torch.device("cpu"))
         try:
             method.model = kind.Model(model, method.build_prompts(model, method.class_names))
-            method.finish_model()
+            method.after_build()
         except UsageError as error:
             assert str(error).isprintable() and (
                 "backbone" in str(error) or "sentences" in str(error)

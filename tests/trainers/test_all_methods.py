@@ -88,10 +88,10 @@ def kill(kind, monkeypatch):
     step = "training_step"
     left = iter(())
     if issubclass(kind, ViewsMethod):
-        step = "answer"
+        step = "logits_of_features"
         left = iter(range(8))
-    elif kind.together:
-        step = "answer"
+    elif kind.is_transductive:
+        step = "predict_task"
     elif not kind.learns:
         step = "model_inference"
     elif issubclass(kind, FittedMethod):
@@ -160,7 +160,7 @@ def test_other_classes_predictions_and_exports(method, train, command, deep, eur
     names = () if kind.learns else ("--classes", *NAMES)
     asked = run, *images, "--backbone", deep
     weights = run, "--to", tmp_path / "weights", "--weights", "--backbone", deep, *names
-    if kind.together:
+    if kind.is_transductive:
         expect("predict, other classes", command(predict, *asked, *names))
         expect("export `--weights`", command(export, *weights))
         return

@@ -68,7 +68,7 @@ def outputs(trainer) -> torch.Tensor:
 
 def interrupted(trainer, after: int) -> None:
     """A test that ends while it computes the answer for the image after these."""
-    answer = trainer.method.answer
+    answer = trainer.method.logits_of_features
     left = iter(range(after))
 
     def answered(*arguments):
@@ -76,7 +76,7 @@ def interrupted(trainer, after: int) -> None:
             raise KeyboardInterrupt
         return answer(*arguments)
 
-    trainer.method.answer = answered
+    trainer.method.logits_of_features = answered
     with pytest.raises(KeyboardInterrupt):
         outputs(trainer)
 
@@ -90,8 +90,8 @@ def test_killed_test_resumes_and_ends_identically(method, make):
     interrupted(make(method), 5)
     resumed = make(method)
     computed = []
-    answer = resumed.method.answer
-    resumed.method.answer = lambda *arguments: computed.append(1) or answer(*arguments)
+    answer = resumed.method.logits_of_features
+    resumed.method.logits_of_features = lambda *arguments: computed.append(1) or answer(*arguments)
     assert torch.equal(outputs(resumed), whole)
     assert len(computed) == len(whole) - 14
 
@@ -109,7 +109,7 @@ def test_training_images_in_the_memory_of_dmn_are_recorded(make):
     trainer.method.images = None  # as in a prediction
     del trainer.method.support
     with one_line("DMN with SUPPORT reads the training images of a run", "SUPPORT False"):
-        trainer.method.answer(torch.randn(6, 64), trainer.method.new_state())
+        trainer.method.logits_of_features(torch.randn(6, 64), trainer.method.new_state())
 
 
 def test_unwritten_state_does_not_count(make, tmp_path):
@@ -191,12 +191,12 @@ def test_tda_reads_images_in_an_order_of_the_seed(make):
 def test_towers_of_prec_amp_compute_in_half_precision_and_answers_in_fp32(method, make):
     trainer = make(method, PREC="amp")
     types = []
-    answer = trainer.method.answer
+    answer = trainer.method.logits_of_features
     image_output = trainer.model.image_output
     trainer.model.image_output = lambda views: (
         types.append(autocast(trainer)) or image_output(views)
     )
-    trainer.method.answer = lambda *given: (
+    trainer.method.logits_of_features = lambda *given: (
         types.append((given[0].dtype, autocast(trainer))) or answer(*given)
     )
     assert outputs(trainer).isfinite().all()

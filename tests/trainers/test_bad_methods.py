@@ -67,7 +67,7 @@ class Reading(Sentences):
 
 
 class Remembering(Correct):
-    def finish_model(self):
+    def after_build(self):
         self.model.seen = torch.zeros(())
 
     def loss(self, output, labels):
@@ -229,9 +229,9 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
 def test_a_hook_of_a_plain_mixin_counts_as_a_hook_of_the_class():
     mixin = type("InOrder", (), {"test_loader": lambda self, loader: loader})
     mixed = type("Mixed", (mixin, Correct), {})
-    assert mixed.reads_tests and not Correct.reads_tests
-    denied = type("Denied", (mixin, Correct), {"reads_tests": False})
-    assert not denied.reads_tests and not type("Child", (denied,), {}).reads_tests
+    assert mixed.has_own_test_loader and not Correct.has_own_test_loader
+    denied = type("Denied", (mixin, Correct), {"has_own_test_loader": False})
+    assert not denied.has_own_test_loader and not type("Child", (denied,), {}).has_own_test_loader
 
 
 def test_class_names_of_a_dataset_of_its_own_are_checked(build, monkeypatch):

@@ -104,7 +104,7 @@ def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypat
     monkeypatch.setattr(trainer, "test", lambda split: next(results))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    folder = tmp_path / "run" / trainer.method.saved_as
+    folder = tmp_path / "run" / trainer.method.checkpoint_folder
     best = torch.load(folder / "model-best.pth.tar", weights_only=True)
     assert (best["epoch"], best["val_result"]) == (2, 60.0)
     resumed = make(*line)

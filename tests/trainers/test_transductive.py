@@ -20,7 +20,7 @@ from trainers.base import streams
 from trainers.base.together import Task
 
 pytestmark = pytest.mark.slow
-METHODS = [name for name, method in methods().items() if method.together]
+METHODS = [name for name, method in methods().items() if method.is_transductive]
 
 
 def pytest_generate_tests(metafunc):
@@ -87,7 +87,7 @@ def test_a_batch_is_answered_without_the_others(make):
     items = trainer.test_loader.dataset.data_source
     method = trainer.method
     features, _ = method.labelled(items[:6], trainer.test_loader)
-    alone = method.answer(Task.of(features, method.texts))
+    alone = method.predict_task(Task.of(features, method.texts))
     assert torch.allclose(parts[0][0].exp(), alone.exp(), atol=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_a_stream_may_have_another_order(make):
     assert orders["in order"] == listed != orders["dirichlet"]
 
 
-TOGETHER = [name for name, method in methods().items() if method.together]
+TOGETHER = [name for name, method in methods().items() if method.is_transductive]
 
 
 @pytest.mark.parametrize(("method", "over"), [("StatA", "CoOp"), ("TransCLIP", ""), ("ZLaP", "")])

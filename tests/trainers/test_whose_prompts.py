@@ -173,10 +173,10 @@ def test_some_classes_of_another_dataset_are_not_taken_by_their_names(dataset, k
     trainer = build("CoOp").method
     first, *_ = trainer.class_names
     written = {"class_names": ["other", first]} | ({"dataset": dataset} if dataset else {})
-    assert trainer.checkpoints.classes(written).labels == known
+    assert trainer.checkpoints.classes(written).checkpoint_labels == known
     every = trainer.checkpoints.classes(
         written | {"class_names": ["other", *trainer.class_names]}
-    ).labels
+    ).checkpoint_labels
     # Of any dataset
     assert every == {label: label + 1 for label in range(len(trainer.class_names))}
 
@@ -209,7 +209,7 @@ def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(
 ):
     """One dimension of it was adapted; the error about the other one blamed the settings."""
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pairs", Pairs)
-    monkeypatch.setattr(Pairs, "of_learned_classes", ("prompt_learner.pairs",) if known else ())
+    monkeypatch.setattr(Pairs, "tensors_by_class", ("prompt_learner.pairs",) if known else ())
     base = build("Pairs", "base").method
     every = build("Pairs", "all").method
     assert every.checkpoints.class_dims() == {"prompt_learner.pairs": (0, 2)}

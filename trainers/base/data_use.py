@@ -107,7 +107,7 @@ def relative(path: str, folder: str) -> str:
     )
 
 
-def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord]:
+def selections_of_run(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord]:
     """What can raise the accuracy of a run on its test images: training on some of them, and the
     choice of the epoch by TEST.FINAL_MODEL best_val."""
     choices = []
@@ -163,14 +163,16 @@ def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
     return sum(real(item.impath) in known for item in images if item.impath)
 
 
-def on_test_images(choices: Sequence[SelectionRecord] | None) -> list[SelectionRecord]:
+def selections_using_test_images(
+    choices: Sequence[SelectionRecord] | None,
+) -> list[SelectionRecord]:
     """The choices that test images took part in."""
     return [choice for choice in choices or () if choice.test_images]
 
 
 def check_choices(choices: Sequence[SelectionRecord]) -> None:
     """Check that no test image takes part in a choice. Raises UsageError if one does."""
-    for choice in on_test_images(choices):
+    for choice in selections_using_test_images(choices):
         if choice.what == TRAINING:
             instead = "use each image once (tools/prepare.py --check lists them)"
         elif choice.what == "epoch":

@@ -44,7 +44,7 @@ MOST_PAIRS = 250_000_000  # of a training image and a class, in memory at a time
 class FeatureSpec:
     """How a method uses features. `Settings` are `ChoosingSettings` if some are `chosen`.
 
-    Those of `row_tensors` that the method's `of_learned_classes` names have no rows if no class of
+    Those of `row_tensors` that the method's `tensors_by_class` names have no rows if no class of
     a test was learned.
     """
 
@@ -86,7 +86,7 @@ class HeadCheckpoints(Checkpoints):
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
         dims = super().class_dims()
-        learned = self.method.of_learned_classes
+        learned = self.method.tensors_by_class
         # Axis 0 has a row for each image
         rows = {name: dims.pop(name, ()) for name in self.method.spec.row_tensors}
         return dims | {
@@ -106,7 +106,7 @@ class FeatureMethod(Method):
     Model = HeadCLIP
     model: HeadCLIP
     transfers = False
-    saves_learner = True
+    checkpoint_has_learner_only = True
     reads_template = reads_sentences = True
     checkpoints_type = HeadCheckpoints
     declares = Method.declares | {"starts_from_images": ("start",), "finishes": ("finish",)}
@@ -150,7 +150,7 @@ class FeatureMethod(Method):
 
     def check_training(self) -> None:
         fault = f"{type(self).__name__} computes its weights from the training images"
-        if self.cfg.MODEL.INIT_WEIGHTS and (self.fits or self.starts_from_images):
+        if self.cfg.MODEL.INIT_WEIGHTS and (self.trains_in_one_step or self.starts_from_images):
             raise UsageError(f"MODEL.INIT_WEIGHTS would have no effect: {fault}", "leave it out")
         seen = {item.label for item in self.images.dataset.train_x}
         missing = {*range(len(self.class_names))} - seen
@@ -165,7 +165,7 @@ class FeatureMethod(Method):
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> Head:
         return self.build_head(len(classnames), clip.visual.output_dim, self.n_train)
 
-    def finish_model(self) -> None:
+    def after_build(self) -> None:
         if self.spec.reads_text:
             self.set_texts(self.texts())
 
@@ -187,7 +187,7 @@ class FeatureMethod(Method):
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """Make the head's tensors with a row for each image as long as those of the checkpoint."""
         state = tensors_of(checkpoint)
-        labels = self.checkpoints.classes(checkpoint.get("metadata") or {}).labels
+        labels = self.checkpoints.classes(checkpoint.get("metadata") or {}).checkpoint_labels
         rows: Sequence[int] = ()  # their number, the same for all tensors
         for name in self.spec.row_tensors:
             tensor = attrgetter(name)(self.head)
@@ -195,7 +195,7 @@ class FeatureMethod(Method):
             usable = (
                 there.shape[1:] == tensor.shape[1:]
                 and there.numel()
-                and (labels or name not in self.of_learned_classes)
+                and (labels or name not in self.tensors_by_class)
             )
             rows = rows or (there.shape[:1] if usable else (0,))
             tensor.data = tensor.new_zeros(*rows, *tensor.shape[1:])
@@ -252,13 +252,13 @@ class FeatureMethod(Method):
     def features_of(self, items: list, views: int = 0) -> Support:
         """The features of images (a list of `Datum`), of augmented views of each or, if that is 0,
         one as in a test. Raises UsageError if a feature is not finite."""
-        tests = self.images.tests.dataset
+        tests = self.images.test_loader.dataset
         augment = build_transform(self.cfg, is_train=True) if views else tests.transform
         images = images_like(tests, items, augment)
         if views:
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
         size = max(1, self.cfg.DATALOADER.TEST.BATCH_SIZE // max(1, views))
-        loader = loader_like(self.images.tests, images, batch_size=size)
+        loader = loader_like(self.images.test_loader, images, batch_size=size)
         cached = CachedFeatures(self.model, loader, feature_cache(self.cfg))
         features = cached.tensor().to(self.device).float()
         if not features.isfinite().all():
@@ -321,7 +321,7 @@ class FittedMethod(FeatureMethod):
     `fit`.
     """
 
-    fits = True
+    trains_in_one_step = True
 
     def fit(self, support: Support) -> None:
         """Set what `start` has not."""

@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LearnedClasses:
-    """The classes that prompts were learned on, beside those of a run.
+    """The classes that prompts were learned on, compared with those of a run.
 
-    Classes of another dataset count in `labels` only if all of the run's have learned names: else a
-    name may mean something else.
+    Classes of another dataset count in `checkpoint_labels` only if all of the run's have learned
+    names: else a name may mean something else.
     """
 
     names: list[str]  # in the order of their labels
-    same: bool  # whether the run has these classes, in the same order
-    complete: bool  # whether all classes of the run are among them, in the same dataset
+    is_identical: bool  # whether the run has these classes, in the same order
+    covers_run: bool  # whether all classes of the run are among them, in the same dataset
     # Of the classes that both have: the label in the run -> that in the checkpoint
-    labels: Mapping[int, int]
+    checkpoint_labels: Mapping[int, int]
 
 
 class Checkpoints:
@@ -180,14 +180,14 @@ class Checkpoints:
         classes = self.classes(written)
         state = tensors_of(checkpoint)
         expected = module.state_dict()
-        dims = {} if classes.same else self.class_dims()
+        dims = {} if classes.is_identical else self.class_dims()
         by_class = self.by_class(state, expected, dims, classes, path)
         rest = {**checkpoint, "state_dict": without(state, dims)}
         shared = select_prompts(rest, path, self.metadata(), without(expected, dims))
         module.load_state_dict({**shared, **by_class}, strict=not dims)
         method.loaded_epoch = checkpoint["epoch"]
         method.inherited_choices, method.inherited_phases = inherited(checkpoint)
-        method.model.classes_learned = classes.complete
+        method.model.classes_learned = classes.covers_run
         method.after_load(classes)
 
     def by_class(
@@ -207,9 +207,9 @@ class Checkpoints:
 
         Raises UsageError if a class has no values, or a tensor does not fit.
         """
-        self.check_known(dims, len(classes.labels), path)
+        self.check_known(dims, len(classes.checkpoint_labels), path)
         tensors = {}
-        for name, class_axes in dims.items() if classes.labels else ():
+        for name, class_axes in dims.items() if classes.checkpoint_labels else ():
             start = expected[name]
             shape = list(start.shape)
             for axis in class_axes:
@@ -217,7 +217,7 @@ class Checkpoints:
             check_tensor(name, state, start.new_empty(shape), path, SAME_SETTINGS)
             values = state[name].to(start)
             if class_axes:
-                values = of_labels(start, values, class_axes, classes.labels)
+                values = of_labels(start, values, class_axes, classes.checkpoint_labels)
             tensors[name] = values
         return tensors
 
@@ -228,7 +228,7 @@ class Checkpoints:
         if not dims:
             return
         count = len(self.method.class_names)
-        alone = [name for name in dims if not matches(name, self.method.of_learned_classes)]
+        alone = [name for name in dims if not matches(name, self.method.tensors_by_class)]
         if alone and known < count:
             fault = f"{path} has {alone[0]} with values for each class that it was learned on"
             raise UsageError(fault, "test it on these classes", path)
@@ -270,7 +270,7 @@ class Checkpoints:
         """Raise UsageError if training would start from values for each class in the checkpoint
         `path`, and these are of other classes.
         """
-        if self.classes(checkpoint.get("metadata") or {}).same:
+        if self.classes(checkpoint.get("metadata") or {}).is_identical:
             return
         tensors = sorted(self.class_dims().keys() & tensors_of(checkpoint).keys())
         if tensors:
@@ -295,9 +295,9 @@ class Checkpoints:
         )
         places = {name: place for place, name in reversed(list(enumerate(names)))}
         labels = {label: places[name] for label, name in enumerate(here) if name in places}
-        complete = set(here) <= set(names) and ("class_names" not in written or same_dataset)
+        covers_run = set(here) <= set(names) and ("class_names" not in written or same_dataset)
         usable = len(labels) == len(here) or ("dataset" in written and same_dataset)
-        return LearnedClasses(names, names == here, complete, labels if usable else {})
+        return LearnedClasses(names, names == here, covers_run, labels if usable else {})
 
     def check_weights(self, written: Mapping[str, Any], owner: str) -> None:
         """Raise UsageError if prompts, by their metadata, were learned on other weights; `owner`

@@ -25,7 +25,7 @@ from common.records import Phase, SelectionRecord
 from . import streams
 from .checkpoints import find_checkpoint
 from .compat import build_schedule, build_transform, optimizer_of
-from .data_use import made_choices
+from .data_use import selections_of_run
 from .features import cached_features
 from .learned import Checkpoints, LearnedClasses
 from .prompted import Output, PromptedCLIP, PromptLearner
@@ -48,7 +48,7 @@ class RunImages(NamedTuple):
     """The images of a run, for a method that computes their features or chooses on them."""
 
     dataset: Any  # Dassl's, with the lists train_x, val and test
-    tests: Any  # Dassl's loader of the test images
+    test_loader: Any  # Dassl's loader of the test images
 
 
 class Method(Facts):
@@ -66,9 +66,9 @@ class Method(Facts):
         images: those of a run.
     """
 
-    declares = {"reads_views": ("parse_batch_train",), "reads_tests": ("test_loader",)}
+    declares = {"reads_views": ("parse_batch_train",), "has_own_test_loader": ("test_loader",)}
     reads_views: ClassVar[bool] = False  # whether a batch may have several views of an image
-    reads_tests: ClassVar[bool] = False  # whether test images are read in a way of its own
+    has_own_test_loader: ClassVar[bool] = False  # whether test images are read in a way of its own
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
     # `build_trainer(cfg)` is Dassl's trainer of this method: see `trainer`
@@ -103,18 +103,18 @@ class Method(Facts):
         """
         raise NotImplementedError
 
-    def finish_model(self) -> None:
+    def after_build(self) -> None:
         """Add to `self.model`, on its device, what is computed with the frozen CLIP and not
         learned.
         """
 
-    def notes(self) -> list[str]:
+    def log_lines(self) -> list[str]:
         """Lines about the model for the log of a run."""
         return []
 
     def saved_module(self) -> nn.Module:
         """The module whose state dict is the checkpoint."""
-        return self.model.prompt_learner if self.saves_learner else self.model
+        return self.model.prompt_learner if self.checkpoint_has_learner_only else self.model
 
     @classmethod
     def of_published_file(cls, content: Any, path: str, settings: Any) -> Any:
@@ -158,7 +158,7 @@ class Method(Facts):
         """How the images of a test are read, from Dassl's loader of them."""
         return loader
 
-    def outputs(self, loader: Any, folder: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def predict_loader(self, loader: Any, folder: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
 
         The features of a frozen image tower without prompts are kept in the folder CACHE for other
@@ -305,12 +305,14 @@ class Method(Facts):
             remedy = "set TEST.FINAL_MODEL last_step"
             raise UsageError(f"TEST.FINAL_MODEL is best_val, and {fault}", remedy)
         if cfg.TEST.get("STREAM", ""):
-            streams.check(cfg, cls.__name__, cls.together, getattr(cls, "streams", False))
+            streams.check(cfg, cls.__name__, cls.is_transductive, cls.depends_on_order)
 
     @classmethod
     def checkpoint_in(cls, directory: str, epoch: int | None) -> str:
         """Path of the checkpoint that `load_model` loads; UsageError if there is none."""
-        return find_checkpoint(directory, cls.saved_as, epoch, cls.__name__, cls.published_file)
+        return find_checkpoint(
+            directory, cls.checkpoint_folder, epoch, cls.__name__, cls.published_file
+        )
 
     @cached_property
     def settings(self) -> Any:
@@ -340,7 +342,7 @@ class Method(Facts):
         """
         if not self.learns:
             return []
-        return made_choices(self.cfg, self.dataset_title, self.images.dataset)
+        return selections_of_run(self.cfg, self.dataset_title, self.images.dataset)
 
     def inherit(self, choices: list[SelectionRecord]) -> None:
         """Add choices that were made before this run to those that its checkpoints name."""

@@ -122,7 +122,9 @@ class Facts(Declares):
     transfers: ClassVar[bool] = True
     # Its other data, besides labelled images and class names: data_use.METHOD_KINDS
     kind: ClassVar[str] = "inductive"
-    together: ClassVar[bool] = False  # True: it answers for all images of a test together
+    is_transductive: ClassVar[bool] = False  # True: it answers for all images of a test together
+    # Whether an answer depends on the images before (`ViewsMethod.new_state`)
+    depends_on_order: ClassVar[bool] = False
     # What of its published results does not compare; tables show it, with a full stop
     caveat: ClassVar[str] = ""
     # Of its YAML files in configs/trainers/; empty: it has the method's name
@@ -130,12 +132,12 @@ class Facts(Declares):
     # Of --plugin, with the method (`method_file`); empty for one of this project
     plugin_file: ClassVar[str] = ""
     plugin_sha256: ClassVar[str] = ""
-    saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
+    checkpoint_folder: ClassVar[str] = "prompt_learner"  # in the output folder
     # Whether a checkpoint has the prompt learner alone, not the whole model
-    saves_learner: ClassVar[bool] = False
+    checkpoint_has_learner_only: ClassVar[bool] = False
     # Names of tensors with values for each class: other classes have those that the method starts
     # from
-    of_learned_classes: ClassVar[tuple[str, ...]] = ()
+    tensors_by_class: ClassVar[tuple[str, ...]] = ()
     # Names of its learned tensors in published checkpoints; * is any text
     published: ClassVar[tuple[str, ...]] = ()
     # Written by its published code instead of checkpoints (`of_published_file`)
@@ -147,7 +149,7 @@ class Facts(Declares):
     # Whether an epoch has a smaller last batch, which Dassl leaves out
     keeps_last_batch: ClassVar[bool] = False
     saves_each_epoch: ClassVar[bool] = True  # False: only those that TRAIN.CHECKPOINT_FREQ keeps
-    fits: ClassVar[bool] = False  # whether an epoch is one computation instead of batches
+    trains_in_one_step: ClassVar[bool] = False  # by one computation instead of batches
     # Whether a plug-in may add to its loss
     takes_plugins: ClassVar[bool] = True
     # Whether the end of the last epoch changes the model: an average, settings that are chosen

@@ -79,17 +79,17 @@ def order(cfg: CfgNode, labels: Sequence[int] | NDArray[Any]) -> NDArray[np.int6
     return dirichlet(np.asarray(labels), test.STREAM_BATCH, test.STREAM_GAMMA, seed, seed)
 
 
-def check(cfg: CfgNode, method: str, together: bool, streams: bool) -> None:
+def check(cfg: CfgNode, method: str, is_transductive: bool, depends_on_order: bool) -> None:
     """Raise UsageError if the method cannot be tested as TEST.STREAM says."""
     kind = cfg.TEST.STREAM
     kinds: tuple[str, ...] = ()
-    if together:
+    if is_transductive:
         kinds = get_args(Kind)
-    elif streams:
+    elif depends_on_order:
         kinds = ("", "in order", "dirichlet")
     if kind not in kinds:
         fault = f"TEST.STREAM is {kind!r}, and {method} answers for each image alone"
-        if streams:
+        if depends_on_order:
             fault = f"TEST.STREAM is {kind!r}, and {method} answers for one image after another"
         allowed = " or ".join(kind for kind in kinds if kind)
         raise UsageError(fault, f"set it to {allowed}" if allowed else "leave it out")

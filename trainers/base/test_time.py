@@ -65,13 +65,12 @@ class ViewsMethod(Method):
     learns = False
     reads_sentences = True
     kind = "test-time"
-    declares = Method.declares | {"streams": ("new_state",)}
+    declares = Method.declares | {"depends_on_order": ("new_state",)}
     least_area: ClassVar[float] = AREA[0]  # of a view, as a share of the image
     # Settings that were found on test images if CHOOSE_ON is oracle
     found_by_oracle: ClassVar[tuple[str, ...]] = ()
-    streams: ClassVar[bool] = False  # whether an answer depends on the images before (`new_state`)
 
-    def answer(self, features: Tensor, state: State) -> Tensor:
+    def logits_of_features(self, features: Tensor, state: State) -> Tensor:
         """The logits of an image.
 
         Args:
@@ -96,7 +95,7 @@ class ViewsMethod(Method):
     @classmethod
     def check_run(cls, cfg: CfgNode) -> None:
         super().check_run(cfg)
-        if cls.streams:
+        if cls.depends_on_order:
             require_stream(cls.__name__)
 
     @property
@@ -150,13 +149,13 @@ class ViewsMethod(Method):
         """(classes, joint), fp32, of unit length: the mean of the sentences' unit features."""
         return unit_texts(self, *self.templates)
 
-    def answer_views(self, views: Tensor, state: State) -> Tensor:
-        """`answer` for an image, from its views (views, 3, H, W)."""
+    def predict_views(self, views: Tensor, state: State) -> Tensor:
+        """`logits_of_features` for an image, from its views (views, 3, H, W)."""
         with self.autocast():
             features = self.model.image_features(views.to(self.device))
-        return self.answer(features, state)
+        return self.logits_of_features(features, state)
 
-    def outputs(self, loader: Any, folder: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def predict_loader(self, loader: Any, folder: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = loader.dataset
         partial = PartialTest(Path(folder), self.key(images))
         state = self.new_state()
@@ -166,7 +165,7 @@ class ViewsMethod(Method):
             yield logits[None].to(self.device), label
         rest = loader_like(loader, Subset(images, range(len(kept), len(images))))
         for batch, label in zip(rest, labels[len(kept) :].split(1), strict=True):
-            logits = self.answer_views(batch["img"][0], state)
+            logits = self.predict_views(batch["img"][0], state)
             partial.add(logits, state)
             yield logits[None], label
 
@@ -197,7 +196,7 @@ class ViewsMethod(Method):
         one view of each.
         """
         views = images if images.dim() == 5 else images[:, None]
-        return torch.stack([self.answer_views(image, self.new_state()) for image in views])
+        return torch.stack([self.predict_views(image, self.new_state()) for image in views])
 
 
 def in_random_order(images: int, seed: int) -> list[int]:

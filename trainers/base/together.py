@@ -22,7 +22,7 @@ from .prompted import normalize
 from .prompts import TemplatePrompts
 from .settings import MethodSettings
 from .teacher import unit_texts
-from .trained_run import learned_method, trained_run
+from .trained_run import load_method_like, trained_run
 
 SCALE = 100.0  # of the cosines in the published code, whatever CLIP's own scale is
 Labelled = tuple[Tensor, Tensor]  # unit features (images, joint) and labels (images,)
@@ -80,11 +80,11 @@ class TogetherMethod(Method):
     reads_sentences = True
     reads_template = True
     kind = "transductive"
-    together = True
+    is_transductive = True
     least_images: int = 1  # of a task
     base: Method | None = None  # of OVER
 
-    def answer(self, images: Task) -> Tensor:
+    def predict_task(self, images: Task) -> Tensor:
         """The logits of the images of a task, (images, classes)."""
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class TogetherMethod(Method):
         split of TEST.SPLIT alone.
         """
         labels = [item.label for item in loader.dataset.data_source]
-        if (loader is self.images.tests) != (self.cfg.TEST.SPLIT == "test"):
+        if (loader is self.images.test_loader) != (self.cfg.TEST.SPLIT == "test"):
             return [np.arange(len(labels))]
         found = streams.parts(self.cfg, labels)
         fewest = min(found, key=len, default=())
@@ -125,7 +125,7 @@ class TogetherMethod(Method):
         images.part_sizes = [len(part) for part in parts]
         return listed
 
-    def outputs(self, loader: Any, folder: str) -> Iterator[Labelled]:
+    def predict_loader(self, loader: Any, folder: str) -> Iterator[Labelled]:
         listed = loader.dataset.data_source
         once = list({id(item): item for item in listed}.values())
         features, labels = self.labelled(once, loader)
@@ -143,7 +143,7 @@ class TogetherMethod(Method):
             prior: (images, classes), the probabilities by another method; None: by zero-shot CLIP.
         """
         task = Task.of(features, self.texts, support=self.support, val=self.val)
-        return self.answer(task if prior is None else replace(task, prior=prior))
+        return self.predict_task(task if prior is None else replace(task, prior=prior))
 
     def labelled(self, items: list, loader: Any) -> Labelled:
         """The unit features and the labels of images (a list of `Datum`), read as in a test."""
@@ -152,7 +152,7 @@ class TogetherMethod(Method):
         features = cached.tensor().to(self.device).float()
         return normalize(features), cached.labels.to(self.device)
 
-    def finish_model(self) -> None:
+    def after_build(self) -> None:
         if getattr(self.settings, "OVER", ""):
             self.open_base()
         if self.reads_support and self.images is not None:
@@ -167,13 +167,13 @@ class TogetherMethod(Method):
         key = f"TRAINER.{self.section()}.OVER"
         kind, checkpoint, path = trained_run(self.folder_of_run(self.settings.OVER), key)
         self.check_base(kind, path, f"give {key} a run of another method")
-        self.base = learned_method(self, kind, checkpoint, path)
+        self.base = load_method_like(self, kind, checkpoint, path)
         self.inherited_choices = self.base.inherited_choices
         self.inherited_phases = self.base.inherited_phases
         print(f"On top of {kind.__name__}, {path} (epoch {checkpoint['epoch']})")
 
     @property
-    def pair(self) -> str:
+    def combined_name(self) -> str:
         """Its name, with that of the method of OVER, such as `TransCLIP+CoOp`."""
         names = [type(method).__name__ for method in (self, self.base) if method]
         return "+".join(names)
@@ -208,7 +208,7 @@ class TogetherMethod(Method):
     def support(self) -> Labelled | None:
         if not self.reads_support:
             return None
-        return self.labelled(self.images.dataset.train_x, self.images.tests)
+        return self.labelled(self.images.dataset.train_x, self.images.test_loader)
 
     @cached_property
     def val(self) -> Labelled | None:
@@ -217,11 +217,11 @@ class TogetherMethod(Method):
         if not self.images.dataset.val:
             fault = f"{self.dataset_title} has no validation images for {type(self).__name__}"
             raise UsageError(fault, f"set TRAINER.{self.section()}.SUPPORT False")
-        return self.labelled(self.images.dataset.val, self.images.tests)
+        return self.labelled(self.images.dataset.val, self.images.test_loader)
 
     def model_inference(self, images: Any) -> Tensor:
         """(batch, 3, H, W) -> (batch, classes), answered together."""
-        return self.answer(Task.of(normalize(self.model.image_features(images)), self.texts))
+        return self.predict_task(Task.of(normalize(self.model.image_features(images)), self.texts))
 
 
 def log_of(p: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], st
     return kind, checkpoint, path
 
 
-def learned_method(
+def load_method_like(
     over: Method, kind: type[Method], checkpoint: dict[str, Any], path: str
 ) -> Method:
     """A method with what it has learned, on the backbone and for the classes of another one.

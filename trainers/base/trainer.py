@@ -65,7 +65,7 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
     method.model = method.Model(clip, prompts, towers)
     if clip.logit_scale.device.type != device.type:
         method.model.to(device)
-    method.finish_model()
+    method.after_build()
 
 
 def backbone_of(method: "Method") -> CLIP:
@@ -162,14 +162,14 @@ class MethodTrainer(TrainerX):
         assemble_model(method, cfg.MODEL.BACKBONE.get("TOWERS", "fast"))
         self.model = method.model
         print_backbone(cfg, self.model.clip, method.settings.PREC, self.device)
-        for note in method.notes():
+        for note in method.log_lines():
             print(note)
         if cfg.MODEL.get("COMPILE", False) or cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False):
             self.set_towers()
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             self.load_start(cfg.MODEL.INIT_WEIGHTS)
-        if method.reads_tests:
+        if method.has_own_test_loader:
             self.test_loader = method.test_loader(self.dm.test_loader)
             self.val_loader = self.dm.val_loader and method.test_loader(self.dm.val_loader)
         if not method.learns:
@@ -182,7 +182,7 @@ class MethodTrainer(TrainerX):
         self.scaler = training.scaler
         self.optim = training.optim
         self.sched = training.sched
-        self.register_model(method.saved_as, method.saved_module(), self.optim, self.sched)
+        self.register_model(method.checkpoint_folder, method.saved_module(), self.optim, self.sched)
 
     def set_towers(self) -> None:
         """MODEL.COMPILE and CHECKPOINT_TEXT; print where they have no effect."""
@@ -243,7 +243,7 @@ class MethodTrainer(TrainerX):
         self.train_loader_x = self.method.batches(self.dm.train_loader_x)
 
     def run_epoch(self) -> None:
-        if self.method.fits:
+        if self.method.trains_in_one_step:
             self.method.run_epoch(self.train_loader_x)
         else:
             super().run_epoch()
@@ -285,7 +285,7 @@ class MethodTrainer(TrainerX):
             return super().test(split)
 
     def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.method.outputs(loader, self.output_dir)
+        return self.method.predict_loader(loader, self.output_dir)
 
     def model_inference(self, images: Any) -> Tensor:
         return self.method.model_inference(images)
