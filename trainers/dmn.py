@@ -5,12 +5,13 @@ from typing import Literal
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.errors import UsageError
 
 from .base.data_use import fit_phase
-from .base.features import CachedFeatures, by_class
+from .base.features import CachedFeatures
 from .base.prompted import normalize
 from .base.test_time import TemplatesSettings, ViewsMethod, in_random_order
 
@@ -126,3 +127,17 @@ class DMN(ViewsMethod):
             return ()
         dataset = self.images.dataset
         return [fit_phase(self.cfg, self.dataset_title, dataset, len(self.class_names))]
+
+
+def by_class(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Features (images, joint) by their labels: (classes, slots, joint), and whether a slot has
+    one, (classes, slots).
+    """
+    slots = int(torch.bincount(labels, minlength=classes).max())
+    rows = features.new_zeros(classes, slots, features.shape[1])
+    used = torch.zeros(classes, slots, dtype=torch.bool, device=features.device)
+    for label in range(classes):
+        own = features[labels.to(features.device) == label]
+        rows[label, : len(own)] = own
+        used[label, : len(own)] = True
+    return rows, used

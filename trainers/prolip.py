@@ -6,15 +6,15 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from clip import projection
+from clip import CLIP, projection
 from common.errors import UsageError
 
 from .base.feature_method import FeatureSettings, FeatureSpec, FittedMethod, Support
 from .base.features import CachedOutput
-from .base.projection import LinearAdapter, ProjectedCLIP, Projection
+from .base.projection import Projection, UnprojectedCLIP, last_map
 from .base.steps import shots_of
 from .base.teacher import SEVEN
 
@@ -22,6 +22,38 @@ from .base.teacher import SEVEN
 GRID = list(
     product([10.0**-power for power in range(2, 9)], [10.0, 1.0, 0.1, 0.01, 0.001, 0.0001, 0.0])
 )
+
+
+class LinearAdapter(Projection):
+    """A linear map `linear2` behind the projection, which stays as it is."""
+
+    def __init__(self, clip: CLIP):
+        super().__init__(clip, learns=False)
+        self.linear2 = nn.Linear(clip.visual.output_dim, clip.visual.output_dim, bias=False)
+        nn.init.eye_(self.linear2.weight)
+        self.remember()
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.linear2(super().project(x))
+
+
+class ProjectedCLIP(UnprojectedCLIP):
+    """A CLIP with a learned projection."""
+
+    prompt_learner: Projection
+
+    def folded(self) -> dict[str, Tensor]:
+        learner = self.prompt_learner
+        state = self.frozen.state_dict()
+        name = projection(self.frozen)
+        *rows, bias = learner.project(
+            torch.eye(learner.width + 1, learner.width, device=learner.start.device)
+        )
+        weight = torch.stack(rows) - bias  # (width, joint)
+        if not isinstance(last_map(self.frozen), nn.Linear):
+            return state | {name: weight}
+        folded = {f"{name}.weight": weight.T, f"{name}.bias": bias}
+        return state | {key: tensor for key, tensor in folded.items() if key in state}
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 import trainers
 from clip.random_weights import random_clip, random_tensor
 from inference.description import configuration
-from trainers.base.features import by_class
 from trainers.base.method import Classes
 from trainers.base.test_time import entropies, most_confident
+from trainers.dmn import by_class
 from trainers.mta import bandwidths, mean_shift
 from trainers.zero import votes
 

@@ -318,20 +318,6 @@ def put_tensor(cache: DiskCache, key: str, tensor: Tensor) -> None:
     cache.put(key, f"{tensor.dtype} {tuple(tensor.shape)}", tensor.nbytes, [as_bytes(tensor)])
 
 
-def by_class(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Features (images, joint) by their labels: (classes, slots, joint), and whether a slot has
-    one, (classes, slots).
-    """
-    slots = int(torch.bincount(labels, minlength=classes).max())
-    rows = features.new_zeros(classes, slots, features.shape[1])
-    used = torch.zeros(classes, slots, dtype=torch.bool, device=features.device)
-    for label in range(classes):
-        own = features[labels.to(features.device) == label]
-        rows[label, : len(own)] = own
-        used[label, : len(own)] = True
-    return rows, used
-
-
 SAME = ("batch_size", "num_workers", "collate_fn", "worker_init_fn", "pin_memory", "generator")
 
 

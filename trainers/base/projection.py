@@ -90,44 +90,5 @@ class Projection(Head):
         remove_projection(clip)
 
 
-class LinearAdapter(Projection):
-    """A linear map `linear2` behind the projection, which stays as it is."""
-
-    def __init__(self, clip: CLIP):
-        super().__init__(clip, learns=False)
-        self.linear2 = nn.Linear(clip.visual.output_dim, clip.visual.output_dim, bias=False)
-        nn.init.eye_(self.linear2.weight)
-        self.remember()
-
-    def project(self, x: Tensor) -> Tensor:
-        return self.linear2(super().project(x))
-
-
 class UnprojectedCLIP(HeadCLIP):
     """A CLIP whose image features are those before the projection of the tower, if it has one."""
-
-
-class ProjectedCLIP(UnprojectedCLIP):
-    """A CLIP with a learned projection."""
-
-    prompt_learner: Projection
-
-    def folded(self) -> dict[str, Tensor]:
-        learner = self.prompt_learner
-        state = self.frozen.state_dict()
-        name = projection(self.frozen)
-        *rows, bias = learner.project(
-            torch.eye(learner.width + 1, learner.width, device=learner.start.device)
-        )
-        weight = torch.stack(rows) - bias  # (width, joint)
-        if not isinstance(last_map(self.frozen), nn.Linear):
-            return state | {name: weight}
-        folded = {f"{name}.weight": weight.T, f"{name}.bias": bias}
-        return state | {key: tensor for key, tensor in folded.items() if key in state}
-
-
-def bottleneck(width: int, hidden: int) -> nn.Sequential:
-    """Two linear maps without bias on features (..., width), each with ReLU."""
-    inner = nn.Linear(width, hidden, bias=False)
-    outer = nn.Linear(hidden, width, bias=False)
-    return nn.Sequential(inner, nn.ReLU(), outer, nn.ReLU())

@@ -91,7 +91,7 @@ def sentence_context(
 
 
 def unused_n_ctx(method: Method) -> list[str]:
-    """For `notes`: a line if the words of CTX_INIT give another number of context vectors than
+    """For `log_lines`: a line if the words of CTX_INIT give another number of context vectors than
     N_CTX.
     """
     # Prompts of a user's own may have none
