@@ -227,11 +227,11 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
 
 
 def test_a_hook_of_a_plain_mixin_counts_as_a_hook_of_the_class():
-    mixin = type("InOrder", (), {"test_loader": lambda self, loader: loader})
+    mixin = type("Views", (), {"parse_batch_train": lambda self, batch: batch})
     mixed = type("Mixed", (mixin, Correct), {})
-    assert mixed.has_own_test_loader and not Correct.has_own_test_loader
-    denied = type("Denied", (mixin, Correct), {"has_own_test_loader": False})
-    assert not denied.has_own_test_loader and not type("Child", (denied,), {}).has_own_test_loader
+    assert mixed.reads_views and not Correct.reads_views
+    denied = type("Denied", (mixin, Correct), {"reads_views": False})
+    assert not denied.reads_views and not type("Child", (denied,), {}).reads_views
 
 
 def test_class_names_of_a_dataset_of_its_own_are_checked(build, monkeypatch):

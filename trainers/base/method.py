@@ -66,9 +66,8 @@ class Method(Facts):
         images: those of a run.
     """
 
-    declares = {"reads_views": ("parse_batch_train",), "has_own_test_loader": ("test_loader",)}
+    declares = {"reads_views": ("parse_batch_train",)}
     reads_views: ClassVar[bool] = False  # whether a batch may have several views of an image
-    has_own_test_loader: ClassVar[bool] = False  # whether test images are read in a way of its own
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
     # `build_trainer(cfg)` is Dassl's trainer of this method: see `trainer`

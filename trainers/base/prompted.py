@@ -120,13 +120,11 @@ class PromptedCLIP(Declares, nn.Module):
     """
 
     declares = {
-        "own_image": ("image_output", "of_tower"),
         "own_logits": ("logits",),
-        "own_output": ("output",),
+        "own_output": ("image_output", "of_tower", "output"),
     }
-    own_image: ClassVar[bool] = False  # whether image features are not those of the prompt learner
     own_logits: ClassVar[bool] = False  # whether `logits` are not scaled cosine similarities
-    own_output: ClassVar[bool] = False  # whether `output` changes them
+    own_output: ClassVar[bool] = False  # whether features or logits are changed elsewhere
     prompt_learner: PromptLearner
     frozen: CLIP
     clip: CLIP  # it computes with `frozen`, or with a private copy for `PromptLearner.install`
@@ -283,8 +281,7 @@ class PromptedCLIP(Declares, nn.Module):
         is none.
         """
         learner = self.prompt_learner
-        own_answer = self.own_image or self.own_logits or self.own_output
-        if own_answer or learner.changes_image or learner.vision():
+        if self.own_logits or self.own_output or learner.changes_image or learner.vision():
             return None
         return folded_weights(self.clip)
 

@@ -169,9 +169,8 @@ class MethodTrainer(TrainerX):
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             self.load_start(cfg.MODEL.INIT_WEIGHTS)
-        if method.has_own_test_loader:
-            self.test_loader = method.test_loader(self.dm.test_loader)
-            self.val_loader = self.dm.val_loader and method.test_loader(self.dm.val_loader)
+        self.test_loader = method.test_loader(self.dm.test_loader)
+        self.val_loader = self.dm.val_loader and method.test_loader(self.dm.val_loader)
         if not method.learns:
             return
         if method.keeps_last_batch:
