@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +33,6 @@ from .checkpoints import (
 from .compat import matches, read_checkpoint
 from .data_use import fit_phase, inherited
 
-if TYPE_CHECKING:
-    from .method import Method
-
 
 @dataclass(frozen=True)
 class LearnedClasses:
@@ -53,10 +50,10 @@ class LearnedClasses:
 
 
 class Checkpoints:
-    """Saves and loads the learned tensors of a method that has a model."""
+    """Saves and loads the learned tensors of a `Method` that has a model."""
 
-    def __init__(self, method: "Method"):
-        self.method: Any = method
+    def __init__(self, method: Any):
+        self.method = method
 
     # Saving and resuming
 
@@ -249,7 +246,7 @@ class Checkpoints:
                 dims[name] = axes
         return dims
 
-    def with_one_more_class(self) -> "Method":
+    def with_one_more_class(self) -> Any:
         """The same method for one class more, with a model on the same frozen CLIP."""
         method = self.method
         clip = method.model.frozen

@@ -1,13 +1,10 @@
 """The state of a method that learns, and the loop over its epochs."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .method import Method
 
 
 class Training:
@@ -53,12 +50,12 @@ def check_finite(loss: Tensor) -> None:
 
 
 def learn(
-    method: "Method",
+    method: Any,
     loader: Any,
     epochs: int,
     after_epoch: Callable[[float], None] = lambda share: None,
 ) -> None:
-    """Train a method, whose model has learned nothing yet. Nothing is saved.
+    """Train a `Method`, whose model has learned nothing yet. Nothing is saved.
 
     Args:
         loader: of the training images, or what `FeatureMethod.begin` returned.
