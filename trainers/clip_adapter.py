@@ -1,18 +1,11 @@
 from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
-from torch import nn
 
 from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .base.head import Head
+from .base.projection import bottleneck
 from .base.prompted import normalize
-
-
-def bottleneck(width: int, hidden: int) -> nn.Sequential:
-    """Two linear maps without bias on features (..., width), each with ReLU."""
-    inner = nn.Linear(width, hidden, bias=False)
-    outer = nn.Linear(hidden, width, bias=False)
-    return nn.Sequential(inner, nn.ReLU(), outer, nn.ReLU())
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
+from .base.projection import bottleneck
 from .base.prompted import PromptedCLIP, normalize
 from .base.teacher import Teacher, cosine_distance, encode_texts
-from .clip_adapter import bottleneck
 from .maple import MaPLe, MaPLeSettings
 
 # Shares of the adapters' outputs in the features

@@ -92,3 +92,10 @@ class Projection(Head):
 
 class UnprojectedCLIP(HeadCLIP):
     """A CLIP whose image features are those before the projection of the tower, if it has one."""
+
+
+def bottleneck(width: int, hidden: int) -> nn.Sequential:
+    """Two linear maps without bias on features (..., width), each with ReLU."""
+    inner = nn.Linear(width, hidden, bias=False)
+    outer = nn.Linear(hidden, width, bias=False)
+    return nn.Sequential(inner, nn.ReLU(), outer, nn.ReLU())
