@@ -157,30 +157,20 @@ def merged(
     """The first of these pairs that merge the groups of images `inside` (images,) until so many are
     left, none with more than `largest` images.
     """
-    numbers, size = np.unique(groups[inside], return_counts=True)
-    left = len(numbers)
-    sizes = dict(zip(numbers.tolist(), size.tolist(), strict=True))
-    parent = {number: number for number in sizes}
+    from scipy.cluster.hierarchy import DisjointSet
+
+    sizes = Counter(groups[inside].tolist())
+    sets = DisjointSet(sizes)
     found = []
-    for first, second in pairs.tolist():
-        if left <= wanted:
+    for pair in pairs:
+        if sets.n_subsets <= wanted:
             break
-        one, other = (root(parent, int(groups[place])) for place in (first, second))
-        if one == other or sizes[one] + sizes[other] > largest:
-            continue
-        parent[other] = one
-        sizes[one] += sizes[other]
-        left -= 1
-        found.append((first, second))
+        one, other = map(sets.__getitem__, groups[pair].tolist())
+        size = sizes[one] + sizes[other]
+        if size <= largest and sets.merge(one, other):
+            sizes[sets[one]] = size
+            found.append(pair)
     return np.array(found, dtype=np.int64).reshape(-1, 2)
-
-
-def root(parent: dict[int, int], number: int) -> int:
-    """The number of the merged group that a group is part of."""
-    while parent[number] != number:
-        parent[number] = parent[parent[number]]
-        number = parent[number]
-    return number
 
 
 def neighbours(unit: Floats) -> NDArray[np.int64]:

@@ -45,8 +45,7 @@ def signature(image: Image.Image) -> NDArray[np.int8]:
     pixels = np.asarray(small.convert("L"), dtype=np.float32)
     waves = waves_of(pixels)
     parts = np.stack([waves.real, waves.imag], axis=-1)
-    largest = max(float(np.abs(parts).max()), 1e-9)
-    parts *= 127 / largest
+    parts *= 127 / max(float(np.abs(parts).max()), 1e-9)
     noise = np.random.default_rng(0).normal(size=pixels.shape)
     # The pixels of a larger image had a noise each
     noise *= NOISE * min(1.0, SIDE / float(np.sqrt(image.width * image.height)))

@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, reduce
+from itertools import chain
 from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
@@ -129,8 +130,8 @@ class RunSpec:
         self.chosen = SelectedSettings({}, [])
         if args.chosen:
             self.chosen = read_chosen(args.chosen)
-        content = [pair for pairs in self.files.values() for pair in pairs]
-        cfg = merged(content, args.trainer or self.pairs.get("TRAINER.NAME", ""))
+        method = args.trainer or self.pairs.get("TRAINER.NAME", "")
+        cfg = merged(chain(*self.files.values()), method)
         before = flatten(cfg)
         self.merge_given(cfg)
         keys = [*self.options, *self.pairs, *self.chosen.settings]

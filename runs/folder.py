@@ -235,20 +235,17 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)
     except ClipError:  # the file is not there: a run that is not finished says so later
         before.pop(WEIGHTS)
-    common = sorted(before.keys() & now.keys())
     changed = [
-        key for key in common if before[key] != now[key] and not may_differ(key, cfg, before)
+        key
+        for key in sorted(before.keys() & now.keys())
+        if before[key] != now[key] and not may_differ(key, cfg, before)
     ]
     if changed:
         refuse(folder, changed, before, now, remedy)
-    others = before.keys() - now.keys()
-    unknown = sorted(key for key in others if not had_no_effect(key, before[key]))
-    if unknown:
-        raise UsageError(
-            f"{folder} holds a run with the setting {unknown[0]}, which this version does not have",
-            f"use the version that made it, or {remedy}",
-            folder,
-        )
+    for key in sorted(before.keys() - now.keys()):
+        if not had_no_effect(key, before[key]):
+            fault = f"{folder} holds a run with the setting {key}, which this version does not have"
+            raise UsageError(fault, f"use the version that made it, or {remedy}", folder)
 
 
 def may_differ(key: str, cfg: CfgNode, before: dict[str, Any]) -> bool:

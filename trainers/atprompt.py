@@ -102,21 +102,24 @@ class ATPromptMethod(Method):
         for number in range(1, MOST + 1):
             vectors = torch.empty(self.settings.N_ATT, width).normal_(std=STD)
             learner.register_parameter(f"ctx_att{number}", nn.Parameter(vectors))
-        words = self.attributes
-        learner.attributes = len(words)
-        before = " ".join(["X"] * self.settings.N_ATT)
-        sentence = " ".join(f"{before} {word}" for word in words)
-        context = " ".join(["X"] * self.settings.N_CTX)
-        learner.ids = TemplatePrompts("{}.", classnames, clip, f"{sentence} {context} ").ids
+        learner.attributes = len(self.attributes)
+        learner.ids = TemplatePrompts("{}.", classnames, clip, self.words_ahead).ids
         tokenizer = tokenizer_of(clip)
         place = tokenizer.start
-        for number, word in enumerate(words, start=1):
+        for number, word in enumerate(self.attributes, start=1):
             place += self.settings.N_ATT
             length = tokenizer.length(word) if self.settings.WHOLE_WORDS else 1
             tokens = word_table(clip)(learner.ids[0, place : place + length])
             learner.register_buffer(f"word{number}", tokens.detach(), persistent=False)
             place += length
         return learner
+
+    @property
+    def words_ahead(self) -> str:
+        """The words in front of a class name; an X for each learned vector."""
+        before = "X " * self.settings.N_ATT
+        parts = [f"{before}{word} " for word in self.attributes]
+        return "".join(parts) + "X " * self.settings.N_CTX
 
     def log_lines(self):
         words = ", ".join(self.attributes)

@@ -175,13 +175,12 @@ class DPCMethod(Method):
         with self.autocast():
             features = self.model.image_output(images).feature
             cosines = normalize(features) @ self.frozen_texts.T
-            nearest = cosines.topk(self.settings.TOPK, dim=1).indices.tolist()
-            pairs, others = self.pairs(nearest, labels.tolist())
+            nearest = cosines.topk(self.settings.TOPK, dim=1).indices
+            pairs, others = self.pairs(nearest.tolist(), labels.tolist())
             if others:
                 more = self.model.image_output(torch.stack(others).to(images))
                 features = torch.cat([features, more.feature])
-        order = torch.tensor([place for place, _ in pairs], device=features.device)
-        classes = torch.tensor([label for _, label in pairs], device=features.device)
+        order, classes = torch.tensor(pairs, device=features.device).T
         self.model.rows, places = classes.unique(return_inverse=True)
         return ImageOutput(features[order]), places
 

@@ -121,16 +121,16 @@ class HiCroPLPrompts(TemplatePrompts):
     stored = False
 
     def __init__(self, clip, classnames: list[str], settings: HiCroPLSettings):
-        n = settings.N_CTX
         depth = settings.PROMPT_DEPTH
         widths = text_width(clip), vision_width(clip)
-        words, ctx = start_context(clip, n, settings.CTX_INIT)
+        words, ctx = start_context(clip, settings.N_CTX, settings.CTX_INIT)
         super().__init__("{}.", classnames, clip, f"{words} ")
         self.crossing = settings.CROSS_LAYER
         self.ctx = ctx
-        deep = {str(layer): gaussian(n, widths[0]) for layer in range(1, depth)}
-        self.cross_prompts_text = nn.ParameterDict(deep)
-        vision = gaussian(n, widths[1])
+        self.cross_prompts_text = nn.ParameterDict(
+            {str(layer): gaussian(settings.N_CTX, widths[0]) for layer in range(1, depth)}
+        )
+        vision = gaussian(settings.N_CTX, widths[1])
         self.cross_prompts_visual = nn.ParameterList(vision.detach().clone() for _ in range(depth))
         self.text2visual_net = Map(widths[1], widths[0])
         self.visual2text_net = Map(*widths)

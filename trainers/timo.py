@@ -122,9 +122,7 @@ class TIMO(FittedMethod):
         """
         sentences = (self.scores[..., None] * self.sentence_features).double()
         order = self.scores.argsort(dim=1, descending=True, stable=True).repeat(1, 2)[:, :beta]
-        ours = torch.stack(
-            [of_class[best] for of_class, best in zip(sentences, order, strict=True)]
-        )
+        ours = sentences.take_along_dim(order[..., None], dim=1)
         rows = torch.cat([ours.flatten(0, 1), self.rows])
         classes = len(ours)
         labels = torch.arange(classes, device=rows.device).repeat_interleave(ours.shape[1])

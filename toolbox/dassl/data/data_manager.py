@@ -64,17 +64,18 @@ def build_data_loader(  # noqa: PLR0913
     dataset wrapper makes tensors of the images.
     """
     if not data_source:
-        fault = f"cannot build a data loader for a {'training' if is_train else 'test'} split"
-        raise UsageError(f"{fault} without images; check the dataset's splits")
+        raise UsageError(
+            f"cannot build a data loader for a {'training' if is_train else 'test'} split without "
+            "images; check the dataset's splits"
+        )
     if tfm is None and dataset_wrapper is None:
         raise UsageError(NO_TRANSFORM)
     make = dataset_wrapper or DatasetWrapper
     dataset = make(cfg, data_source, transform=tfm, is_train=is_train)
     make = DataLoader
     # Test images are usually read once in a run, so persistent workers would save nothing.
-    steady = persistent_workers and is_train and cfg.DATALOADER.NUM_WORKERS
-    if steady and isinstance(dataset, DatasetWrapper):
-        make = SteadyLoader
+    if persistent_workers and is_train and cfg.DATALOADER.NUM_WORKERS:
+        make = SteadyLoader if isinstance(dataset, DatasetWrapper) else DataLoader
     return make(
         dataset,
         batch_size=batch_size,

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections import OrderedDict
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -280,7 +281,7 @@ def _fitting_state(target, state):
     for this_group, group in zip(current["param_groups"], state["param_groups"], strict=True):
         kernels = {key: this_group[key] for key in KERNELS if key in this_group}
         groups.append(matching_entries(this_group, group) | kernels)
-    parameters = [parameter for group in target.param_groups for parameter in group["params"]]
+    parameters = list(chain(*(group["params"] for group in target.param_groups)))
     for index, entries in state["state"].items():
         for key, value in entries.items():
             if not _is_state_of(parameters[index], key, value):
