@@ -17,6 +17,7 @@ from dassl.config.node import LIMITS  # noqa: E402
 
 import datasets  # noqa: E402
 import trainers  # noqa: E402
+from fit.options import flag_of, help_of, options_of_fit  # noqa: E402
 from runs import config  # noqa: E402
 
 PAGE = ROOT / "docs/configuration.md"
@@ -147,6 +148,12 @@ def of_method(kind: type, shared: Mapping[str, str], left_out: Container[str] = 
     return f"{', '.join(keys) or '–'}. {text}".strip()
 
 
+def fit_options() -> dict[str, str]:
+    """What each option of `tools/fit.py` means."""
+    flags = {f"`{flag_of(one)}`": help_of(one).replace("%%", "%") for one in options_of_fit()}
+    return {flag: text for flag, text in flags.items() if flag.startswith("`-")}
+
+
 def page() -> str:
     cfg = get_cfg_default()
     config.extend_cfg(cfg)
@@ -186,6 +193,10 @@ def page() -> str:
         parts += [f"### {', '.join(names)}", sections + text]
     for plugin, (method, own) in plugged.items():
         parts += [f"### {plugin}", PLUGIN.format(plugin) + of_method(method.Settings, shared, own)]
+    parts += [
+        "## Options of fit",
+        "\n".join(f"- {flag}: {text}" for flag, text in fit_options().items()),
+    ]
     unread = [f"`{key}`" for key, (_, limit) in common.items() if limit is None]
     parts += [UNREAD, f"{', '.join(unread)}."]
     return "\n\n".join(part.strip() for part in parts) + "\n"

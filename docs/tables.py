@@ -16,10 +16,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers"), str(ROOT / "tests/comman
 
 import drawn  # noqa: E402
 from marks import case_of  # noqa: E402
+from reference import fit_options  # noqa: E402
 
 import trainers  # noqa: E402
 from configs.recipes import recipe  # noqa: E402
-from fit.options import flag_of, help_of, options_of_fit  # noqa: E402
 from studies.plan import load  # noqa: E402
 
 PAGES = ("docs/own_classes.md", "docs/reproduce.md", "docs/studies.md")
@@ -119,14 +119,10 @@ def studies(old: list[Row]) -> list[Row]:
     return [old[0], *rows]
 
 
-def fit_options(old: list[Row]) -> list[Row]:
-    """The options of a fit and what they mean."""
-    rows = [
-        [f"`{flag_of(one)}`", help_of(one).replace("%%", "%")]
-        for one in options_of_fit()
-        if flag_of(one).startswith("-")
-    ]
-    return [["option", "meaning"], *rows]
+def options(old: list[Row]) -> list[Row]:
+    """The options of a fit that the page has, and what they mean."""
+    meaning = fit_options()
+    return [old[0], *([option, meaning[option]] for option, _ in old[1:])]
 
 
 TABLES: dict[str, Callable[[list[Row]], list[Row]]] = {
@@ -134,7 +130,7 @@ TABLES: dict[str, Callable[[list[Row]], list[Row]]] = {
     "settings": settings,
     "authors": authors,
     "studies": studies,
-    "fit": fit_options,
+    "fit": options,
 }
 
 
