@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers"), str(ROOT / "tests/commands")]
+sys.path[:0] = [str(ROOT / place) for place in (".", "docs", "tests/helpers", "tests/commands")]
 
 import drawn  # noqa: E402
 from marks import case_of  # noqa: E402
