@@ -1,6 +1,6 @@
 """Which images of a pool to label next.
 
-Features and logits in, places of images out, in the order in which to ask for their labels. Ties go
+Features in, places of images out, in the order in which to ask for their labels. Ties go
 to the first image.
 """
 
@@ -31,13 +31,11 @@ class Pool:
 
     Attributes:
         features: (images, width), of unit length.
-        logits: (images, classes), of the classifier as it is now; at first zero-shot CLIP.
         labelled: places of images, in the order in which they were asked for.
         seed: of random draws.
     """
 
     features: Floats
-    logits: Floats
     labelled: Sequence[int] = ()
     seed: int = 0
 
@@ -55,29 +53,15 @@ class Pool:
 
 def choose(
     features: Floats,
-    logits: Floats,
     labelled: Sequence[int],
     budget: int,
     seed: int = 0,
     method: str = "whitened-herding",
 ) -> Places:
-    """The places of `budget` images to label next, by a method of METHODS.
-
-    Raises:
-        ValueError: fewer images than that have no label, or a number is not finite.
+    """The places of `budget` images to label next, by a method of METHODS; so many have no
+    label.
     """
-    if not (np.isfinite(features).all() and np.isfinite(logits).all()):
-        raise ValueError("a feature or a logit is not finite")
-    pool = Pool(features, logits, labelled, seed)
-    if budget > pool.free.sum():
-        raise ValueError(f"{budget} labels are more than {pool.free.sum()} images")
-    return METHODS[method](pool, budget)
-
-
-def filled(pool: Pool, picks: Places, budget: int, method: Callable[[Pool, int], Places]) -> Places:
-    """The picks and, if they are too few, other images by a method."""
-    rest = budget - len(picks)
-    return picks + (method(pool.after(picks), rest) if rest else [])
+    return METHODS[method](Pool(features, labelled, seed), budget)
 
 
 def random(pool: Pool, budget: int) -> Places:
@@ -88,34 +72,29 @@ def random(pool: Pool, budget: int) -> Places:
 # By features
 
 
-def k_center(pool: Pool, budget: int, first: int | None = None) -> Places:
+def k_center(pool: Pool, budget: int) -> Places:
     """The image that is farthest from all labelled ones, again and again (Sener and Savarese, ICLR
-    2018); without labels, the `first` is the one nearest to the mean.
+    2018); one has a label.
     """
     rows = pool.features
-    near = np.full(len(rows), np.inf)
-    if len(pool.labelled):
-        near = pairwise_distances_argmin_min(rows, rows[list(pool.labelled)])[1]
-    elif first is None:
-        first = int(euclidean_distances(rows, rows.mean(axis=0, keepdims=True)).argmin())
+    near = pairwise_distances_argmin_min(rows, rows[list(pool.labelled)])[1]
     near[~pool.free] = -1
     picks: Places = []
     while len(picks) < budget:
-        place = int(near.argmax()) if first is None or picks else first
+        place = int(near.argmax())
         picks.append(place)
         near = np.minimum(near, euclidean_distances(rows, rows[place : place + 1])[:, 0])
         near[place] = -1
     return picks
 
 
-def herding(pool: Pool, budget: int, radius: float | None = None) -> Places:
+def herding(pool: Pool, budget: int, radius: float) -> Places:
     """The image whose ball covers the pool most, again and again (MaxHerding, Bae et al., ECCV
     2024), computed lazily: what an image adds only falls.
 
     Args:
-        radius: of a soft ball; None for `auto_radius`.
+        radius: of a soft ball.
     """
-    radius = max(LEAST_RADIUS, auto_radius(pool, budget) if radius is None else radius)
     drawn = np.arange(len(pool.features))
     if len(drawn) > KERNEL:
         drawn = np.sort(np.random.default_rng(pool.seed).choice(drawn, KERNEL, replace=False))
@@ -128,14 +107,16 @@ def herding(pool: Pool, budget: int, radius: float | None = None) -> Places:
         of_labels = ball(rows, pool.features[list(pool.labelled)], radius).max(axis=1)
         covered = np.where(free, of_labels, 1)
     picks = drawn[greedy(kernel, covered, np.flatnonzero(free), budget)].tolist()
-    return filled(pool, picks, budget, k_center)
+    rest = budget - len(picks)
+    return picks + (k_center(pool.after(picks), rest) if rest else [])
 
 
 def whitened_herding(pool: Pool, budget: int) -> Places:
     """MaxHerding by whitened features: else images that differ in what CLIP attends to little are
     in one ball.
     """
-    return herding(replace(pool, features=whitened(pool.features)), budget)
+    pool = replace(pool, features=whitened(pool.features))
+    return herding(pool, budget, max(LEAST_RADIUS, auto_radius(pool, budget)))
 
 
 def whitened(features: Floats) -> Floats:

@@ -5,7 +5,6 @@ confused classes.
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,38 +49,37 @@ class Pair(NamedTuple):
     examples: list[str]
 
 
-@dataclass
 class Outcome:
-    """The predictions of one or several tests of the same classes, such as those of several
-    seeds.
+    """The predictions of a test.
+
+    Args:
+        arrays: of a predictions.npz.
+
+    Attributes:
+        names: of the classes.
+        tested: (2, images), label and prediction of each.
+        bins: (3, BINS), number of images, sums of their confidence and of correct ones, in bins of
+            confidence.
+        risks: (100,), error in % on the most confident 1%, 2%, ...
+        wrong: label, prediction, confidence and path of each image with a wrong prediction.
     """
 
-    names: list[str]  # of the classes
-    # (3, BINS): number of images, sums of their confidence and of correct ones, in bins of
-    # confidence
-    bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))
-    # Each (100,): error in % on the most confident 1%, 2%, ...
-    risks: list[Array] = field(default_factory=list)
-    # Label and prediction of each image
-    tested: Array = field(default_factory=lambda: np.zeros((2, 0), int))
-    # Label, prediction, confidence, path
-    wrong: list[tuple[int, int, float, str]] = field(default_factory=list)
-
-    def add(self, arrays: Mapping[str, Array]) -> None:
-        """Add the arrays of a predictions.npz with these classes."""
+    def __init__(self, arrays: Mapping[str, Array]):
         label = arrays["label"]
         predicted = arrays["classes"][:, 0]
         confidence = arrays["probabilities"][:, 0]
         correct = label == predicted
+        self.names = [str(name) for name in arrays["class_names"]]
+        self.tested = np.stack([label, predicted])
         place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         sums = [np.bincount(place, values, BINS) for values in (None, confidence, correct)]
-        self.bins += np.stack(sums)
+        self.bins = np.stack(sums)
         order = np.argsort(-confidence, kind="stable")
         errors = np.cumsum(~correct[order]) / np.arange(1, len(label) + 1)
-        self.risks.append(100 * errors[(COVERAGES * len(label) - 1) // 100])
-        self.tested = np.concatenate([self.tested, [label, predicted]], axis=1)
+        self.risks = 100 * errors[(COVERAGES * len(label) - 1) // 100]
         columns = (label, predicted, confidence, arrays["image"])
-        self.wrong += zip(*(column[~correct].tolist() for column in columns), strict=True)
+        wrong = (column[~correct].tolist() for column in columns)
+        self.wrong = list(zip(*wrong, strict=True))
 
     @property
     def images(self) -> Array:
@@ -99,12 +97,12 @@ class Outcome:
             for place in np.argsort(values, kind="stable")
         ]
 
-    def pairs(self, most: int = PAIRS) -> list[Pair]:
+    def pairs(self) -> list[Pair]:
         """The pairs of classes with the most wrong predictions, most first."""
         label, predicted = self.tested
         pairs, numbers = np.unique(self.tested[:, label != predicted], axis=1, return_counts=True)
         confused = []
-        for place in np.argsort(-numbers, kind="stable")[:most]:
+        for place in np.argsort(-numbers, kind="stable")[:PAIRS]:
             one, other = pairs[:, place]
             names = self.name(one), self.name(other)
             number = int(numbers[place])
@@ -123,25 +121,24 @@ class Outcome:
         return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def draw_reliability(ax: Axes, bins: Array, **style: Any) -> None:
+def draw_reliability(ax: Axes, bins: Array) -> None:
     """Accuracy against mean confidence in bins of confidence; below the diagonal a model is too
     confident.
     """
     count, confidence, correct = bins[:, bins[0] >= FEW]
-    if not count.size and not ax.texts:
+    if not count.size:
         ax.text(50, 50, f"no bin has {FEW} images", ha="center", va="center")
     ax.plot([0, 100], [0, 100], color="0.7", linewidth=1, zorder=0)
-    ax.plot(100 * confidence / count, 100 * correct / count, **style)
+    ax.plot(100 * confidence / count, 100 * correct / count, color="black", marker="o")
     ax.set(
         xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal"
     )
 
 
-def draw_risk(ax: Axes, risks: Sequence[Array], **style: Any) -> None:
-    """The error on the most confident images, mean over tests, against their share."""
-    mean = np.mean(risks, axis=0)
-    highest = max(ax.get_ylim()[1] if ax.lines else 0, 1.05 * float(mean.max()), 1)
-    ax.plot(COVERAGES, mean, markevery=0.2, **style)
+def draw_risk(ax: Axes, risks: Array) -> None:
+    """The error on the most confident images against their share."""
+    highest = max(1.05 * float(risks.max()), 1)
+    ax.plot(COVERAGES, risks, color="black")
     ax.set(
         xlabel="most confident images (%)",
         ylabel="error on them (%)",

@@ -13,6 +13,7 @@ from torch import Tensor
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from inference.head_only import HeadOnly
+from inference.predictions import Predictions
 from inference.seen import SeenImages
 from measures.labelling import choose
 from trainers.base.prompted import normalize
@@ -37,15 +38,12 @@ class UnlabelledPool:
 
     Attributes:
         features: (images, joint), of unit length.
-        logits: (images, classes), of the model.
         scenes: (images,): images of one scene have one number.
         seen: (images,): whether the model has learned from an image.
     """
 
     photos: Sequence[Photo]
-    class_names: Sequence[str]
     features: NDArray[np.float32]
-    logits: NDArray[np.float32]
     scenes: NDArray[np.int64]
     seen: NDArray[np.bool_]
     notes: list[str] = field(default_factory=list)
@@ -66,16 +64,15 @@ class UnlabelledPool:
         behind = tower_of(classifier)
         photos, rows, notes = readable(place, behind)
         before = features_of(photos, rows)
-        logits = logits_of(classifier, behind, photos, before)
-        photos = with_guesses(photos, classifier.class_names, logits)
+        labels = predicted(classifier, behind, photos, before).labels
+        guessed = zip(photos, labels, strict=True)
+        photos = [replace(photo, label=label) for photo, label in guessed]
         looks = looks_known(photos, rows)
         if not looks:
             notes.append(NOT_KNOWN)
         return cls(
             photos,
-            classifier.class_names,
             normalize(behind.features(before)).numpy(),
-            logits,
             find_groups(photos, rows, looks).certain,
             seen_by(model, [rows[photo.path] for photo in photos]),
             notes,
@@ -97,11 +94,11 @@ class UnlabelledPool:
         self.check_seen(labelled)
         places = self.one_of_each_scene(labelled)
         check_budget(budget, len(places) - len(labelled))
-        given = self.features[places], self.logits[places]
+        features = self.features[places]
         known = list(range(len(labelled)))
-        at_random = choose(*given, known, drawn, seed, "random")
+        at_random = choose(features, known, drawn, seed, "random")
         # The chosen ones help most beside the random ones
-        picks = choose(*given, known + at_random, budget - drawn, seed, method)
+        picks = choose(features, known + at_random, budget - drawn, seed, method)
         return [self.asked(places[pick], pick in at_random) for pick in picks + at_random]
 
     def left(self, labels: Iterable[str]) -> int:
@@ -169,14 +166,6 @@ def readable(place: Path, behind: HeadOnly) -> tuple[list[Photo], dict[str, Row]
     return photos, rows, notes_of(damaged)
 
 
-def with_guesses(
-    photos: Sequence[Photo], class_names: Sequence[str], logits: NDArray[np.float32]
-) -> list[Photo]:
-    """The images with the answers of the model as their labels."""
-    guesses = [class_names[place] for place in logits.argmax(axis=1)]
-    return [replace(photo, label=guess) for photo, guess in zip(photos, guesses, strict=True)]
-
-
 def tower_of(classifier: PromptedClassifier) -> HeadOnly:
     """The frozen tower of a classifier; of one with a tower of its own, that of zero-shot CLIP."""
     try:
@@ -189,17 +178,15 @@ def tower_of(classifier: PromptedClassifier) -> HeadOnly:
         return HeadOnly(PromptedClassifier.zero_shot(name, names, device=device, clip=clip))
 
 
-def logits_of(
+def predicted(
     classifier: PromptedClassifier, behind: HeadOnly, photos: Sequence[Photo], before: Tensor
-) -> NDArray[np.float32]:
-    """(images, classes): the logits of a classifier, which reads the images if it has a tower of
-    its own.
-    """
+) -> Predictions:
+    """The answers of a classifier, which reads the images if it has a tower of its own."""
     if behind.classifier is classifier:
-        return behind.predict(before).logits.numpy()
+        return behind.predict(before)
     if any(photo.bank for photo in photos):
         HeadOnly(classifier)  # which says why it cannot read a bank
-    return classifier.logits([photo.path for photo in photos]).numpy()
+    return classifier.predict([photo.path for photo in photos])
 
 
 def seen_by(model: Path | None, rows: Sequence[Row]) -> NDArray[np.bool_]:

@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     results = read_results(args.run)
     assert results is not None  # `predictions.read` checks it
     about = printable(summary_line(results))
-    outcome = Outcome([str(name) for name in arrays["class_names"]])
-    outcome.add(arrays)
+    outcome = Outcome(arrays)
     with new_folder(args.output) as folder:
         shown = [
             (name, caption, save_picture(figure, folder / name))
@@ -69,25 +68,21 @@ def root_of(run: Path) -> Path:
 def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of each picture that the predictions allow."""
 
-    def drawn(height: float, draw: Callable, *values: Any, **style: Any) -> Figure:
+    def drawn(height: float, draw: Callable, content: Any) -> Figure:
         figure = Figure(figsize=(4, height), layout="constrained")
-        draw(figure.subplots(), *values, **style)
+        draw(figure.subplots(), content)
         return figure
 
     caption = (
         "Accuracy against confidence in 15 bins. Below the diagonal the model is too confident. "
         "Bins with fewer than ten images are left out."
     )
-    yield (
-        "reliability",
-        caption,
-        drawn(4, draw_reliability, outcome.bins, color="black", marker="o"),
-    )
+    yield "reliability", caption, drawn(4, draw_reliability, outcome.bins)
     caption = (
         "The error on the images that the model is most sure of, against their share: at 50%, "
         "the error if it answered only the half of the images that it is most sure of."
     )
-    yield "risk_and_coverage", caption, drawn(3.4, draw_risk, outcome.risks, color="black")
+    yield "risk_and_coverage", caption, drawn(3.4, draw_risk, outcome.risks)
     recalls = outcome.recalls()
     caption = "Sorted, the worst class at the top."
     if len(recalls) > MOST:

@@ -45,15 +45,14 @@ def test_numbers_are_those_of_the_measures_and_of_a_count():
     label = arrays["label"]
     predicted = arrays["classes"][:, 0]
     confidence = arrays["probabilities"][:, 0]
-    found = Outcome(NAMES)
-    found.add(arrays)
+    found = Outcome(arrays)
     measures = of_predictions(*(arrays[key] for key in COLUMNS))
     count, sure, correct = found.bins
     ece = 100 * np.abs(sure - correct).sum() / count.sum()
     assert ece == pytest.approx(measures["ece"], abs=1e-4)
     missed = (predicted != label)[np.argsort(-confidence)]  # of 200 images
     risks = [100 * missed[: 2 * percent].mean() for percent in range(1, 101)]
-    assert found.risks[0] == pytest.approx(risks)
+    assert found.risks == pytest.approx(risks)
     values = [value for _, value in found.recalls()]
     assert values == sorted(values)
     assert np.mean(values) == pytest.approx(measures["mean_class_accuracy"])
@@ -117,8 +116,8 @@ def test_twenty_thousand_classes_fit_into_memory():
         "image": np.array(["a.png"] * number),
     }
     tracemalloc.start()
-    found = Outcome([f"class {place}" for place in range(number)])
-    found.add(arrays | {"probabilities": np.full((number, 5), 0.2, np.float32)})
+    arrays["class_names"] = np.array([f"class {place}" for place in range(number)])
+    found = Outcome(arrays | {"probabilities": np.full((number, 5), 0.2, np.float32)})
     pictures = [name for name, *_ in inspecting.pictures(found, Path())]
     assert "confusion" in pictures and "accuracy_by_class" in pictures
     assert tracemalloc.get_traced_memory()[1] < 300e6
