@@ -2,11 +2,9 @@
 leaves.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
@@ -19,7 +17,6 @@ from common.lock import locked
 from common.results import CALIBRATION, SEEN
 from common.version import made
 from inference.classifier import PromptedClassifier
-from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import report
@@ -37,8 +34,6 @@ from .trained import TRAINED, Towers
 from .trials import Backbone, Examples
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
-# Of the minutes, for trying heads; the others are for the choice, its estimate and the export
-HEADS_SHARE = 0.7
 # Images times classes: with more, each epoch of a head takes minutes, and heads that are computed
 # at once are tried
 MOST_TRAINED = 5 * 10**6
@@ -70,7 +65,7 @@ def fit(
             are invalid.
     """
     check_methods(request.methods)
-    plan = plan_of(request, record)
+    plan = Plan(request.to / FILE, record, request.minutes)
     sources, ms = sources_of(request, found, plan.ms)
     rows, damaged = read_by_all(sources)
     check_found(known, damaged)
@@ -96,12 +91,18 @@ def written(result: Fit, learner: Learner, asked: Mapping[str, Any]) -> Fit:
     Args:
         asked: what the result depends on (`record.facts`).
     """
-    made = provenance(result.request, learner.heads)
-    classifier = final_classifier(result, made, learner)
+    provenance = {**made(), "seed": result.request.seed, "device": learner.heads.device.type}
+    classifier = final_classifier(result, provenance, learner)
     if result.photos.tested:
         result = replace(result, test=tested(result, classifier, learner))
+    details = report.details(result)
     write_model(result, classifier, learner)
-    write_record(result, asked, made)
+    folder = result.request.to
+    write_text(folder / PAGE, report.page(result, details, learner.examples.x))
+    write_text(folder / TABLE, report.labels_csv(result))
+    content = {"form": FORM, "finished": True, "request": asked, "made": provenance}
+    content |= {"model": checksums(folder)} | result.to_json() | details
+    write_json(folder / FILE, content, ensure_ascii=False)
     return result
 
 
@@ -119,17 +120,9 @@ def check_found(known: Sequence[Photo], damaged: Mapping[str, str]) -> None:
         raise UsageError(fault, "restore them, or call fit with all images")
 
 
-def plan_of(request: FitRequest, record: Mapping[str, Any]) -> Plan:
-    """The plan from now on."""
-    began = time.monotonic()
-    end = began + 60 * request.minutes
-    limits = (began + HEADS_SHARE * 60 * request.minutes, end) if request.minutes else ()
-    return Plan(request.to / FILE, record, *limits)
-
-
 def examples_of(photos: Photos, rows: Mapping[str, Row], heads: Heads) -> Examples:
     """What heads learn from."""
-    x = features_of(photos.training, rows).to(heads.zero_shot.device)
+    x = features_of(photos.training, rows).to(heads.device)
     y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
     return Examples(x, y, photos.scenes, photos.names, photos.drawn, photos.certain)
 
@@ -205,17 +198,14 @@ def methods_of(
     return [candidate for candidate in candidates if candidate.method in wanted]
 
 
-def provenance(request: FitRequest, heads: Heads) -> dict[str, Any]:
-    """By which version, when, and on what the fit was made."""
-    return {**made(), "seed": request.seed, "device": heads.zero_shot.device.type}
-
-
-def final_classifier(result: Fit, made: Mapping[str, Any], learner: Learner) -> PromptedClassifier:
+def final_classifier(
+    result: Fit, provenance: Mapping[str, Any], learner: Learner
+) -> PromptedClassifier:
     """The chosen classifier after learning from all training images, with its calibration."""
     heads = learner.heads
     decision = result.decision
     images = len(result.photos.training)
-    facts = {"fit": decision.name, "images": images, **made}
+    facts = {"fit": decision.name, "images": images, **provenance}
     if result.estimate:
         facts["estimated_accuracy"] = round(result.estimate.accuracy, 2)
     candidate, _ = decision.chosen[0]
@@ -244,37 +234,18 @@ def tested(result: Fit, classifier: PromptedClassifier, learner: Learner) -> Tes
 
 
 def write_model(result: Fit, classifier: PromptedClassifier, learner: Learner) -> None:
-    """The exported form, with what the model has seen and the page."""
+    """Write the exported form with what the model has seen, in the place of an earlier fit's."""
     fixed = learner.heads.fixed
     learns = any(candidate.method not in fixed for candidate, _ in result.decision.chosen)
     role = "learned" if learns else "chosen"
-    photos = result.photos
-    seen = seen_images(photos, learner.source.rows, role)
-    save(classifier, result.request.to, seen if photos.looks else None)
-    write_text(result.request.to / PAGE, report.page(result, learner.examples.x))
-    write_text(result.request.to / TABLE, report.labels_csv(result))
-
-
-def seen_images(photos: Photos, rows: Mapping[str, Row], role: str) -> SeenImages:
-    """The ledger of the model, with its training images in this role."""
-    seen = photos.seen(photos.training, rows, role)
-    seen += photos.seen(photos.tested, rows, "tested")
-    return seen
-
-
-def save(classifier: PromptedClassifier, folder: Path, seen: SeenImages | None) -> None:
-    """Write the model, in the place of that of an earlier fit."""
+    folder = result.request.to
     rmtree(folder / "folds", ignore_errors=True)  # models of an older version; no link is followed
     for name in (CALIBRATION, SEEN):
         (folder / name).unlink(missing_ok=True)
     classifier.save(folder)
-    if seen:
+    photos = result.photos
+    if photos.looks:
+        rows = learner.source.rows
+        seen = photos.seen(photos.training, rows, role)
+        seen += photos.seen(photos.tested, rows, "tested")
         seen.write(folder)
-
-
-def write_record(result: Fit, asked: Mapping[str, Any], made: Mapping[str, Any]) -> None:
-    """fit.json, with every number."""
-    folder = result.request.to
-    content = {"form": FORM, "finished": True, "request": asked, "made": made}
-    content |= {"model": checksums(folder)} | result.to_json() | report.details(result)
-    write_json(folder / FILE, content, ensure_ascii=False)

@@ -59,6 +59,7 @@ class Heads:
 
     def __init__(self, zero_shot: PromptedClassifier, seed: int = 0):
         self.zero_shot = zero_shot
+        self.device = zero_shot.device
         self.clip = zero_shot.model_for().frozen
         self.seed = seed
         self.clock = Clock()  # of the candidate that is tried
@@ -78,7 +79,7 @@ class Heads:
         if self.reads_names:
             return mean_text_features(self.clip, texts, unit)
         width = self.clip.visual.output_dim
-        return torch.zeros(len(texts), width, device=self.zero_shot.device)
+        return torch.zeros(len(texts), width, device=self.device)
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
         """The inputs of a method: features from before the projection, or those behind it
@@ -91,9 +92,9 @@ class Heads:
         images.
         """
         kind = trainers.predicting()[candidate.method]
-        method = kind(settings_of(candidate), self.classes, self.zero_shot.device, images)
+        method = kind(settings_of(candidate), self.classes, self.device, images)
         assert isinstance(method, FeatureMethod)
-        with self.zero_shot.device:
+        with self.device:
             head = method.build_prompts(self.clip, self.names)
             head.__dict__["installs"] = False  # it reads features: no copy of the towers
             method.model = method.Model(self.clip, head, "fast")
@@ -108,7 +109,7 @@ class Heads:
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        if self.zero_shot.device.type == "cpu":  # torch.manual_seed takes longer than some heads
+        if self.device.type == "cpu":  # torch.manual_seed takes longer than some heads
             torch.default_generator.manual_seed(self.seed)
         else:
             torch.manual_seed(self.seed)
@@ -282,7 +283,7 @@ class Heads:
         description = replace(
             self.zero_shot.description, method=name, training=dict(facts), **values
         )
-        options = LoadOptions(backbone=description.backbone, device=self.zero_shot.device.type)
+        options = LoadOptions(backbone=description.backbone, device=self.device.type)
         return PromptedClassifier(description, checkpoint, "the fit", options, self.clip)
 
 

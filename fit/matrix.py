@@ -83,7 +83,7 @@ def fit_matrix(
     check_sizes(x)
     names = [f"class {label}" for label in np.unique(labels)]
     heads = Heads(guessing(x.shape[1], names, request.device), request.seed)
-    features = torch.from_numpy(x).to(heads.zero_shot.device)
+    features = torch.from_numpy(x).to(heads.device)
     y = torch.from_numpy(labels).to(features.device)
     examples = Examples(features, y, np.arange(len(labels)), names)
     candidates = methods_of(request, CANDIDATES, heads, len(labels))

@@ -20,6 +20,8 @@ T = TypeVar("T")
 # Gets the logits of held-out images, NaN for images of folds to come; raises UsageError if a
 # candidate can stop
 Check = Callable[[Tensor], None]
+# Of the minutes, for trying heads; the others are for the choice, its estimate and the export
+HEADS_SHARE = 0.7
 SETTLED = 1.0  # seconds of trainings that say how long others take
 
 
@@ -33,15 +35,16 @@ def steps(items: Sequence[T], what: str) -> Iterable[T]:
 
 
 class Plan:
-    """The decisions of a fit about its candidates.
+    """The decisions of a fit about its candidates, which begins now.
 
     Args:
         file: the record of the fit so far, which gets the decisions.
         record: its content; that of a fit that was killed has decisions already.
-        deadline: of `time.monotonic`, for the heads.
-        end: the same, after which nothing is measured that the model does not need.
+        minutes: for everything; 0: as long as it takes.
 
     Attributes:
+        deadline: of `time.monotonic`, for the heads.
+        end: the same, after which nothing is measured that the model does not need.
         backbone: whose candidates it is about; empty if there is only one.
         ms: milliseconds of an image, by backbone, if they were measured.
     """
@@ -52,13 +55,13 @@ class Plan:
         self,
         file: Path | None = None,
         record: Mapping[str, Any] | None = None,
-        deadline: float = math.inf,
-        end: float = math.inf,
+        minutes: float = 0.0,
     ):
         self.file = file
         self.record = dict(record or {})
-        self.deadline = deadline
-        self.end = end
+        seconds = 60 * minutes or math.inf
+        self.deadline = time.monotonic() + HEADS_SHARE * seconds
+        self.end = time.monotonic() + seconds
         written = self.record.get("plan")
         known: dict[str, Any] = written if isinstance(written, dict) else {}
         self.trained: dict[str, str] | None = values_of(known.get("trained"), str)

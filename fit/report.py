@@ -5,7 +5,7 @@ about it.
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from common.errors import UsageError
 from common.names import csv_cell
 from common.pages import data_address, render
 from inference.addresses import is_address
-from inference.calibrated import Calibration
 from inference.calibration import softmax
 from inference.images import jpeg_of
 
@@ -38,9 +37,10 @@ SIDE = 128  # pixels of a small picture
 LEAST = 1e-300  # a probability whose logarithm is taken
 
 
-def probabilities(fit: Fit, calibration: Calibration) -> NDArray[np.float64]:
+def probabilities(fit: Fit) -> NDArray[np.float64]:
     """(held, classes): of the images that were held out, the mean over the repeats."""
-    repeats = [softmax(calibration.temperature.apply(one)) for one in fit.decision.logits]
+    assert fit.calibration
+    repeats = [softmax(fit.calibration.temperature.apply(one)) for one in fit.decision.logits]
     return np.mean(repeats, axis=0)
 
 
@@ -58,9 +58,9 @@ def label_issues(p: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[n
     return (probability > of_label) & (probability >= usual[p.argmax(axis=1)])
 
 
-def held_out(fit: Fit, calibration: Calibration, trials: Trials) -> pd.DataFrame:
+def held_out(fit: Fit, trials: Trials) -> pd.DataFrame:
     """A row for each image that was held out, by its place among the training images."""
-    p = probabilities(fit, calibration)
+    p = probabilities(fit)
     labels = trials.sample.labels
     content = {
         "answer": [fit.photos.names[answer] for answer in p.argmax(axis=1)],
@@ -76,9 +76,9 @@ def mistakes(fit: Fit) -> pd.DataFrame:
     """Those of `held_out` whose answer is not their label, with `path`, `label` and `doubt` (minus
     the logarithm of the probability of the label); those with the least probable labels first.
     """
-    if fit.calibration is None or fit.decision.trials is None:
+    if fit.decision.trials is None:
         return pd.DataFrame(columns=["label", "answer", "is_label_issue"], dtype=bool)
-    found = held_out(fit, fit.calibration, fit.decision.trials)
+    found = held_out(fit, fit.decision.trials)
     found["path"] = [fit.photos.training[place].path for place in found.index]
     found["label"] = [fit.photos.training[place].label for place in found.index]
     found["doubt"] = -np.log(found["probability_of_label"].clip(LEAST))
@@ -96,11 +96,12 @@ def details(fit: Fit) -> dict[str, Any]:
     """What fit.json has besides `Fit.to_json`: accuracies by class, all confused pairs and all
     labels to check.
     """
-    if fit.calibration is None:
+    trials = fit.decision.trials
+    if trials is None:
         return {}
     wrong = mistakes(fit)
     doubtful = wrong.loc[wrong["is_label_issue"], ["path", "label", "answer", "doubt"]]
-    facts = {"by_class": by_class(fit), "confused": confused(fit)}
+    facts = {"by_class": by_class(fit, trials), "confused": confused(fit, trials)}
     return facts | {"suspects": doubtful.to_dict("records")}
 
 
@@ -118,8 +119,8 @@ def labels_csv(fit: Fit) -> str:
     }
     table = pd.DataFrame(content)
     trials = fit.decision.trials
-    if fit.calibration is not None and trials is not None:
-        table = table.join(held_out(fit, fit.calibration, trials))
+    if trials is not None:
+        table = table.join(held_out(fit, trials))
         table["answer"] = table["answer"].map(csv_cell, na_action="ignore")
         table["is_label_issue"] = table["is_label_issue"].eq(True)  # no image that was not held out
         table["label_score"] = table["probability_of_label"]
@@ -127,8 +128,7 @@ def labels_csv(fit: Fit) -> str:
         table["predicted_label"] = table["answer"]
         if len(photos.names) <= MOST_COLUMNS:
             columns = [f"probability: {name}" for name in photos.names]
-            p = probabilities(fit, fit.calibration)
-            table = table.join(pd.DataFrame(p, trials.held, columns))
+            table = table.join(pd.DataFrame(probabilities(fit), trials.held, columns))
     return table.to_csv(index=False, float_format="%.6f")
 
 
@@ -137,13 +137,10 @@ def findable(path: str) -> str:
     return path if is_address(path) else os.path.abspath(path)
 
 
-def by_class(fit: Fit) -> list[dict[str, Any]]:
+def by_class(fit: Fit, trials: Trials) -> list[dict[str, Any]]:
     """Of each class its number of training images, and the accuracy of those held out (None without
     any); the worst first.
     """
-    trials = fit.decision.trials
-    if trials is None:
-        return []
     sample = trials.sample
     right = sample.weights * choose.correct(fit.decision.logits, sample.labels)
     names = fit.photos.names
@@ -156,13 +153,10 @@ def by_class(fit: Fit) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["accuracy"] is None, row["accuracy"]))
 
 
-def confused(fit: Fit) -> list[dict[str, Any]]:
+def confused(fit: Fit, trials: Trials) -> list[dict[str, Any]]:
     """Pairs of classes, and the number of held-out images of the first that are classified as the
     second; most first.
     """
-    trials = fit.decision.trials
-    if trials is None:
-        return []
     answers = fit.decision.logits[0].argmax(axis=-1)
     pairs = Counter(zip(trials.sample.labels.tolist(), answers.tolist(), strict=True))
     names = fit.photos.names
@@ -211,13 +205,14 @@ def thumbnail(path: str) -> str:
     return data_address(content, "jpeg")
 
 
-def page(fit: Fit, x: Tensor) -> str:
+def page(fit: Fit, found: Mapping[str, Any], x: Tensor) -> str:
     """The page, as HTML.
 
     Args:
+        found: the `details`.
         x: (training images, width), their features.
     """
-    classes = by_class(fit)
+    classes = found.get("by_class", [])
     shown = [row["class"] for row in classes if row["accuracy"] is not None]
     if len(classes) > MOST_CLASSES:
         shown = shown[:WORST]
@@ -234,7 +229,7 @@ def page(fit: Fit, x: Tensor) -> str:
         "wrong": [(one, nearest(fit, one.Index, x)) for one in typical(wrong).itertuples()],
         "issues": len(doubtful),
         "doubtful": doubtful[:MOST].to_dict("records"),
-        "confused": confused(fit)[:MOST],
+        "confused": found.get("confused", [])[:MOST],
     }
     template = Path(__file__).with_name("report.html")
     return render(template, **values, fit=fit, thumbnail=thumbnail)

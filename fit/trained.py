@@ -128,7 +128,7 @@ class Towers:
         heads = self.heads
         classes = heads.classes if kind.reads_sentences else heads.classes._replace(sentences={})
         cfg = self.settings(candidate.method)
-        method = kind(cfg, classes, heads.zero_shot.device, images)
+        method = kind(cfg, classes, heads.device, images)
         assemble_model(method, clip=heads.clip)
         return method
 
@@ -199,7 +199,7 @@ class Towers:
             "logits of a trained candidate",
             2,
             torch=torch.__version__,
-            device=heads.zero_shot.device.type,
+            device=heads.device.type,
             seed=heads.seed,
             classes=heads.classes,
             weights=weights_sha256(heads.zero_shot.description.backbone),
