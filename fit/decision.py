@@ -17,7 +17,7 @@ from . import choose
 from .candidates import Candidate, Weighted, ensemble, used
 from .choose import Estimate, Selection, select
 from .estimate import curve, curve_seconds, estimate_by
-from .heads import Heads, logit_std
+from .heads import logit_std
 from .options import PRIORS, FitRequest
 from .plan import Plan
 from .trials import Backbone, Examples, Trials, no_trials, try_candidates
@@ -122,13 +122,6 @@ class Chosen:
         return replace(self, trials=self.trials.part(inside), outside=self.outside[:, inside])
 
 
-def decide(
-    heads: Heads, examples: Examples, candidates: Sequence[Candidate], request: FitRequest
-) -> Decision:
-    """`decide_among` the candidates of one backbone."""
-    return decide_among([Backbone("", heads, examples, candidates)], request)[1]
-
-
 def decide_among(
     backbones: Sequence[Backbone], request: FitRequest, plan: Plan | None = None
 ) -> tuple[int, Decision]:
@@ -150,7 +143,8 @@ def decide_among(
     trials = [try_candidates(one, start, plan.of(one.name)) for one in backbones]
     selection = select([one.option for one in trials], start.sample, start.of_folds)
     place = selection.place
-    chosen = chosen_by(selection, backbones[place], trials[place])
+    scales = scales_of(trials[place], selection.weights, backbones[place])
+    chosen = Chosen(backbones[place], trials[place], selection.weights, selection.outside, scales)
     if examples.drawn is None:
         decision = with_curve(estimated(chosen), chosen, request, plan.end)
     else:
@@ -164,12 +158,6 @@ def decide_among(
     return place, replace(decision, reads_names=backbones[place].heads.reads_names)
 
 
-def chosen_by(selection: Selection, backbone: Backbone, trials: Trials) -> Chosen:
-    """The classifier that was selected."""
-    scales = scales_of(trials, selection.weights, backbone)
-    return Chosen(backbone, trials, selection.weights, selection.outside, scales)
-
-
 def of_draws(chosen: Chosen, drawn: NDArray[np.bool_]) -> Decision:
     """`estimated`, on the images that were drawn at random (images,); without an estimate if they
     are few.
@@ -178,9 +166,19 @@ def of_draws(chosen: Chosen, drawn: NDArray[np.bool_]) -> Decision:
     inside = drawn[trials.held]
     number = len(np.unique(trials.sample.groups[inside]))
     if number < LEAST_DRAWN:
-        return Decision(chosen.weighted, notes=[without_draws(number)])
+        note = (
+            f"NO ESTIMATE, no calibration and no sets: {number} of the groups that could be held "
+            f"out were drawn at random, and {LEAST_DRAWN} are needed. The others were chosen to be "
+            "labelled"
+        )
+        return Decision(chosen.weighted, notes=[note])
     decision = estimated(chosen.part(inside))
-    decision = replace(decision, notes=[*decision.notes, of_some(drawn)])
+    note = (
+        f"The estimate, the calibration and the sets are of the {drawn.sum():,} images that were "
+        f"drawn at random: the other {(~drawn).sum():,} were chosen to be labelled, and new images "
+        "are not like them. There is no learning curve"
+    )
+    decision = replace(decision, notes=[*decision.notes, note])
     alone = drawn & (trials.folds[0] == choose.NEVER)
     if not alone.any():
         return decision
@@ -205,23 +203,6 @@ def with_missed(
     }
     note = f"The estimate counts {missed} of these as wrong, which are alone in their class"
     return replace(decision, estimates=estimates, notes=[*decision.notes, note])
-
-
-def without_draws(number: int) -> str:
-    """Why there is no estimate."""
-    return (
-        f"NO ESTIMATE, no calibration and no sets: {number} of the groups that could be held out "
-        f"were drawn at random, and {LEAST_DRAWN} are needed. The others were chosen to be labelled"
-    )
-
-
-def of_some(drawn: NDArray[np.bool_]) -> str:
-    """The images that the estimate is about."""
-    return (
-        f"The estimate, the calibration and the sets are of the {drawn.sum():,} images that were "
-        f"drawn at random: the other {(~drawn).sum():,} were chosen to be labelled, and new images "
-        "are not like them. There is no learning curve"
-    )
 
 
 def scales_of(trials: Trials, weights: NDArray[Any], backbone: Backbone) -> dict[Candidate, float]:
@@ -260,35 +241,24 @@ def untried(backbone: Backbone) -> Decision:
     heads = backbone.heads
     examples = backbone.examples
     candidates = backbone.candidates
-    by_names = heads.answers(candidates[0], examples.seen, examples.x)
-    scale = logit_std(by_names)
-    shares = default_shares(candidates, by_names.cpu().double().numpy() / scale, examples)
+    answers = heads.answers(candidates[0], examples.seen, examples.x)
+    scale = logit_std(answers)
+    by_names = answers.cpu().double().numpy() / scale
+    evidence = choose.evidence(by_names, Sample.of(examples.labels, examples.scenes))
+    weights = ensemble(candidates, evidence)
+    shares = {candidates[place]: weight for place, weight in weights.items() if weight}
+    if [*shares] == [candidates[0]]:
+        shares = {candidates[-1]: 1.0}
     scales = {
         one: logit_std(heads.answers(one, examples.seen, examples.x))
         * heads.overfit_ratio(one, examples.seen)
         for one in shares
     }
     # The sum of the logits has the spread of zero-shot CLIP.
-    weights = np.array([*shares.values()])
-    chosen = used(shares, scale * weights / weights.sum(), scales)
+    values = np.array([*shares.values()])
+    chosen = used(shares, scale * values / values.sum(), scales)
     why = f"Each class has one {examples.unit}: none could be held out"
     return Decision(chosen, notes=[f"{why}, nothing was chosen, estimated or calibrated"])
-
-
-def default_shares(
-    candidates: Sequence[Candidate], by_names: NDArray[Any], examples: Examples
-) -> dict[Candidate, float]:
-    """The candidates of the default ensemble, with their weights.
-
-    Args:
-        by_names: (images, classes), logits of zero-shot CLIP, the first candidate.
-    """
-    evidence = choose.evidence(by_names, Sample.of(examples.labels, examples.scenes))
-    weights = ensemble(candidates, evidence)
-    shares = {candidates[place]: weight for place, weight in weights.items() if weight}
-    if [*shares] == [candidates[0]]:
-        return {candidates[-1]: 1.0}
-    return shares
 
 
 def estimated(chosen: Chosen) -> Decision:
@@ -329,7 +299,11 @@ def with_curve(decision: Decision, chosen: Chosen, request: FitRequest, end: flo
     points = [(0.0, zero_shot)]
     if time.monotonic() + curve_seconds(trials, heads.weighted) < end:
         points += curve(backbone, heads.weighted, trials.folds[0], request.prior)
-    points.append(full_point(heads))
+    # Of heads that have learned from all folds but one
+    folds = trials.number_of_folds
+    correct = heads.logits[0].argmax(axis=1) == trials.sample.labels
+    accuracy = 100 * trials.sample.mean(correct.astype(float))
+    points.append((heads.of_class * (folds - 1) / folds, accuracy))
     decision = replace(decision, curve=points)
     certain = backbone.examples.certain
     if certain is None or not chosen.scales or time.monotonic() >= end:
@@ -347,16 +321,6 @@ def weights_of_heads(chosen: Chosen) -> NDArray[Any]:
     if not weights.any():  # only a trained method is better than names that mislead
         weights = np.eye(trials.heads)[0]
     return weights
-
-
-def full_point(heads: Chosen) -> tuple[float, float]:
-    """Scenes of each class in all folds but one, and the accuracy of heads that have learned from
-    these.
-    """
-    sample = heads.trials.sample
-    correct = heads.logits[0].argmax(axis=1) == sample.labels
-    folds = heads.trials.number_of_folds
-    return heads.of_class * (folds - 1) / folds, 100 * sample.mean(correct.astype(float))
 
 
 def with_certainty(decision: Decision, request: FitRequest) -> Decision:

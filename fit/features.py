@@ -214,12 +214,6 @@ class Source:
     damaged: Mapping[str, str]
     encoder: Features
 
-    def of_classes(self, names: Sequence[str]) -> Heads:
-        """The heads for these classes."""
-        if self.heads.names == names:
-            return self.heads
-        return heads_of(self.request, names, self.heads.clip)
-
 
 def heads_of(request: FitRequest, names: Sequence[str], clip: CLIP | None = None) -> Heads:
     """The heads on zero-shot CLIP for these classes; the backbone may be loaded already."""

@@ -22,7 +22,7 @@ from trainers.base.features import CachedOutput
 from . import report
 from .candidates import CANDIDATES, CLOSED_FORM, LINEAR, SENTENCES, ZERO_SHOT, Candidate
 from .decision import decide_among
-from .features import Row, Source, features_of, price, read_by_all, sources_of
+from .features import Row, Source, features_of, heads_of, price, read_by_all, sources_of
 from .heads import Heads, reads_names
 from .options import FitRequest
 from .photos import Photos, find_groups, looks_known
@@ -68,7 +68,10 @@ def fit(
     plan = Plan(request.to / FILE, record, request.minutes)
     sources, ms = sources_of(request, found, plan.ms)
     rows, damaged = read_by_all(sources)
-    check_found(known, damaged)
+    lost = [photo.path for photo in known if photo.path in damaged]
+    if lost:
+        fault = f"{len(lost)} images of the earlier fit are gone, such as {lost[0]}"
+        raise UsageError(fault, "restore them, or call fit with all images")
     photos = photos_of(request, found, rows, damaged)
     with locked(request.to, option="--to"):
         plan.write(ms=ms)
@@ -112,28 +115,18 @@ def check_methods(names: Sequence[str]) -> None:
         check_name(name, METHODS, "method")
 
 
-def check_found(known: Sequence[Photo], damaged: Mapping[str, str]) -> None:
-    """Raise UsageError if an image of an earlier fit is gone."""
-    lost = [photo.path for photo in known if photo.path in damaged]
-    if lost:
-        fault = f"{len(lost)} images of the earlier fit are gone, such as {lost[0]}"
-        raise UsageError(fault, "restore them, or call fit with all images")
-
-
-def examples_of(photos: Photos, rows: Mapping[str, Row], heads: Heads) -> Examples:
-    """What heads learn from."""
-    x = features_of(photos.training, rows).to(heads.device)
-    y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
-    return Examples(x, y, photos.scenes, photos.names, photos.drawn, photos.certain)
-
-
 def learner_of(source: Source, photos: Photos, plan: Plan, several: bool) -> Learner:
     """What learns on a backbone, which may be one of several: then heads alone, as prompts and
     adapters would have to be trained for each of them. Methods that train on images need these.
     """
     request = source.request
-    heads = source.of_classes(photos.names)
-    images = len(photos.training)
+    heads = source.heads
+    if heads.names != photos.names:  # a class was left out
+        heads = heads_of(request, photos.names, heads.clip)
+    x = features_of(photos.training, source.rows).to(heads.device)
+    y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
+    examples = Examples(x, y, photos.scenes, photos.names, photos.drawn, photos.certain)
+    images = len(y)
     candidates = methods_of(request, CANDIDATES, heads, images)
     trained: Sequence[Candidate] = ()
     if request.minutes and not several and not photos.from_bank:
@@ -142,7 +135,7 @@ def learner_of(source: Source, photos: Photos, plan: Plan, several: bool) -> Lea
     return Learner(
         request.backbone if several else "",
         heads,
-        examples_of(photos, source.rows, heads),
+        examples,
         candidates,
         partial(towers.planned, trained, plan),
         source=source,

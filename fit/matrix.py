@@ -20,14 +20,14 @@ from trainers.base import TEMPLATE
 from trainers.base.head import Head
 
 from .candidates import CANDIDATES, VISION
-from .decision import decide
+from .decision import decide_among
 from .fit import methods_of
 from .heads import Heads
 from .options import FitRequest
 from .photos import Photos
 from .read_images import Photo
 from .result import Fit
-from .trials import Examples
+from .trials import Backbone, Examples
 
 SOURCE = "the features"
 LARGEST = 1e15  # of a feature: squares are summed in fp32
@@ -87,7 +87,7 @@ def fit_matrix(
     y = torch.from_numpy(labels).to(features.device)
     examples = Examples(features, y, np.arange(len(labels)), names)
     candidates = methods_of(request, CANDIDATES, heads, len(labels))
-    decision = decide(heads, examples, candidates, request)
+    _, decision = decide_among([Backbone("", heads, examples, candidates)], request)
     rows = [
         Photo(f"row {place}", names[label], sha256=sha256(row.tobytes()).hexdigest())
         for place, (label, row) in enumerate(zip(labels, x, strict=True))

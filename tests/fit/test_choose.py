@@ -21,7 +21,7 @@ from fit.candidates import (
     Candidate,
     ensemble,
 )
-from fit.decision import decide, decide_among
+from fit.decision import decide_among
 from fit.heads import Heads, logit_std
 from fit.options import FitRequest
 from fit.photos import Photos
@@ -55,7 +55,8 @@ def features_of(labels):
 def decided(heads, features, labels, scenes, methods):
     examples = Examples(features, labels, np.array(scenes), heads.names)
     candidates = [one for one in CANDIDATES if one.method in methods]
-    return decide(heads, examples, candidates, FitRequest(images=Path("photos"), to=Path("model")))
+    request = FitRequest(images=Path("photos"), to=Path("model"))
+    return decide_among([Backbone("", heads, examples, candidates)], request)[1]
 
 
 @pytest.mark.parametrize("name", ["Ensemble", "KernelEnsemble", "Linear"])
