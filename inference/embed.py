@@ -21,7 +21,6 @@ from .addresses import Image, source
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .bank import FORM, is_bank
 from .formats import as_unicode, parts
-from .options import LoadOptions
 from .shard_files import REQUIREMENTS, ROWS, SHA256, Output, write_tables
 from .sharding import add_shard_options, end, facts_of, write_shards
 from .tars import expanded
@@ -109,14 +108,17 @@ def output_of(words: Sequence[str]) -> "Features":
 def output_of_args(args: argparse.Namespace) -> "Features":
     options = load_options(args)
     with required_packages():
-        from .load import kind_of, read_model
+        from .load import kind_of, load, read_model
     first = args.paths[0]
     model = first if isinstance(first, Path) and kind_of(first) else None
     if model is None and not args.backbone:
         read_model(args.paths[0], options)  # which says why it is not a model
     if any(map(is_bank, args.paths)):
         raise UsageError("a bank has features already", "give images")
-    classifier = opened(model, options)
+    if model is None and not options.class_names:  # CLIP's features do not depend on them
+        options = replace(options, class_names=["image"])
+    classifier = load(model, options)
+    classifier.require_one_view("a feature")
     facts = facts_of(classifier, model, options)
     facts |= {"precision": args.precision, "layout": args.layout}
     if args.look:
@@ -125,17 +127,6 @@ def output_of_args(args: argparse.Namespace) -> "Features":
     output = Features(args.to, how, facts, classifier)
     output.first_image = int(model is not None)
     return output
-
-
-def opened(model: Path | None, options: LoadOptions) -> "PromptedClassifier":
-    """The model, or CLIP, whose features do not depend on class names."""
-    from .load import load
-
-    if model is None and not options.class_names:
-        options = replace(options, class_names=["image"])
-    classifier = load(model, options)
-    classifier.require_one_view("a feature")
-    return classifier
 
 
 class Features(Output):
@@ -185,7 +176,10 @@ class Features(Output):
         write_tables(file, self.table([]).schema, tables, metadata)
 
     def rows(self, images: Sequence[Image]) -> Iterator[Embedded]:
-        for part in embedded(images, self):
+        from .images import in_threads
+
+        on_gpu = self.classifier.device.type == "cuda"
+        for part in in_threads(self.of_batch, images, self.options.batch_size, on_gpu):
             yield from part
             self.advance(len(part), sum(bool(row.error) for row in part))
 
@@ -197,7 +191,12 @@ class Features(Output):
             return pyarrow.table(table_of(rows, "image_path"))
         array = self.array([row.feature for row in rows], self.width)
         columns = table_of(rows, "path") | {"feature": fixed_lists(array, rows)}
-        return pyarrow.table(columns | self.columns_for_heads(rows))
+        if self.behind:  # what heads read
+            towers = self.array([row.tower for row in rows], self.behind.width)
+            columns["tower"] = fixed_lists(towers, rows)
+        if self.options.look:
+            columns |= columns_of_looks(rows)
+        return pyarrow.table(columns)
 
     def of_batch(self, files: Sequence[Image]) -> list[Embedded]:
         from .batches import Reader, read_batch
@@ -223,14 +222,6 @@ class Features(Output):
         towers = before.numpy().astype(self.options.precision)
         return zip(features.astype(self.options.precision), towers, strict=True)
 
-    def columns_for_heads(self, rows: Sequence[Embedded]) -> dict[str, Any]:
-        """What `fit` and heads read."""
-        columns = {}
-        if self.behind:
-            towers = self.array([row.tower for row in rows], self.behind.width)
-            columns["tower"] = fixed_lists(towers, rows)
-        return columns | (columns_of_looks(rows) if self.options.look else {})
-
     def array(self, features: Sequence[NDArray[Any] | None], width: int) -> NDArray[Any]:
         """(features, width); zeros for an image without one."""
         rows = np.zeros((len(features), width), dtype=self.options.precision)
@@ -238,14 +229,6 @@ class Features(Output):
             if feature is not None:
                 rows[number] = feature
         return rows
-
-
-def embedded(files: Sequence[Image], output: Features) -> Iterator[list[Embedded]]:
-    """The features of one batch of images after another, and why others have none."""
-    from .images import in_threads
-
-    on_gpu = output.classifier.device.type == "cuda"
-    return in_threads(output.of_batch, files, output.options.batch_size, on_gpu)
 
 
 def table_of(rows: Sequence[Embedded], path_column: str) -> dict[str, Any]:
@@ -261,17 +244,10 @@ def table_of(rows: Sequence[Embedded], path_column: str) -> dict[str, Any]:
         name: pyarrow.array(map(as_unicode, values), pyarrow.string())
         for name, values in texts.items()
     }
-    return columns | {
-        "width": sides(rows, 0),
-        "height": sides(rows, 1),
-    }
-
-
-def sides(rows: Sequence[Embedded], which: int) -> Any:
-    """A column of widths or of heights."""
-    import pyarrow
-
-    return pyarrow.array([row.size and row.size[which] for row in rows], pyarrow.int32())
+    for place, name in enumerate(("width", "height")):
+        sides = [row.size and row.size[place] for row in rows]
+        columns[name] = pyarrow.array(sides, pyarrow.int32())
+    return columns
 
 
 def fixed_lists(array: NDArray[Any], rows: Sequence[Embedded]) -> Any:

@@ -113,8 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     form = form_of(args.to, args.format)
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
-        how = load_options_of(args)
-        options = predict_options(args, how)
+        how, options = options_of(args)
         opened, files = models_and_images(args.paths, how, options)
         skipped = answer(opened, files, options, form, args.to or stdout)
     if args.to:
@@ -141,8 +140,7 @@ def output_of(words: Sequence[str]) -> "Answers":
 
 
 def output_of_args(args: argparse.Namespace) -> "Answers":
-    how = load_options_of(args)
-    options = predict_options(args, how)
+    how, options = options_of(args)
     with required_packages():
         from .load import open_models
     number = number_of_models(args.paths, how)
@@ -213,16 +211,11 @@ class Answers(Output):
             self.advance(errors + (len(part) - errors) // len(self.models), errors)
 
 
-def load_options_of(args: argparse.Namespace) -> LoadOptions:
-    """How to load the models of the command."""
+def options_of(args: argparse.Namespace) -> tuple[LoadOptions, PredictOptions]:
+    """How to load the models of the command, and what they answer for each image."""
     how = load_options(args, calibration=True if args.unknown or args.sets else None)
     check_exists(next(expanded(args.paths[0])), "model or image" if args.backbone else "model")
-    return how
-
-
-def predict_options(args: argparse.Namespace, how: LoadOptions) -> PredictOptions:
-    """The answers of the command for each image."""
-    return PredictOptions(
+    options = PredictOptions(
         class_names=list(how.class_names) or None,
         topk=args.topk,
         unknown=args.unknown,
@@ -230,6 +223,7 @@ def predict_options(args: argparse.Namespace, how: LoadOptions) -> PredictOption
         batch_size=args.batch_size,
         transductive=args.transductive,
     )
+    return how, options
 
 
 def answer(

@@ -104,14 +104,6 @@ def write_shards(
     first = next(shards, None)
     if not first:
         raise UsageError("there are no images", "give another folder, or files")
-    numbers = [0]
-
-    def own() -> Iterator[tuple[int, Shard]]:
-        for number, shard in enumerate(chain([first], shards)):
-            numbers[0] = number + 1
-            if part.has(number):
-                yield number, shard
-
     with (
         only_one(output, part, args.replace),
         tqdm(desc=output.content, unit="image", disable=None, postfix="errors=0") as bar,
@@ -121,25 +113,37 @@ def write_shards(
         output.bar = bar
         if not bar.disable:
             bar.total = total_of(shards_in(paths), part)
-        write_each(output, own(), args, words)
-        remove_from(output, numbers[0], part)
-        state_count(output, numbers[0], part)
+        number = write_each(output, chain([first], shards), args, words)
+        remove_from(output, number, part)
+        # Those of other shares are perhaps not finished
+        facts = output.facts | {COUNT: number, MADE: source()}
+        with nullcontext() if part == WHOLE else locked(output.folder, wait=True, option="--to"):
+            write_json(output.record, facts)
     return output.errors
 
 
 def write_each(
-    output: Output,
-    shards: Iterator[tuple[int, Shard]],
-    args: Namespace,
-    words: Sequence[str] | None,
-) -> None:
-    """Write numbered shards, in the processes of an engine if the command has one."""
+    output: Output, shards: Iterator[Shard], args: Namespace, words: Sequence[str] | None
+) -> int:
+    """Write the shards of a share, in the processes of an engine if the command has one; returns
+    how many shards there are.
+    """
+    number = 0
+
+    def own() -> Iterator[tuple[int, Shard]]:
+        nonlocal number
+        for shard in shards:
+            number += 1
+            if args.shard.has(number - 1):
+                yield number - 1, shard
+
     if args.engine:
-        for images, errors in written(output, words, shards, args.address):
+        for images, errors in written(output, words, own(), args.address):
             output.advance(images, errors)
     else:
-        for number, shard in shards:
-            write_shard(output, number, shard)
+        for place, shard in own():
+            write_shard(output, place, shard)
+    return number
 
 
 def total_of(shards: Iterator[Shard], part: Share) -> int:
@@ -185,7 +189,10 @@ def check_same(output: Output, replace: bool) -> None:
     record = output.record
     remedy = "choose another folder, or delete it"
     if record.is_file():
-        if facts_of_record(record) == output.facts:
+        known = read_json(record)
+        if isinstance(known, dict):
+            known = {key: value for key, value in known.items() if key not in (COUNT, MADE)}
+        if known == output.facts:
             remove_partial(record)
             return
         if not replace:
@@ -200,15 +207,6 @@ def check_same(output: Output, replace: bool) -> None:
             raise UsageError(f"{folder} is not empty", remedy, folder)
     write_json(record, output.facts | {MADE: source()})
     remove_partial(record)
-
-
-def facts_of_record(record: Path) -> Any:
-    """The request behind the shards in a folder, from its record."""
-    known = read_json(record)
-    if isinstance(known, dict):
-        for key in (COUNT, MADE):
-            known.pop(key, None)
-    return known
 
 
 def delete_shards(output: Output) -> None:
@@ -235,13 +233,6 @@ def check_same_images(output: Output, shard: Shard) -> None:
             f"{output.folder} has {output.content} of other images, such as {printable(min(known))}"
         )
         raise UsageError(fault, "choose another folder, or add --replace", output.folder)
-
-
-def state_count(output: Output, shards: int, part: Share) -> None:
-    """Write how many shards there are: those of other shares are perhaps not finished."""
-    facts = output.facts | {COUNT: shards, MADE: source()}
-    with nullcontext() if part == WHOLE else locked(output.folder, wait=True, option="--to"):
-        write_json(output.record, facts)
 
 
 def remove_from(output: Output, number: int, part: Share) -> None:

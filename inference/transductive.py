@@ -63,17 +63,19 @@ class Together:
         self.method = method_for(kind, classifier, names)
 
     @torch.no_grad()
-    def read(self, files: Sequence[Path]) -> tuple[list[str], Tensor, Tensor | None]:
+    def read(self, files: Sequence[Path]) -> tuple[list[str], Tensor, Tensor]:
         """Of each file why it has no image, or an empty text; of the others the unit features
-        (images, joint), and the prior (images, classes) if it is the model's.
+        (images, joint), and the prior (images, classes), empty if it is not the model's.
         """
         classifier = self.model.classifier
         faults, inputs = read_batch(files, [classifier])
         pixels = inputs[0] if inputs else classifier.pixels([])
-        prior = classifier.logits(pixels, self.options.class_names).softmax(dim=1)
         with ON_GPU if classifier.device.type == "cuda" else nullcontext():
             features = self.method.model.image_features(pixels.to(classifier.device))
-        return faults, normalize(features.float()), prior if self.learned else None
+        prior = features[:0]
+        if self.learned:
+            prior = classifier.logits(pixels, self.options.class_names).softmax(dim=1)
+        return faults, normalize(features.float()), prior
 
     def predict_files(self, files: Sequence[Path]) -> Iterator[list[Row]]:
         """The rows of all images, as of `batches.predict_files`; `together` in each is how many
@@ -82,24 +84,17 @@ class Together:
         Raises:
             UsageError: the method needs more images.
         """
-        faults, found, prior = self.read_all(files)
-        answers = iter(self.answers(found, prior))
-        facts = {"model": self.model.name, "together": len(found)}
-        yield [
-            {"image": str(file)} | ({"error": fault} if fault else facts | next(answers))
-            for file, fault in zip(files, faults, strict=True)
-        ]
-
-    def read_all(self, files: Sequence[Path]) -> tuple[Iterator[str], Tensor, Tensor | None]:
-        """The fault of each image, and what `read` computes of those that can be read."""
         on_gpu = self.model.classifier.device.type == "cuda"
         parts = in_threads(self.read, files, self.options.batch_size, on_gpu)
         faults, features, priors = zip(*parts, strict=True)
         found = torch.cat(features)
-        prior = None
-        if self.learned:
-            prior = torch.cat([prior for prior in priors if prior is not None]).to(found.device)
-        return chain(*faults), found, prior
+        prior = torch.cat(priors).to(found.device) if self.learned else None
+        answers = iter(self.answers(found, prior))
+        facts = {"model": self.model.name, "together": len(found)}
+        yield [
+            {"image": str(file)} | ({"error": fault} if fault else facts | next(answers))
+            for file, fault in zip(files, chain(*faults), strict=True)
+        ]
 
     def answers(self, found: Tensor, prior: Tensor | None) -> list[Row]:
         """The most probable classes of each image; UsageError for fewer images than the method
