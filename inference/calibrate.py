@@ -94,8 +94,11 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     run's test.
     """
     check_regular(folder, "folder")
-    dataset = dataset_of(folder)
-    classifier = model_in(folder, dataset, args)
+    dataset = read_dataset(folder) if kind_of(folder) == "run" else None
+    options = LoadOptions(device=args.device, backbone=args.backbone, calibration=False)
+    if dataset:
+        options = replace(options, class_names=tuple(names_of(dataset)))
+    classifier = load(folder, options)
     seen = seen_images(folder, dataset, classifier.method, args.accept_unknown_images)
     images = new_images(folder, dataset, classifier, seen, args)
     outputs = outputs_of(classifier, images.items)
@@ -171,14 +174,6 @@ def new_images(
 def count(seen: SeenImages, role: str, asked: SeenImages) -> int:
     """How many of the asked images the model has seen in this role."""
     return int(seen.of_role(role).equal(asked).sum())
-
-
-def model_in(folder: Path, dataset: Any, args: argparse.Namespace) -> PromptedClassifier:
-    """The model of a folder, for the classes of its run."""
-    options = LoadOptions(device=args.device, backbone=args.backbone, calibration=False)
-    if dataset:
-        options = replace(options, class_names=tuple(names_of(dataset)))
-    return load(folder, options)
 
 
 def print_changes(
@@ -274,11 +269,6 @@ def without_learned(
     return list(compress(items, ~near)), asked.part(~near)
 
 
-def dataset_of(folder: Path) -> Any:
-    """`read_dataset` of a run; None for another model."""
-    return read_dataset(folder) if kind_of(folder) == "run" else None
-
-
 def read_dataset(run: Path, classes: str = "") -> Any:
     """The dataset of a run, whose images stay as they are; `classes` replaces its
     DATASET.SUBSAMPLE_CLASSES.
@@ -331,15 +321,12 @@ def print_report(where: str, measures: dict[str, Any]) -> None:
                 f"  {key.replace('_', ' '):<14}  ECE {values['ece']:6.2f}%  NLL {values['nll']:.4f}"
             )
     for kind, values in measures["sets"].items():
-        print_sets(kind.upper(), values)
+        sizes = f"{values['size']:.2f} classes on average, {values['empty']:.0f} empty"
+        name = f"{100 * COVERAGE:g}% sets, {kind.upper()}"
+        print(f"  {name}: cover {values['coverage']:.2f}%, {sizes}")
     for values in measures["unknown"]:
         answered = f"{values['answered']:.1f}% of the images, {values['wrong']:.2f}% of them wrong"
         print(f"  asked for at most {values['asked']:g}% errors: answers {answered}")
-
-
-def print_sets(name: str, values: dict[str, float]) -> None:
-    sizes = f"{values['size']:.2f} classes on average, {values['empty']:.0f} empty"
-    print(f"  {100 * COVERAGE:g}% sets, {name}: cover {values['coverage']:.2f}%, {sizes}")
 
 
 def print_classes(sets: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:

@@ -203,7 +203,9 @@ class Threshold:
             given = certainty > least
             if not given.any():
                 continue
-            if error_bound(sample.part(given), is_wrong[given], each_confidence) <= error:
+            part = sample.part(given)
+            wrong = round(part.mean(is_wrong[given].astype(float)) * part.size, 6)
+            if upper_bound(wrong, part.size, each_confidence) <= error:
                 return cls(least, error, confidence, int(given.sum()), int(is_wrong[given].sum()))
         raise UsageError(
             f"no threshold promises an error of at most {100 * error:g}%: too many of the "
@@ -241,12 +243,6 @@ def counts_to_try(images: int, error: float, confidence: float) -> list[int]:
             break
         counts.append(count)
     return counts
-
-
-def error_bound(sample: Sample, is_wrong: NDArray[np.bool_], confidence: float) -> float:
-    """The upper bound on the error rate of images like these, some of which are wrong (images,)."""
-    wrong = sample.mean(is_wrong.astype(float)) * sample.size
-    return float(upper_bound(round(wrong, 6), sample.size, confidence))
 
 
 def check_share(name: str, value: float) -> None:

@@ -80,8 +80,6 @@ def main(argv: list[str] | None = None) -> None:
     with new_folder(args.to, KEY) as folder:
         classifier = load(args.model, options)
         names = list(options.class_names) or classifier.class_names
-        if args.peft:
-            forms.append(export_formats.peft_form(names))
         check_forms(classifier, names, forms)
         classifier.check_logits()
         description = classifier.save(folder)

@@ -108,7 +108,9 @@ def write_onnx(classifier: PromptedClassifier, class_names: Sequence[str], file:
     onnx.save(proto, file)
 
 
-def run_onnx(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
+def run_onnx(
+    classifier: PromptedClassifier, class_names: Sequence[str], file: Path, images: Tensor
+) -> Tensor:
     with required_packages(REQUIREMENTS):
         import onnxruntime
 
@@ -141,7 +143,9 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
         file.with_name(FOLDED).write_bytes(save(tensors, metadata(classifier, class_names)))
 
 
-def run_weights(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
+def run_weights(
+    classifier: PromptedClassifier, class_names: Sequence[str], file: Path, images: Tensor
+) -> Tensor:
     """As a user of open_clip would: the plain image tower, and one matrix product."""
     tensors = load_file(file)
     clip = load_backbone(classifier.cfg.MODEL.BACKBONE.NAME)
@@ -165,38 +169,6 @@ def metadata(classifier: PromptedClassifier, class_names: Sequence[str]) -> dict
     return facts
 
 
-class Form(NamedTuple):
-    """A form of export: its file, how to write it, and how to run it on images (batch, 3, H, W)."""
-
-    file: str
-    write: Callable[[PromptedClassifier, Sequence[str], Path], None]
-    run: Callable[[PromptedClassifier, Path, Tensor], Tensor]
-    about: str
-
-
-FORMS = {
-    "onnx": Form("model.onnx", write_onnx, run_onnx, f"ONNX, opset {OPSET}: images -> logits"),
-    "weights": Form(
-        "class_matrix.safetensors", write_weights, run_weights, "a class matrix for open_clip"
-    ),
-}
-
-
-FILES = [*(form.file for form in FORMS.values()), FOLDED, peft.CONFIG, peft.TENSORS]
-
-
-def peft_form(class_names: Sequence[str]) -> Form:
-    """An adapter of PEFT, for the CLIP of transformers."""
-
-    def write_adapter(classifier: PromptedClassifier, names: Sequence[str], file: Path) -> None:
-        peft_export.write(classifier, file.parent)
-
-    def run(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
-        return run_peft(classifier, class_names, file, images)
-
-    return Form(peft.TENSORS, write_adapter, run, "an adapter of PEFT for the CLIP of transformers")
-
-
 def run_peft(
     classifier: PromptedClassifier, class_names: Sequence[str], file: Path, images: Tensor
 ) -> Tensor:
@@ -209,6 +181,30 @@ def run_peft(
     return again.logits(images)
 
 
+class Form(NamedTuple):
+    """A form of export: its file, how to write it, and how to run it on images (batch, 3, H, W)."""
+
+    file: str
+    write: Callable[[PromptedClassifier, Sequence[str], Path], None]
+    run: Callable[[PromptedClassifier, Sequence[str], Path, Tensor], Tensor]
+    about: str
+
+
+FORMS = {
+    "onnx": Form("model.onnx", write_onnx, run_onnx, f"ONNX, opset {OPSET}: images -> logits"),
+    "weights": Form(
+        "class_matrix.safetensors", write_weights, run_weights, "a class matrix for open_clip"
+    ),
+    "peft": Form(
+        peft.TENSORS,
+        peft_export.write,
+        run_peft,
+        "an adapter of PEFT for the CLIP of transformers",
+    ),
+}
+FILES = [*(form.file for form in FORMS.values()), FOLDED, peft.CONFIG]
+
+
 def write(
     form: Form, classifier: PromptedClassifier, class_names: Sequence[str], folder: Path
 ) -> dict[str, str]:
@@ -218,7 +214,7 @@ def write(
         the written files with a text, for the model card.
     """
     form.write(classifier, class_names, folder / form.file)
-    largest = largest_difference(form, classifier, class_names, folder)
+    largest = largest_difference(form, classifier, class_names, folder / form.file)
     print(f"{form.file}: largest difference of a logit on images of noise: {largest:.1e}")
     written = {form.file: f"{form.about}; logits within {largest:.1e} of the model's"}
     if (folder / FOLDED).is_file():
@@ -230,7 +226,7 @@ def write(
 
 
 def largest_difference(
-    form: Form, classifier: PromptedClassifier, class_names: Sequence[str], folder: Path
+    form: Form, classifier: PromptedClassifier, class_names: Sequence[str], file: Path
 ) -> float:
     """The largest difference of a logit of the exported file, over images of noise; UsageError if
     over TOLERANCE.
@@ -238,7 +234,7 @@ def largest_difference(
     images = example(classifier, 16)
     expected = classifier.logits(images, class_names)
     # Batches of any size
-    found = [form.run(classifier, folder / form.file, part) for part in (images, images[:1])]
+    found = [form.run(classifier, class_names, file, part) for part in (images, images[:1])]
     # NaN if a logit is
     largest = (torch.cat(found) - torch.cat([expected, expected[:1]])).abs().max().item()
     most = TOLERANCE * max(1.0, expected.std().item() / TYPICAL)

@@ -211,8 +211,9 @@ def learner_with(maps: Maps, settings: CLIPLoRASettings, clip: CLIP) -> LoRALear
 @torch.no_grad()
 def fill(change: Any, down: Tensor, up: Tensor, scale: float, where: str) -> None:
     """Put A and B, B with its scale, into a map of the same or of a larger rank."""
-    if down.shape[1] != change.w_lora_A.shape[1]:
-        fault = f"{where} has width {change.w_lora_A.shape[1]}, and the adapter has {down.shape[1]}"
+    width = change.w_lora_A.shape[1]
+    if down.shape[1] != width:
+        fault = f"{where} has width {width}, and the adapter has {down.shape[1]}"
         raise UsageError(fault, "give the backbone that it adapts by --backbone")
     change.w_lora_A.zero_()
     change.w_lora_A[: len(down)] = down

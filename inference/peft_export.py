@@ -1,5 +1,6 @@
 """CLIP-LoRA in PEFT's format (`peft`), written for the CLIP of transformers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from common.files import write_json
 from trainers.cliplora import CLIPLoRASettings, LoRALearner
 
 from .classifier import PromptedClassifier
-from .peft import CONFIG, PREFIX, REPOSITORIES, TENSORS
+from .peft import CONFIG, PREFIX, REPOSITORIES
 
 
-def write(classifier: PromptedClassifier, folder: Path) -> None:
-    """Write both files to a folder; UsageError if the model is not CLIP-LoRA."""
+def write(classifier: PromptedClassifier, class_names: Sequence[str], file: Path) -> None:
+    """Write the tensors to a file, and the configuration beside it; UsageError if the model is not
+    CLIP-LoRA. Class names are not in them.
+    """
     learner = classifier.model_for().prompt_learner
     if not isinstance(learner, LoRALearner):
         fault = f"{classifier.method} does not learn low-rank adapters alone, which PEFT has"
@@ -23,7 +26,7 @@ def write(classifier: PromptedClassifier, folder: Path) -> None:
     settings = CLIPLoRASettings(**classifier.description.settings)
     config, tensors = converted(learner, settings, classifier.description.backbone)
     tensors = {PREFIX + key: value.detach().float().contiguous() for key, value in tensors.items()}
-    (folder / TENSORS).write_bytes(save(tensors, {"format": "pt"}))
+    file.write_bytes(save(tensors, {"format": "pt"}))
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -39,7 +42,7 @@ def write(classifier: PromptedClassifier, folder: Path) -> None:
         "layers_to_transform": None,
         **config,
     }
-    write_json(folder / CONFIG, config)
+    write_json(file.with_name(CONFIG), config)
 
 
 def converted(

@@ -156,10 +156,6 @@ class Page:
             ),
         )
 
-    async def answer(self, sent: Any, text: Any) -> list[Any]:
-        """`classify` an upload: `Limits` has checked that it is one."""
-        return await self.classify(file_of(sent), str(text or ""))
-
     async def answer_looks(self, sent: Any) -> str:
         """The roll-outs of an image as HTML; if it is unreadable, the message says it."""
         file = file_of(sent)
@@ -168,13 +164,16 @@ class Page:
         except UsageError:
             return figures([])
 
-    async def classify(self, file: str | None, text: str) -> list[Any]:
-        """A message, and the probabilities of each model as the value of its bars."""
+    async def answer(self, sent: Any, text: Any) -> list[Any]:
+        """A message, and the probabilities of each model as the value of its bars, for an upload:
+        `Limits` has checked that it is one.
+        """
+        file = file_of(sent)
         nothing: list[Any] = [None] * len(self.models)
         if not file:
             return [self.message(""), *nothing]
         try:
-            names = names_in(text)
+            names = names_in(str(text or ""))
             given = None if names == self.names else tuple(check_names(names))
             answers = await self.ask(file, self.service.answers, given)
         except UsageError as error:

@@ -258,7 +258,10 @@ class Service:
         jobs: Sequence[Job],
         names: Names,
     ) -> Iterator[Any]:
-        others = other_names(classifier, names or self.names)
+        names = names or self.names
+        others = None
+        if names is not None and list(names) != classifier.class_names:
+            others = list(dict.fromkeys(names))  # each once
         said = classifier.predict(pixels, others)
         unknown = says_unknown(classifier, others)
         for number, job in enumerate(jobs):
@@ -314,13 +317,6 @@ class Service:
             "largest_image": {"bytes": MAX_BYTES, "pixels": PIXELS},
             "version": __version__,
         }
-
-
-def other_names(classifier: PromptedClassifier, names: Names) -> list[str] | None:
-    """The class names, each once, unless they are those of the model itself."""
-    if names is None or list(names) == classifier.class_names:
-        return None
-    return list(dict.fromkeys(names))
 
 
 def says_unknown(classifier: PromptedClassifier, names: Sequence[str] | None) -> bool:

@@ -111,7 +111,7 @@ def classified_by(page: Any, file: str, text: str) -> list[Any]:
 
     async def ask() -> list[Any]:
         async with page.service.running(None):
-            return await page.classify(file, text)
+            return await page.answer({"path": file}, text)
 
     return asyncio.run(ask())
 

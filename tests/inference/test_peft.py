@@ -47,7 +47,7 @@ def test_golden_files_of_peft(figures, learn, tmp_path, request):
     settings = case["cfg"] | {"DROPOUT_RATE": 0.25}
     classifier = learn(case["arch"], case["classnames"], **settings)
     expected = figures["transformers"]
-    peft_export.write(classifier, tmp_path)
+    peft_export.write(classifier, [], tmp_path / peft.TENSORS)
     config = of_json(tmp_path / peft.CONFIG)
     assert {key: config[key] for key in expected["config"]} == expected["config"]
     tensors = load_file(tmp_path / peft.TENSORS)
@@ -74,7 +74,7 @@ class Adapter:
     def __init__(self, classifier, folder):
         self.folder = folder
         folder.mkdir()
-        peft_export.write(classifier, folder)
+        peft_export.write(classifier, [], folder / peft.TENSORS)
         self.state = load_file(folder / peft.TENSORS)
         self.options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME, class_names=NAMES)
 
