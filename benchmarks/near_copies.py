@@ -239,7 +239,7 @@ def cell(args: Namespace, name: str, kind: str, number: int, seed: int) -> Recor
     estimate = decision.estimates["folder"]
     scenes = examples.scenes
     without_groups = None
-    if examples.unit == "scene" and decision.zero_shot is not None:
+    if examples.unit == "group" and decision.zero_shot is not None:
         alone = np.arange(len(scenes))
         without_groups = estimate_by(alone, backbone, decision.chosen, decision.zero_shot, request)
     return {

@@ -44,9 +44,7 @@ def build(way: Namespace) -> Any:
         official_clip._download = lambda *arguments, **options: way.backbone
         import_module("train").extend_cfg(cfg)
     else:
-        is_earlier = Path(way.checkout, "runs/configuration.py").is_file()  # its name until 1.0
-        name = "configuration" if is_earlier else "config"
-        import_module(f"runs.{name}").extend_cfg(cfg, way.trainer)
+        import_module("runs.config").extend_cfg(cfg, way.trainer)
     cfg.merge_from_file(str(Path(way.checkout, way.config)))
     cfg.MODEL.BACKBONE.NAME = "ViT-B/16" if way.official else way.backbone
     if not way.official:

@@ -180,7 +180,10 @@ class Heads:
             TooLong: the trainings would not end before the deadline.
             UsageError: there are too many images for the head, which learns from all in the end.
         """
-        self.check_size(candidate, seen)
+        if candidate.method not in self.fixed:
+            kind = trainers.predicting()[candidate.method]
+            assert issubclass(kind, FeatureMethod)
+            kind.check_size(len(seen[1]), len(self.names))
         asked = torch.arange(len(seen[1])) if some is None else torch.from_numpy(some)
         self.clock = Clock(deadline, len(folds) * (int(folds.max()) + 1))
         try:
@@ -190,14 +193,6 @@ class Heads:
         if not found[:, torch.from_numpy(folds[0] >= 0)[asked]].isfinite().all():
             raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
         return found
-
-    def check_size(self, candidate: Candidate, seen: Seen) -> None:
-        """Raise UsageError if there are too many images for the head."""
-        if candidate.method in self.fixed:
-            return
-        kind = trainers.predicting()[candidate.method]
-        assert issubclass(kind, FeatureMethod)
-        kind.check_size(len(seen[1]), len(self.names))
 
     def of_folds(
         self,

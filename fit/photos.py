@@ -232,7 +232,9 @@ def find_groups(photos: Sequence[Photo], rows: Mapping[str, Row], looks: bool = 
     labels = np.unique([photo.label for photo in photos], return_inverse=True)[1]
     of_photos = [rows[photo.path] for photo in photos]
     by_time = copies.bursts([row.taken for row in of_photos], labels.tolist())
-    near = near_copies(of_photos, labels)
+    signatures = np.stack([row.signature for row in of_photos])
+    features = np.stack([row.feature.numpy() for row in of_photos])
+    near = copies.NearCopies.of(signatures, features, labels)
     links |= {"by the time when they were taken": by_time, "as near-copies": near.pairs}
     certain = copies.components(len(photos), [*links.values()])
     links["by a guess"] = near.guessed(certain, labels, inside)
@@ -254,13 +256,6 @@ def looks_known(photos: Sequence[Photo], rows: Mapping[str, Row]) -> bool:
     do not say it.
     """
     return all(photo.pixels_sha256 for photo in photos if photo.bank and photo.path in rows)
-
-
-def near_copies(rows: Sequence[Row], labels: NDArray[np.int64]) -> copies.NearCopies:
-    """The near-copies among images with these labels (images,)."""
-    signatures = np.stack([row.signature for row in rows])
-    features = np.stack([row.feature.numpy() for row in rows])
-    return copies.NearCopies.of(signatures, features, labels)
 
 
 def same_name(photos: Sequence[Photo]) -> copies.Pairs:

@@ -42,15 +42,6 @@ class Photo:
     asked: str = ""  # why `tools/label.py` asked for its label: one of ASKED
 
 
-def check_inside(rows: Sequence[tuple[int, Row]], file: Path) -> None:
-    """Raise UsageError for an image outside the folder of a file, which may be a stranger's."""
-    for line, row in rows:
-        name = Path(row.get("file_name") or "")
-        if name.is_absolute() or ".." in name.parts:
-            fault = f"line {line} of {file} leads out of its folder"
-            raise UsageError(fault, "give paths inside of it", file)
-
-
 def rows_of(file: Path) -> list[tuple[int, Row]]:
     """The rows of a CSV file, or of a file with a JSON object on each line, with their lines."""
     # Not `splitlines`: a name may have any other letter that ends a line, such as U+2028
@@ -228,7 +219,7 @@ def unlabelled_in(place: Path) -> list[Photo]:
     if not place.exists():
         raise UsageError(f"there is no folder, list or bank {place}", "check its path", place)
     if is_bank(place):
-        return unlabelled_in_bank(place)
+        return [of_bank(Photo(row["path"], ""), row, place) for row in rows_in(place)]
     found = [*images_in([place])]
     if any(isinstance(one, Address) for one in found):
         raise UsageError(
@@ -290,7 +281,11 @@ def read_metadata(folder: Path) -> list[Photo]:
         if not {"file_name", "label"} <= set(rows[0][1] if rows else ()):
             print(printable(f"Not read: {file} has no columns file_name and label"))
             continue
-        check_inside(rows, file)
+        for line, row in rows:  # the file may be a stranger's
+            name = Path(row.get("file_name") or "")
+            if name.is_absolute() or ".." in name.parts:
+                fault = f"line {line} of {file} leads out of its folder"
+                raise UsageError(fault, "give paths inside of it", file)
         photos += photos_of(rows, file, part)
         if not part:
             break
@@ -391,11 +386,6 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
     if len(found) < len(rows):
         print(printable(f"Left out: {len(rows) - len(found):,} images of {folder} without a label"))
     return found
-
-
-def unlabelled_in_bank(folder: Path) -> list[Photo]:
-    """All images of a bank, without their labels."""
-    return [of_bank(Photo(row["path"], ""), row, folder) for row in rows_in(folder)]
 
 
 def of_bank(photo: Photo, row: Mapping[str, Any], folder: Path) -> Photo:

@@ -113,7 +113,11 @@ def labels_csv(fit: Fit) -> str:
     """
     photos = fit.photos
     content = {
-        "path": [csv_cell(findable(photo.path)) for photo in photos.training],
+        # From another folder, a relative path would not be found
+        "path": [
+            csv_cell(path if is_address(path) else os.path.abspath(path))
+            for path in (photo.path for photo in photos.training)
+        ],
         "label": [csv_cell(photo.label) for photo in photos.training],
         "group": photos.scenes,
     }
@@ -130,11 +134,6 @@ def labels_csv(fit: Fit) -> str:
             columns = [f"probability: {name}" for name in photos.names]
             table = table.join(pd.DataFrame(probabilities(fit), trials.held, columns))
     return table.to_csv(index=False, float_format="%.6f")
-
-
-def findable(path: str) -> str:
-    """The path of an image in a file that is read from another folder."""
-    return path if is_address(path) else os.path.abspath(path)
 
 
 def by_class(fit: Fit, trials: Trials) -> list[dict[str, Any]]:

@@ -147,14 +147,11 @@ def write_artefact(
     content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     with replacing(folder / PROMPTS) as partial:
         partial.write_bytes(content)
-    facts = {
-        "format": FORMAT,
-        **asdict(description),
-        "prompts_sha256": hashlib.sha256(content).hexdigest(),
-    }
-    facts["input"] = exported(description.input)
+    sha256 = hashlib.sha256(content).hexdigest()
+    written = replace(description, prompts_sha256=sha256, input=exported(description.input))
+    facts = {"format": FORMAT, **asdict(written)}
     write_json(folder / EXPORT_CONFIG_FILE, facts, ensure_ascii=False)
-    return read_config(folder / EXPORT_CONFIG_FILE)
+    return written
 
 
 def read_config(file: Path) -> Description:
@@ -184,10 +181,6 @@ def exported(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_complete(description: Description, model: str) -> None:
     """Raise UsageError for a model that needs another run or file: its path would be followed."""
-    for key, needed in {
-        "WORDS": "the file of words",
-    }.items():
-        if path := description.settings.get(key):
-            raise UsageError(
-                f"{model} needs {needed} {str(path)[:200]!r}", "predict from its own run"
-            )
+    if path := description.settings.get("WORDS"):
+        fault = f"{model} needs the file of words {str(path)[:200]!r}"
+        raise UsageError(fault, "predict from its own run")

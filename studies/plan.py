@@ -224,7 +224,6 @@ class Study(StudyKeys):
             options: of train.py.
             values: of a trial; without them, the run has the chosen settings if there is a choice.
         """
-        protocol = training.protocol
         variant = training.variant
         if not variant.facts.learns and "--eval-only" not in options:
             options = ("--eval-only", *options)
@@ -240,17 +239,8 @@ class Study(StudyKeys):
         if step.classes != "all":
             words += ["DATASET.SUBSAMPLE_CLASSES", step.classes]
         words += self.settings(dataset, training, values)
-        return Run(
-            protocol,
-            variant,
-            dataset,
-            training.seed,
-            training.shots,
-            step.classes,
-            folder,
-            tuple(map(str, words)),
-            values,
-        )
+        facts = training._replace(dataset=dataset)
+        return Run(*facts, step.classes, folder, tuple(map(str, words)), values)
 
     def training_run(self, training: PlannedTraining, *options, **more: Any) -> Run:
         """The run of the first step of a protocol; arguments as of `run`."""

@@ -93,7 +93,10 @@ class UnlabelledPool:
         labelled = self.places_of(labels)
         self.check_seen(labelled)
         places = self.one_of_each_scene(labelled)
-        check_budget(budget, len(places) - len(labelled))
+        free = len(places) - len(labelled)
+        if budget > free:
+            fault = f"--count is {budget:,}, and {free:,} groups of the pool have no label"
+            raise UsageError(fault, "ask for fewer")
         features = self.features[places]
         known = list(range(len(labelled)))
         at_random = choose(features, known, drawn, seed, "random")
@@ -134,13 +137,6 @@ class UnlabelledPool:
         places = firsts(self.scenes).tolist()
         others = [place for place in places if int(self.scenes[place]) not in with_label]
         return [*labelled, *others]
-
-
-def check_budget(budget: int, free: int) -> None:
-    """Raise UsageError if fewer scenes are free than labels are asked for."""
-    if budget > free:
-        fault = f"--count is {budget:,}, and {free:,} groups of the pool have no label"
-        raise UsageError(fault, "ask for fewer")
 
 
 def absolute(photo: Photo) -> str:
