@@ -69,7 +69,6 @@ def fetch(name: str) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backbone", choices=["backbone"])
     parser.add_argument(
         "names", nargs="+", metavar="NAME", help="what --backbone of train.py takes"
     )

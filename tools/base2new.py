@@ -1,6 +1,6 @@
 """Print the results of runs: `python tools/base2new.py RUN ...`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("measures.results")
+    main("base2new")

@@ -1,6 +1,6 @@
 """Fit and report the calibration of runs: see `python tools/calibrate.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("inference.calibrate_command")
+    main("calibrate")

@@ -1,6 +1,6 @@
 """Compare runs by their predictions: `python tools/compare.py FOLDER FOLDER ...`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("studies.compare")
+    main("compare")

@@ -1,6 +1,6 @@
 """Prompt learning on a laptop (`make demo`): see `python tools/demo.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("studies.demo")
+    main("demo")

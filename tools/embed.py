@@ -1,6 +1,6 @@
 """Write the features of images: see `python tools/embed.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("inference.embed", "from the first file that is missing")
+    main("embed")

@@ -1,6 +1,6 @@
 """Write learned prompts to a folder to keep and pass on: see `python tools/export.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("inference.export", "from the start")
+    main("export")

@@ -1,6 +1,6 @@
 """From a folder of images to the best classifier: see `python tools/fit.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("fit.command", "from the images that are done")
+    main("fit")

@@ -1,6 +1,6 @@
 """Which images of a pool to label next: see `python tools/label.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("fit.label.command", "from the images that are done")
+    main("label")

@@ -1,4 +1,6 @@
-"""The command `mpl` of an installation: `mpl fit ...` is `python tools/fit.py ...` of the clone."""
+"""The command `mpl` of an installation: `mpl fit ...` is `python tools/fit.py ...` of the clone,
+whose files call `main` here.
+"""
 
 import os
 import sys
@@ -35,20 +37,34 @@ COMMANDS = {
 COMPLETION = "_ARGCOMPLETE"  # which argcomplete sets
 
 
-def main() -> None:
-    """Run the command that the first words name."""
-    from common.start import required_packages
-    from runs.session import RESUME_HINT, run_command
+def main(file: str = "") -> None:
+    """Run the command that the first words name.
 
-    words = typed() if COMPLETION in os.environ else sys.argv[1:]
-    name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), "")
+    Args:
+        file: the first word, by which a file in this folder is named.
+    """
+    if file:
+        # The project instead of tools/, so that its packages are found first, and Python's own
+        # inspect
+        sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    from common.start import required_packages
+
+    with required_packages():
+        from runs.session import RESUME_HINT, run_command
+
+    completes = COMPLETION in os.environ and not file
+    words = typed() if completes else [*file.split(), *sys.argv[1:]]
+    shown = [word for word in words if word != "--debug"]
+    name = next((name for name in COMMANDS if shown[: len(name.split())] == name.split()), "")
     if not name:
         run_command(lambda: explain(words))
         return
-    if COMPLETION in os.environ:  # `common.start.Parser` completes what comes after these words
+    if completes:  # `common.start.Parser` completes what comes after these words
         os.environ[COMPLETION] = str(1 + len(name.split()))
     module, resumes, _ = COMMANDS[name]
-    sys.argv = [f"mpl {name}", *words[len(name.split()) :]]
+    for word in name.split():
+        words.remove(word)
+    sys.argv = [sys.argv[0] + name.removeprefix(file) if file else f"mpl {name}", *words]
     with required_packages():
         from importlib import import_module
 

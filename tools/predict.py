@@ -1,6 +1,6 @@
 """Print the most probable classes of images: see `python tools/predict.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("inference.predict", "from the first image")
+    main("predict")

@@ -3,11 +3,6 @@ backbone --help`.
 """
 
 if __name__ == "__main__":
-    import sys
+    from mpl import main
 
-    from _start import run
-
-    run(
-        "clip.fetch" if sys.argv[1:2] == ["backbone"] else "datasets.preparing.command",
-        "where it stopped",
-    )
+    main("prepare")

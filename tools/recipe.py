@@ -1,6 +1,6 @@
 """Print the settings of a method in a protocol: see `python tools/recipe.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("studies.scripts")
+    main("recipe")

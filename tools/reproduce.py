@@ -1,6 +1,6 @@
 """Test published checkpoints: see `python tools/reproduce.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("studies.reproduce")
+    main("reproduce")

@@ -1,6 +1,6 @@
 """Try models on a page in the browser: see `python tools/serve.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("inference.serving.command", "from the start")
+    main("serve")

@@ -1,6 +1,6 @@
 """Run and compare methods, datasets and seeds: see `python tools/study.py --help`."""
 
 if __name__ == "__main__":
-    from _start import run
+    from mpl import main
 
-    run("studies.command")
+    main("study")

@@ -24,7 +24,6 @@ from measures.results import summary_line
 
 def parse(argv: list[str] | None) -> Namespace:
     parser = Parser(
-        prog="inspect.py predictions",
         description="Draw what a test predicted: reliability, risk against coverage, accuracy by "
         "class, and confused classes with their images.",
         epilog="The folder gets predictions.html, and the pictures as PNG and SVG.",

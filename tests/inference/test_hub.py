@@ -176,7 +176,7 @@ def test_a_backbone_is_fetched_once_with_its_tokeniser(client, command):
     words = [file.rfilename for file in client.model_info(WORDS).siblings]
     for asked in ([clip.hub.CONFIG, WEIGHTS, *words], []):
         client.asked.clear()
-        done = command.works(fetch, "backbone", MODEL)
+        done = command.works(fetch, MODEL)
         assert checksum(weights) in done.printed and f"({WORDS})" in done.printed
         assert client.asked == asked and (" GB, of " in done.printed) == bool(asked)
     assert clip.weights_sha256(MODEL) == checksum(weights)
@@ -185,18 +185,18 @@ def test_a_backbone_is_fetched_once_with_its_tokeniser(client, command):
 
 def test_damaged_weights_are_refused(client, command):
     client.wrong = True
-    refused = command(fetch, "backbone", MODEL)
+    refused = command(fetch, MODEL)
     assert "SHA-256 differs" in refused.error and "delete" in refused.error
     Path(refused.error.partition("delete ")[2].partition(",")[0]).unlink()
     client.wrong = False
-    command.works(fetch, "backbone", MODEL)
+    command.works(fetch, MODEL)
 
 
 def test_a_file_missing_on_the_hub_prints_one_line(client, command):
-    assert "cannot download owner/none" in command(fetch, "backbone", "hf-hub:owner/none").error
-    assert "has no open_clip_config.json" in command(fetch, "backbone", f"hf-hub:{WORDS}").error
+    assert "cannot download owner/none" in command(fetch, "hf-hub:owner/none").error
+    assert "has no open_clip_config.json" in command(fetch, f"hf-hub:{WORDS}").error
     shutil.rmtree(client.folder / WORDS)
-    error = command(fetch, "backbone", MODEL).error
+    error = command(fetch, MODEL).error
     assert f"the tokeniser {WORDS}" in error and "put its files into" in error
 
 
