@@ -2,8 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from os import PathLike
@@ -204,20 +204,18 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Take the files of a fit, which are the model."""
         self._files = files
         self._labels = labels
-        self.backbone_ = self._backbone_of(files)
-        with self._folder() as folder:
+        # That which the fit has chosen; the first if it has chosen another one
+        names = self._backbones()
+        chosen = json.loads(files[EXPORT_CONFIG_FILE]).get("backbone_sha256")
+        same = (name for name in names[1:] if weights_sha256(name) == chosen)
+        self.backbone_ = next(same, names[0])
+        with TemporaryDirectory() as folder:
+            write_contents(Path(folder), files)
             options = LoadOptions(backbone=self.backbone_, device=self.device)
             self._model = load(folder, options)
         of_columns = np.array([labels[name] for name in self._model.class_names])
         self.classes_, self._columns = np.unique(of_columns, return_index=True)
         self._describe(json.loads(files[FILE]), files[PAGE].decode())
-
-    def _backbone_of(self, files: dict[str, bytes]) -> str:
-        """That of the backbones which a fit has chosen; the first if it has chosen another one."""
-        names = self._backbones()
-        chosen = json.loads(files[EXPORT_CONFIG_FILE]).get("backbone_sha256")
-        same = (name for name in names[1:] if weights_sha256(name) == chosen)
-        return next(same, names[0])
 
     def _describe(self, record: dict[str, Any], page: str) -> None:
         """Take what was found."""
@@ -227,13 +225,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.leaderboard_ = leaderboard(record["candidates"])
         self.notes_ = [*record["damaged"].values(), *record["notes"]]
         self.report_ = page
-
-    @contextmanager
-    def _folder(self) -> Iterator[Path]:
-        """A folder with the files of the fit."""
-        with TemporaryDirectory() as place:
-            write_contents(Path(place), self._files)
-            yield Path(place)
 
     def predict(self, X: Any, unknown: Any = None) -> NDArray[Any]:
         """(images,): the most probable label of each image.
@@ -365,13 +356,6 @@ def check_labels(y: ArrayLike) -> None:
         raise ValueError("y has texts and numbers: give one kind of label")
 
 
-def labels_of(y: ArrayLike) -> list[Any]:
-    """The label of each image; ValueError for a table, and for one that is missing."""
-    values = column_or_1d(np.asarray(y))
-    check_labels(y)
-    return values.tolist()
-
-
 def class_names(y: ArrayLike, known: dict[str, Any]) -> dict[str, Any]:
     """The labels by the names of their classes, as CLIP reads them; `known` ones among them."""
     labels = dict(known)
@@ -398,7 +382,8 @@ def photos_of(
     check_list(X)
     X = column_of(X)
     images = X if hasattr(X, "__len__") else list(X)
-    values = labels_of(y)
+    values = column_or_1d(np.asarray(y)).tolist()
+    check_labels(y)
     if len(images) != len(values):
         raise ValueError(f"X has {len(images)} images, and y has {len(values)} labels")
     labels = class_names(values, known)

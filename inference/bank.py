@@ -212,17 +212,8 @@ class Bank:
         from .head_only import HeadOnly
 
         behind = HeadOnly(classifier)
-        backbone = classifier.cfg.MODEL.BACKBONE.NAME
-        self.check_tower(classifier.input, backbone, classifier.source)
-        return behind
-
-    def check_tower(self, image: dict[str, Any], backbone: str, source: Any) -> None:
-        """Raise UsageError if a source has other weights or reads images in another way.
-
-        Args:
-            image, backbone: see `facts_of_tower`.
-        """
-        here = json.loads(json.dumps(facts_of_tower(image, backbone)))
+        source = classifier.source
+        here = json.loads(json.dumps(facts_of_tower(classifier)))
         name = one_line(self.facts.get("backbone"))
         fault = f"{self.folder} has features of"
         if self.facts.get("backbone_sha256") != here["backbone_sha256"]:
@@ -234,6 +225,7 @@ class Bank:
             raise UsageError(
                 fault, "embed by a model that reads images so, or set that", self.folder
             )
+        return behind
 
     def predictions(self, classifier: "PromptedClassifier") -> "Predictions":
         """Predictions for all images of the bank; UsageError if one has no feature."""
@@ -248,11 +240,11 @@ class Bank:
         return classifier.predict([]).joined(found)
 
 
-def facts_of_tower(image: dict[str, Any], backbone: str) -> dict[str, Any]:
-    """The facts that features of a frozen image tower depend on; `image` has the keys of INPUT that
-    the transform of a test reads.
-    """
+def facts_of_tower(classifier: "PromptedClassifier") -> dict[str, Any]:
+    """The facts that features of the frozen image tower of a classifier depend on."""
     from clip import weights_sha256
 
-    shown = Path(backbone).name if os.path.exists(backbone) else backbone
-    return {"input": image, "backbone": shown, "backbone_sha256": weights_sha256(backbone)}
+    name = classifier.cfg.MODEL.BACKBONE.NAME
+    shown = Path(name).name if os.path.exists(name) else name
+    sha256 = weights_sha256(name)
+    return {"input": classifier.input, "backbone": shown, "backbone_sha256": sha256}

@@ -121,8 +121,13 @@ def sha256_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_calibration(file: Path) -> Calibration:
-    """The content of a calibration.json; UsageError if it is damaged."""
+def calibration_in(folder: Path) -> Calibration | None:
+    """The calibration in the folder of a run or an export, None without one; UsageError if it is
+    damaged.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
     try:
         return Calibration.from_json(read_json(file, LARGEST))
     except ValueError as error:
@@ -130,13 +135,6 @@ def read_calibration(file: Path) -> Calibration:
         raise UsageError(
             f"{file} is not a calibration ({reason})", "fit it again by tools/calibrate.py", file
         ) from error
-
-
-def calibration_in(folder: Path) -> Calibration | None:
-    """The calibration in the folder of a run or an export, None without one; UsageError if it is
-    damaged.
-    """
-    return read_calibration(folder / FILE) if (folder / FILE).is_file() else None
 
 
 def write_calibration(folder: Path, calibration: Calibration, model: Path | None = None) -> None:

@@ -259,8 +259,7 @@ def facts_of(
     """The facts that features and logits of a model depend on, without class names."""
     from .load import file_of
 
-    tower = facts_of_tower(classifier.input, classifier.cfg.MODEL.BACKBONE.NAME)
-    facts = {"form": 1, "method": classifier.method, **tower}
+    facts = {"form": 1, "method": classifier.method, **facts_of_tower(classifier)}
     if model:
         kind = type(classifier._own)
         facts["model_sha256"] = checksum(file_of(model, kind, options.epoch))

@@ -144,13 +144,19 @@ def overview(summary: Summary) -> list[Table]:
 def overview_of(summary: Summary, protocol: str, cells: pd.DataFrame) -> Table:
     """The table of one protocol, from its averages."""
     main = summary.main_part(protocol)
-    header, rows = grid(best_first(cells, main), "part", partial(accuracy, summary))
+    # The cells of the main part sort the methods
+    is_main = cells["part"] == main
+    best_first = cells[is_main].sort_values("mean", ascending=False, kind="stable")
+    cells = pd.concat([best_first, cells[~is_main]])
+    header, rows = grid(cells, "part", partial(accuracy, summary))
     times = summary.times[summary.times["protocol"] == protocol]
     if protocol == "few_shot":  # every number of shots is trained
         times = times[times["part"] == main]
     more = {"training time (s)": seconds(times)}
     more |= calibration_errors(summary, protocol)
-    more |= choices_of(summary, protocol, cells["method"].unique())
+    choices = {name: chosen_on(summary, protocol, name) for name in cells["method"].unique()}
+    if any(choices.values()):
+        more["chosen on images"] = choices
     for row in rows:
         row += [Cell(texts.get(row[0].text, MISSING)) for texts in more.values()]
     devices = ", ".join(times["device"].unique())
@@ -160,13 +166,6 @@ def overview_of(summary: Summary, protocol: str, cells: pd.DataFrame) -> Table:
         f"{f' on {devices}' if devices else ''}.{about_mark(cells)}"
     )
     return Table(f"Summary: {protocol}", [*header, *more], rows, note)
-
-
-def best_first(cells: pd.DataFrame, part: str) -> pd.DataFrame:
-    """The cells with those of one part first, which sort the methods."""
-    ranked = cells["part"] == part
-    sorted_cells = cells[ranked].sort_values("mean", ascending=False, kind="stable")
-    return pd.concat([sorted_cells, cells[~ranked]])
 
 
 def calibration_errors(summary: Summary, protocol: str) -> dict[str, dict]:
@@ -185,12 +184,6 @@ def seconds(times: pd.DataFrame) -> dict[str, str]:
     if several:
         texts += times["device"].map(" ({})".format)
     return dict(texts.groupby(times["method"]).agg(", ".join))
-
-
-def choices_of(summary: Summary, protocol: str, methods: Iterable[str]) -> dict[str, dict]:
-    """The choices of the methods, if one of them has a record of its choices."""
-    choices = {name: chosen_on(summary, protocol, name) for name in methods}
-    return {"chosen on images": choices} if any(choices.values()) else {}
 
 
 def chosen_on(summary: Summary, protocol: str, method: str) -> str:

@@ -18,11 +18,11 @@ from common.errors import UsageError, check_dataset_name, check_name
 from common.files import check_folder, write_text
 from common.start import Parser, any_seed, at_least, path
 from configs.files import config_names, known_datasets
-from configs.methods import methods
 from configs.recipes import recipe
 
 from .plan import PlannedTraining, RunSequence, Study
 from .progress import collect_results
+from .scripts import exact_name
 from .study import BASE2NEW, ELEVEN, PROTOCOLS, Step, Variant
 
 if TYPE_CHECKING:
@@ -289,8 +289,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
-    args.method = {name.lower(): name for name in methods()}.get(args.method.lower(), args.method)
-    check_name(args.method, methods(), "method")
+    args.method = exact_name(args.method)
     for name in (args.source, *(args.datasets or ())):
         check_dataset_name(name, known_datasets())
     if args.cfg:

@@ -116,8 +116,10 @@ class Measures:
         images = sum(map(len, self.features))
         text = self.text()
         rolled = compared_roll_outs(self.classifier, pixels)
-        shown = enumerate(files if rolled else ())
-        rollout = [shares_of(file, place, rolled) for place, file in shown]
+        rollout = []
+        for place, file in enumerate(files if rolled else ()):
+            shares = {name: of_images[place] for name, of_images in rolled.items()}
+            rollout.append({"image": one_line(file.name), "shares": shares})
         return {
             "model": self.facts(),
             "images": images,
@@ -161,12 +163,6 @@ class Measures:
         return {tower: layers for tower, layers in schedule.items() if any(layers)}
 
 
-def shares_of(file: Path, number: int, rolled: dict[str, list[Any]]) -> dict[str, Any]:
-    """The roll-outs of one image."""
-    shares = {name: of_images[number] for name, of_images in rolled.items()}
-    return {"image": one_line(file.name), "shares": shares}
-
-
 def learned_vectors(
     prompts: TextPrompts, class_names: Sequence[str]
 ) -> Iterator[tuple[int, str | None, Tensor]]:
@@ -198,22 +194,15 @@ def nearest_words(
     CoOp's `interpret_prompt.py` lists the same. Tokens are as `Tokenizer.word` writes them.
     """
     vocabulary = word_table(clip).weight.double()
+    word = tokenizer_of(clip).word
     rows = []
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
         for number, vector in enumerate(vectors.double()):
             row: dict[str, Any] = {"layer": layer, "class": class_name, "vector": number}
             row["norm"] = vector.norm().item()
-            row["nearest"] = words_near(clip, vocabulary, vector, k)
+            distances = torch.cdist(vector[None], vocabulary)[0]
+            found = distances.topk(min(k, len(vocabulary)), largest=False)
+            pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            row["nearest"] = [[word(token), distance] for token, distance in pairs]
             rows.append(row)
     return rows
-
-
-def words_near(clip: CLIP, vocabulary: Tensor, vector: Tensor, k: int) -> list[list[Any]]:
-    """The k tokens of a vocabulary (tokens, width) that are nearest to a vector (width,), with
-    their distances.
-    """
-    word = tokenizer_of(clip).word
-    distances = torch.cdist(vector[None], vocabulary)[0]
-    found = distances.topk(min(k, len(vocabulary)), largest=False)
-    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    return [[word(token), distance] for token, distance in pairs]
