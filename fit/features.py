@@ -119,7 +119,7 @@ class Features:
         kept = self.kept(keys.values())
         damaged = dict[str, str]()
         new = [path for path, key in keys.items() if key not in kept]
-        on_gpu = self.classifier.device.type == "cuda"
+        on_gpu = self.classifier.on_gpu
         with tqdm(
             total=len(new), desc="features", unit="image", disable=None if new else True
         ) as bar:

@@ -244,7 +244,7 @@ def facts_of_tower(classifier: "PromptedClassifier") -> dict[str, Any]:
     """The facts that features of the frozen image tower of a classifier depend on."""
     from clip import weights_sha256
 
-    name = classifier.cfg.MODEL.BACKBONE.NAME
+    name = classifier.backbone
     shown = Path(name).name if os.path.exists(name) else name
     sha256 = weights_sha256(name)
     return {"input": classifier.input, "backbone": shown, "backbone_sha256": sha256}

@@ -134,7 +134,7 @@ def predict_files(
         return predict_rows(models, files, options)
     classifiers = [model.classifier for model in models]
     views = max(classifier.views for classifier in classifiers)
-    on_gpu = any(classifier.device.type == "cuda" for classifier in classifiers)
+    on_gpu = any(classifier.on_gpu for classifier in classifiers)
     work = partial(predict_batch, models, options)
     return in_threads(work, files, max(1, options.batch_size // views), on_gpu)
 

@@ -134,6 +134,15 @@ class PromptedClassifier:
         return self.description.method
 
     @property
+    def backbone(self) -> str:
+        """The name or the file of the weights that were loaded."""
+        return self.cfg.MODEL.BACKBONE.NAME
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
     def width(self) -> int:
         """Of a feature of an image."""
         return self._own.model.clip.visual.output_dim
@@ -162,7 +171,7 @@ class PromptedClassifier:
 
     def save(self, folder: Path) -> Description:
         """Write the exported form to an existing folder; returns what its config.json says."""
-        name = self.cfg.MODEL.BACKBONE.NAME
+        name = self.backbone
         # Without the folder of a file
         public = name if is_published(name) else re.sub(r"[^:]*/", "", name)
         facts = dict(self.description.training)
@@ -270,15 +279,14 @@ class PromptedClassifier:
 
     def _each(self, images: Images, function: Callable[[Tensor], Tensor], width: int) -> Tensor:
         """(images, ..., width): what a function returns of one batch of pixels after another."""
-        on_gpu = self.device.type == "cuda"
-        turn = ON_GPU if on_gpu else nullcontext()
+        turn = ON_GPU if self.on_gpu else nullcontext()
 
         def compute(pixels: Tensor) -> Tensor:
             with turn, torch.no_grad():  # also in the threads
                 return function(pixels.to(self.device)).cpu()
 
         most = max(1, BATCH // self.views)
-        parts = in_batches(images, compute, self.pixels, most, on_gpu)
+        parts = in_batches(images, compute, self.pixels, most, self.on_gpu)
         return torch.cat([*parts] or [torch.empty(0, width)])
 
     def check_logits(self, class_names: Sequence[str] | None = None) -> None:

@@ -178,7 +178,7 @@ class Features(Output):
     def rows(self, images: Sequence[Image]) -> Iterator[Embedded]:
         from .images import in_threads
 
-        on_gpu = self.classifier.device.type == "cuda"
+        on_gpu = self.classifier.on_gpu
         for part in in_threads(self.of_batch, images, self.options.batch_size, on_gpu):
             yield from part
             self.advance(len(part), sum(bool(row.error) for row in part))

@@ -148,7 +148,7 @@ def run_weights(
 ) -> Tensor:
     """As a user of open_clip would: the plain image tower, and one matrix product."""
     tensors = load_file(file)
-    clip = load_backbone(classifier.cfg.MODEL.BACKBONE.NAME)
+    clip = load_backbone(classifier.backbone)
     if file.with_name(FOLDED).is_file():
         clip.load_state_dict(load_file(file.with_name(FOLDED)))
     with torch.no_grad():
@@ -173,7 +173,7 @@ def run_peft(
     classifier: PromptedClassifier, class_names: Sequence[str], file: Path, images: Tensor
 ) -> Tensor:
     """As the adapter is read again, with its configuration beside it."""
-    backbone = classifier.cfg.MODEL.BACKBONE.NAME
+    backbone = classifier.backbone
     device = classifier.device.type
     options = LoadOptions(backbone=backbone, class_names=class_names, device=device)
     description, checkpoint, backbone = peft.read_adapter(file.parent, options)

@@ -179,7 +179,7 @@ def classifier_of(
         description = replace(description, class_names=list(names))
     options = replace(options, backbone=backbone)
     classifier = PromptedClassifier(description, checkpoint, str(path), options, clip, calibration)
-    for line in doubts(description, method, classifier.cfg.MODEL.BACKBONE.NAME):
+    for line in doubts(description, method, classifier.backbone):
         print(printable(f"{path} {line}"))
     return classifier
 

@@ -270,7 +270,7 @@ def note_unknown(classifier: "PromptedClassifier", names: Sequence[str]) -> None
     """Print of which class names the small CLIP has read no word."""
     from datasets.small_world.drawing import unknown_to_small
 
-    if classifier.method != "ZeroshotCLIP" or classifier.cfg.MODEL.BACKBONE.NAME != "small":
+    if classifier.method != "ZeroshotCLIP" or classifier.backbone != "small":
         return
     if unknown := unknown_to_small(names):
         count = f"{len(unknown)} of {len(names)} class names, such as {unknown[0]!r}"

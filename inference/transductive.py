@@ -70,7 +70,7 @@ class Together:
         classifier = self.model.classifier
         faults, inputs = read_batch(files, [classifier])
         pixels = inputs[0] if inputs else classifier.pixels([])
-        with ON_GPU if classifier.device.type == "cuda" else nullcontext():
+        with ON_GPU if classifier.on_gpu else nullcontext():
             features = self.method.model.image_features(pixels.to(classifier.device))
         prior = features[:0]
         if self.learned:
@@ -84,7 +84,7 @@ class Together:
         Raises:
             UsageError: the method needs more images.
         """
-        on_gpu = self.model.classifier.device.type == "cuda"
+        on_gpu = self.model.classifier.on_gpu
         parts = in_threads(self.read, files, self.options.batch_size, on_gpu)
         faults, features, priors = zip(*parts, strict=True)
         found = torch.cat(features)
@@ -119,7 +119,7 @@ def method_for(kind: Any, classifier: PromptedClassifier, class_names: Sequence[
     of = classifier.description
     settings = {"PREC": "fp32"}
     description = replace(of, method=kind.__name__, settings=settings)
-    options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME)
+    options = LoadOptions(backbone=classifier.backbone)
     template = of.template or of.dataset_template or TEMPLATE
     classes = Classes(list(with_spaces(class_names)), template, of.sentences)
     method = kind(predicting_configuration(description, options), classes, classifier.device)

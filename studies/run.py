@@ -8,9 +8,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from common.cluster import check_cluster, connect, gpus_each, no_room, places
 from common.errors import UsageError
 from common.files import write_text
 from common.names import printable
+from common.processes import end_with_parent
 from configs.files import CONFIGS
 from measures.results import ERROR, RESULTS_FILE, read_results
 from runs.arguments import parse_arguments
@@ -282,18 +282,6 @@ def execute_run(arguments: Sequence[str]) -> str | None:
     except (Exception, SystemExit) as caught:
         error = caught
     return record_outcome(Path(args.output_dir), error)
-
-
-def end_with_parent() -> None:
-    """Start a thread that ends this process when the one that has started it ends."""
-
-    def wait_for_parent() -> None:
-        parent = parent_process()
-        assert parent
-        parent.join()
-        os._exit(1)
-
-    Thread(target=wait_for_parent, daemon=True).start()
 
 
 def execute_in_process(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:

@@ -1,12 +1,11 @@
 """A fit in a process of its own."""
 
-import os
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from threading import Thread
 
 from common.errors import UsageError
+from common.processes import end_with_parent
 
 from ..command import main
 
@@ -41,17 +40,9 @@ class FitApart:
             self.process.terminate()
 
 
-def end_with_parent() -> None:
-    """Or the fit of a server that was killed would keep the next one from its folder."""
-    parent = parent_process()
-    if parent:
-        parent.join()
-    os._exit(1)
-
-
 def fit(arguments: list[str], answer: Connection) -> None:
     """Send the fault, or an empty text."""
-    Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()  # or the fit of a killed server would keep the next one from its folder
     try:
         main(arguments)
     except KeyboardInterrupt:  # Ctrl-C is for the server, too

@@ -189,7 +189,7 @@ class Work:
 
     @property
     def backbone(self) -> str:
-        return self.options.backbone or self.classifier.cfg.MODEL.BACKBONE.NAME
+        return self.options.backbone or self.classifier.backbone
 
     def fit(self) -> None:
         """Learn from the labels so far; UsageError if that fails."""

@@ -167,7 +167,7 @@ def tower_of(classifier: PromptedClassifier) -> HeadOnly:
     try:
         return HeadOnly(classifier)
     except UsageError:
-        name = classifier.cfg.MODEL.BACKBONE.NAME
+        name = classifier.backbone
         clip = classifier.clip
         device = classifier.device.type
         names = classifier.class_names

@@ -105,7 +105,7 @@ def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[s
         return {}
     model = classifier.model_for()
     images = images.to(classifier.device)
-    alone = backbone_alone(classifier.cfg.MODEL.BACKBONE.NAME, classifier.device)
+    alone = backbone_alone(classifier.backbone, classifier.device)
     if not shows_attention(alone):
         return {}
     found = {CLIP_ALONE: roll_out(alone, images, ())}

@@ -230,7 +230,7 @@ class Page:
             (colours,) = classifier.colours(pixels)
             for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
                 title = "CLIP without prompts" if tower == CLIP_ALONE else name
-                key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
+                key = f"{title} {classifier.backbone} {classifier.cfg.INPUT}"
                 picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                 found[key] = Image.fromarray(picture), f"{title}: {shares_text(shares)}"
         return list(found.values())

@@ -153,7 +153,7 @@ class Service:
         self.to_read = Line()
         self.to_classify = Line()
         self.readers = Readers(READERS)
-        on_gpu = any(each.device.type == "cuda" for each in self.classifiers)
+        on_gpu = any(each.on_gpu for each in self.classifiers)
         threads = 1 if on_gpu else torch.get_num_threads()
         views = max(classifier.views for classifier in self.classifiers)
         self.largest = max(1, BATCH // views)
