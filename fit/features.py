@@ -125,37 +125,40 @@ class Features:
         ) as bar:
             for start in range(0, len(new), PART):
                 rows: dict[str, Row] = {}
-                for found in in_threads(
+                for found, faults in in_threads(
                     partial(self.read, keys), new[start : start + PART], BATCH, on_gpu
                 ):
-                    rows |= {keys[path]: row for path, row in found.items() if isinstance(row, Row)}
-                    damaged |= {path: row for path, row in found.items() if isinstance(row, str)}
-                    bar.update(len(found))
+                    rows |= {keys[path]: row for path, row in found.items()}
+                    damaged |= faults
+                    bar.update(len(found) + len(faults))
                 self.keep(rows)
                 kept |= rows
         return {path: kept[key] for path, key in keys.items() if key in kept}, damaged
 
-    def read(self, keys: Mapping[str, str], paths: Sequence[str]) -> dict[str, Row | str]:
-        """The row of each image, or its fault."""
+    def read(
+        self, keys: Mapping[str, str], paths: Sequence[str]
+    ) -> tuple[dict[str, Row], dict[str, str]]:
+        """The row of each image by its path, and the fault of each other image."""
         files = list(map(Path, paths))
         reader = Reader(digests=True, looks=True)
-        faults, inputs = read_batch(files, [self.classifier], reader.content, reader.image)
+        unread, inputs = read_batch(files, [self.classifier], reader.content, reader.image)
         features = iter(self.encode(inputs[0]) if inputs else ())
-        found: dict[str, Row | str] = {}
-        for path, file, fault in zip(paths, files, faults, strict=True):
+        rows = {}
+        faults = {}
+        for path, file, fault in zip(paths, files, unread, strict=True):
             feature = None if fault else next(features)
             if not os.path.exists(path):
-                found[path] = f"{path} is a link to a file that is gone"
+                faults[path] = f"{path} is a link to a file that is gone"
             elif reader.digests.get(file, keys[path]) != keys[path]:
                 self.changed = True
-                found[path] = f"{path} changed while fit ran"
+                faults[path] = f"{path} changed while fit ran"
             elif feature is None:
-                found[path] = fault
+                faults[path] = fault
             elif not feature.isfinite().all():
-                found[path] = f"the feature of {path} is not finite"
+                faults[path] = f"the feature of {path} is not finite"
             else:
-                found[path] = Row(*reader.looks[file], feature)
-        return found
+                rows[path] = Row(*reader.looks[file], feature)
+        return rows, faults
 
     # On the disk: a table with a row for each image
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin, get_type_hints
@@ -181,19 +181,14 @@ class Study(StudyKeys):
         )
 
     @cached_property
-    def recipes(self) -> dict[tuple, Recipe]:
-        """Those that were asked for: finding one reads a folder, and a study has thousands of
-        runs.
-        """
-        return {}
+    def found_recipe(self) -> Any:
+        """`recipe`, which reads a folder: a study has thousands of runs."""
+        return cache(recipe)
 
     def recipe(self, training: PlannedTraining) -> Recipe:
         protocol, variant, dataset, _, shots = training
-        key = protocol, variant, dataset, shots
-        if key not in self.recipes:
-            cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
-            self.recipes[key] = recipe(variant.method, protocol, dataset, shots, cfg, self.backbone)
-        return self.recipes[key]
+        cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
+        return self.found_recipe(variant.method, protocol, dataset, shots, cfg, self.backbone)
 
     def chosen_place(self, training: PlannedTraining) -> Path:
         """The folder of the runs with the settings that were chosen."""

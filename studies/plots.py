@@ -5,7 +5,7 @@ A picture without results is a figure without axes.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,11 @@ def plot_styles(summary: Summary) -> dict[str, dict]:
     """The style of every method, the same in all pictures: `Summary.focus` is black, its line
     solid.
     """
-    styles = looks(summary.variants, LINES)
-    for name, style in styles.items():
-        style |= {"label": name, "markerfacecolor": "white"}
+    styles: dict[str, dict] = {}
+    looks = zip(cycle(MARKERS), cycle(LINES), cycle(COLOURS), strict=False)
+    for name, (marker, line, colour) in zip(summary.variants, looks, strict=False):
+        style = {"marker": marker, "linestyle": line, "color": colour}
+        styles[name] = style | {"label": name, "markerfacecolor": "white"}
     if summary.focus:
         styles[summary.focus] = {
             "label": summary.focus,
@@ -124,14 +126,6 @@ def plot_styles(summary: Summary) -> dict[str, dict]:
             "color": "black",
             "markersize": 12,
         }
-    return styles
-
-
-def looks(names: Iterable[str], lines: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """A marker, a line and a colour for each name, which tell them apart."""
-    styles = {}
-    for name, *look in zip(names, cycle(MARKERS), cycle(lines), cycle(COLOURS), strict=False):
-        styles[name] = dict(zip(("marker", "linestyle", "color"), look, strict=True))
     return styles
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Summary:
         # A row for every finished run: settings, and what its results.json has
         self.runs = pd.DataFrame([row_of(run, measured) for run, measured in results.items()])
         self.variants = {variant.name: variant for variant in study.variants}
-        self.averages: dict[tuple[str, str, str], pd.DataFrame] = {}  # what `by_seed` has returned
+        self.by_seed = cache(self.accuracies_by_seed)
 
     @cached_property
     def of_methods(self) -> dict[tuple[str, str, str], pd.DataFrame]:
@@ -117,24 +117,20 @@ class Summary:
         source = [self.study.source] if protocol == "cross_dataset" else []
         return [*source, *self.averaged(protocol)]
 
-    def by_seed(self, protocol: str, part: str, method: str) -> pd.DataFrame:
+    def accuracies_by_seed(self, protocol: str, part: str, method: str) -> pd.DataFrame:
         """Accuracies, seeds x datasets (the source among them) and their average; NaN where a run
         is missing. H of the average is that of the seed's average base and new accuracies, as in
         `means`.
         """
-        key = protocol, part, method
-        if key in self.averages:
-            return self.averages[key]
         if part == "H":
             base, new = (self.by_seed(protocol, half, method) for half in ("base", "new"))
             seeds = base.combine(new, lambda one, other: one.combine(other, harmonic_mean))
         else:
-            runs = self.of_methods.get(key, self.runs[:0])
+            runs = self.of_methods.get((protocol, part, method), self.runs[:0])
             seeds = runs.pivot(index="seed", columns="dataset", values="accuracy")
             seeds = seeds.reindex(columns=self.datasets(protocol))
             averaged = seeds[self.averaged(protocol)]
             seeds["average"] = averaged.mean(axis="columns", skipna=False)
-        self.averages[key] = seeds
         return seeds
 
     @cached_property

@@ -20,7 +20,6 @@ from ..arguments import (
 )
 
 if TYPE_CHECKING:
-    from ..classifier import PromptedClassifier
     from ..load import Model
     from .server import Server
 
@@ -85,8 +84,6 @@ def main(argv: list[str] | None = None) -> None:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         with required_packages():
-            from datasets.base import spread
-
             from ..images import find_images
             from ..load import open_models
         with required_packages(OF_API if args.api else REQUIREMENTS):
@@ -98,37 +95,32 @@ def main(argv: list[str] | None = None) -> None:
             if names:
                 model.classifier.model_for(names)  # reports their faults before the page does
         where = address_of(args.host, args.port)
-        if args.api:
-            server = api_server(opened[0].classifier, names, args)
-            greeting = f"POST images to http://{where}/predict (OpenAPI: /openapi.json)."
-        else:
-            server = page_server(opened, names, spread(files, MOST_EXAMPLES), args)
+        greeting = f"POST images to http://{where}/predict (OpenAPI: /openapi.json)."
+        if not args.api:
             if args.host in ("0.0.0.0", "::"):
                 where = f"localhost:{args.port}"
             greeting = f"Open http://{where}/ in a browser."
-        serve(server, args.host, args.port, greeting)
+        serve(server_of(args, opened, names, files), args.host, args.port, greeting)
 
 
-def api_server(
-    classifier: "PromptedClassifier", names: Sequence[str], args: argparse.Namespace
+def server_of(
+    args: argparse.Namespace, models: Sequence["Model"], names: Sequence[str], files: Sequence[Path]
 ) -> "Server":
-    with required_packages(OF_API):
-        from .api import application
-        from .server import Server
-        from .service import Service
-    service = Service([classifier], names or None, args.sets)
-    return Server(application(service), args.host, args.proxy)
+    """The server of the API or of the page, with examples among these files."""
+    from datasets.base import spread
 
-
-def page_server(
-    models: Sequence["Model"],
-    names: Sequence[str],
-    examples: Sequence[Path],
-    args: argparse.Namespace,
-) -> "Server":
-    with required_packages(REQUIREMENTS):
-        from .page import Page
+    with required_packages(OF_API if args.api else REQUIREMENTS):
         from .server import Server
-    shown = names or models[0].classifier.class_names
-    page = Page(models, shown, examples, args.unknown, args.sets)
+
+        if args.api:
+            from .api import application
+            from .service import Service
+        else:
+            from .page import Page
+    classifier = models[0].classifier
+    if args.api:
+        service = Service([classifier], names or None, args.sets)
+        return Server(application(service), args.host, args.proxy)
+    examples = spread(files, MOST_EXAMPLES)
+    page = Page(models, names or classifier.class_names, examples, args.unknown, args.sets)
     return Server(page.application(), args.host, args.proxy, grace=0)
