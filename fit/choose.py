@@ -6,7 +6,7 @@ counts.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -422,19 +422,13 @@ def nested(
     starts = [stack(one.logits, sample, one.ensemble(~out)) for one in options]
     backbones = np.zeros(folds.shape, dtype=np.int64)
     found = np.stack([one.logits[0] for one in options])
-    for repeat, out in steps([*each_fold(folds)], "choice and estimate"):
+    each = [(repeat, row == fold) for repeat, row in enumerate(folds) for fold in np.unique(row)]
+    for repeat, out in steps(each, "choice and estimate"):
         scores, weights = choose_each(options, sample, ~out, starts)
         backbones[repeat, out] = np.argmin(scores)
         logits = (one.logits[:, repeat, out] for one in options)
         found[:, repeat, out] = list(map(combine, weights, logits))
     return found, backbones
-
-
-def each_fold(folds: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """The number of the repeat, and the images of each fold (images,)."""
-    for repeat, row in enumerate(folds):
-        for fold in np.unique(row):
-            yield repeat, row == fold
 
 
 @dataclass(frozen=True)

@@ -306,12 +306,8 @@ class PromptedClassifier:
         names = own if class_names is None else with_spaces(check_names(class_names))
         return self._own if names == own else self._other(*names)
 
-    def start(self) -> Method:
-        """The method with a model that has learned nothing yet."""
-        return self._build(*with_spaces(self.class_names), learned=False)
-
     @torch.inference_mode(False)  # whose tensors do not count their changes
-    def _build(self, *class_names: str, learned: bool = True) -> Method:
+    def _build(self, *class_names: str) -> Method:
         """The method with a model for these names: the learned prompts on the one backbone."""
         kind = trainers.predicting()[self.method]
         template = self.description.template or self.description.dataset_template
@@ -321,7 +317,7 @@ class PromptedClassifier:
             fault = f"{self.source} was learned for its own classes and cannot take other names"
             raise UsageError(fault, "leave out the class names", self.source)
         assemble_model(method, clip=self.clip)
-        if self.checkpoint is not None and learned:
+        if self.checkpoint is not None:
             method.checkpoints.load_prompts(self.checkpoint, self.source)
         method.model.eval()
         return method

@@ -123,10 +123,13 @@ def describe(
     plugin = metadata.get("plugin_sha256") or cfg.MODEL.get("PLUGIN_SHA256", "")
     if plugin:
         facts["plugin_sha256"] = plugin
+    # What says how test images are read
+    image = {key: cfg.INPUT[key] for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT}
+    image["TRANSFORMS"] = [one for one in cfg.INPUT.TRANSFORMS if one in TEST_TRANSFORMS]
     description = Description(
         cfg.TRAINER.NAME,
         asdict(method.settings_of(cfg)),
-        image_settings(cfg),
+        image,
         cfg.MODEL.BACKBONE.NAME,
     )
     name = cfg.DATASET.NAME
@@ -143,13 +146,6 @@ def describe(
         dataset_name=name,
         sentences=sentences.read(sentences.file_of(cfg)[0]),
     )
-
-
-def image_settings(cfg: CfgNode) -> dict[str, Any]:
-    """The settings of INPUT that say how test images are read."""
-    image = {key: cfg.INPUT[key] for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT}
-    image["TRANSFORMS"] = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
-    return image
 
 
 def doubts(description: Description, method: type[Method], backbone: str) -> Iterator[str]:

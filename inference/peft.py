@@ -55,7 +55,6 @@ class AdapterConfig:
     lora_dropout: float = 0.0
     use_rslora: bool = False
     bias: str = "none"
-    fan_in_fan_out: bool = False
     base_model_name_or_path: str = ""
     use_dora: bool = False
     modules_to_save: list[str] = field(default_factory=list)

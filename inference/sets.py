@@ -148,10 +148,7 @@ class Sets:
         """(images, classes), from logits (images, classes): whether a class is in the set of an
         image.
         """
-        return self.of(log_softmax(logits), coverage)
-
-    def of(self, log_p: Floats, coverage: float) -> NDArray[np.bool_]:
-        """`apply` for logarithms of probabilities."""
+        log_p = log_softmax(logits)
         largest = np.full(log_p.shape[1], self.quantile(coverage))
         for cluster in self.clusters:
             largest[list(cluster.classes)] = exact_quantile(cluster.label_scores, coverage)

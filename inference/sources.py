@@ -48,8 +48,11 @@ def names_in(file: Path) -> Iterator[str]:
             return
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as text:
             lines = lines_of(text)
-            is_csv = file.suffix.lower() == ".csv"
-            yield from names_in_csv(lines) if is_csv else names_in_text(lines)
+            if file.suffix.lower() == ".csv":
+                yield from names_in_csv(lines)
+                return
+            names = (line.removesuffix("\n") for line in lines)
+            yield from (name for name in names if name.strip())
     except (OSError, ValueError, csv.Error) as error:
         fault = f"{file} is not a list of images ({one_line(error)})"
         raise UsageError(fault, f"give one with the column {COLUMNS[0]}, or text", file) from error
@@ -60,11 +63,6 @@ def lines_of(text: TextIO) -> Iterator[str]:
         if len(line) == LONGEST:
             raise ValueError(f"a line has more than {LONGEST:,} characters")
         yield line
-
-
-def names_in_text(lines: Iterable[str]) -> Iterator[str]:
-    names = (line.removesuffix("\n") for line in lines)
-    return (name for name in names if name.strip())
 
 
 def names_in_csv(lines: Iterable[str]) -> Iterator[str]:

@@ -75,7 +75,9 @@ def find_prompts(
         if protocol == "base2new":
             runs = [path for path in runs if not path.parent.name.endswith("_cross_datasets")]
         if len(runs) > 1:
-            runs = [path for path in runs if is_of(path, folder, cfg, key[1])] or runs
+            # Those whose folders name the YAML file
+            own = {cfg, f"{cfg}_{key[1]}shots"}
+            runs = [path for path in runs if own & {*path.relative_to(folder).parts}] or runs
         if len(runs) > 1:
             fault = f"{runs[0]} and {runs[1]} are both of {key[0]}, seed {key[2]}"
             remedy = "name the YAML file of one by --cfg, or move one elsewhere"
@@ -99,12 +101,6 @@ def folders_with_prompts(folder: Path, pattern: str) -> list[Path]:
     """The folders that fit a pattern and have the files of a checkpoint."""
     fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
     return [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
-
-
-def is_of(path: Path, folder: Path, cfg: str, shots: int) -> bool:
-    """Whether a folder below another one names the YAML file."""
-    parts = path.relative_to(folder).parts
-    return cfg in parts or f"{cfg}_{shots}shots" in parts
 
 
 @dataclass(frozen=True)

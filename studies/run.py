@@ -138,18 +138,16 @@ class Queue:
         if death and self.deaths[run] < TRIES:
             self.waiting.appendleft((run, *rest))
             return
-        error = error_of_dead(run, death) if death else future.result()
+        if death:
+            why = f"its process died {TRIES} times, which often means a full memory ({death})"
+            error = record_outcome(run.folder, ChildProcessError(why))
+        else:
+            error = future.result()
         if error:
             self.failed[run] = error
         elif rest:
             self.waiting.appendleft(tuple(rest))
         advance(self.bar, self.title, run, error, len(rest) if error else 0)
-
-
-def error_of_dead(run: Run, death: BaseException) -> str | None:
-    """Write the error of a run whose process has died too often; returns it in one line."""
-    why = f"its process died {TRIES} times, which often means a full memory ({death})"
-    return record_outcome(run.folder, ChildProcessError(why))
 
 
 def advance(bar: tqdm, title: str, run: Run, error: str | None, skipped: int) -> None:

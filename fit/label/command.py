@@ -147,7 +147,8 @@ def label_on_page(
         from .application import application
     from .rounds import Plan, Rounds
 
-    names = shown_names(classifier.class_names)
+    # Each once, as a fit reads them
+    names = list(dict.fromkeys(map(as_class_name, classifier.class_names)))
     if not lines_of(args.to):
         ask(args, classifier)
     work = Work(args, options, classifier)
@@ -162,11 +163,6 @@ def label_on_page(
         rounds.closed = True
         work.apart.end()
     print(f"Labels: {args.to}")
-
-
-def shown_names(names: Sequence[str]) -> list[str]:
-    """The names of classes on the page, each once, as a fit reads them."""
-    return list(dict.fromkeys(map(as_class_name, names)))
 
 
 class Work:
