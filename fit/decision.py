@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from inference.sets import Sets
 
 from . import choose
 from .candidates import Candidate, Weighted, ensemble, used
-from .choose import Estimate, Selection, select
+from .choose import Estimate, Option, Selection, select
 from .estimate import curve, curve_seconds, estimate_by
 from .heads import logit_std
 from .options import PRIORS, FitRequest
@@ -25,8 +25,7 @@ from .trials import Backbone, Examples, Trials, no_trials, try_candidates
 LEAST_DRAWN = 10  # scenes that were drawn at random, of an estimate
 
 
-@dataclass(frozen=True)
-class Certainty:
+class Certainty(NamedTuple):
     """Fitted on the logits of held-out images; it knows no class names."""
 
     temperature: Temperature
@@ -141,7 +140,8 @@ def decide_among(
     number = sum(len(one.candidates) for one in backbones)
     start = no_trials(examples, folds, request.prior, number)
     trials = [try_candidates(one, start, plan.of(one.name)) for one in backbones]
-    selection = select([one.option for one in trials], start.sample, start.of_folds)
+    options = [Option(one.stacked, one.ensemble) for one in trials]
+    selection = select(options, start.sample, start.folds[:, start.held])
     place = selection.place
     scales = scales_of(trials[place], selection.weights, backbones[place])
     chosen = Chosen(backbones[place], trials[place], selection.weights, selection.outside, scales)

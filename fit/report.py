@@ -86,12 +86,6 @@ def mistakes(fit: Fit) -> pd.DataFrame:
     return found[wrong].sort_values("doubt", ascending=False, kind="stable")
 
 
-def typical(wrong: pd.DataFrame) -> pd.DataFrame:
-    """MOST_WRONG of the mistakes, one of each pair of classes before a second one."""
-    earlier = wrong.groupby(["label", "answer"]).cumcount()
-    return wrong.iloc[np.argsort(earlier, kind="stable")[:MOST_WRONG]]
-
-
 def details(fit: Fit) -> dict[str, Any]:
     """What fit.json has besides `Fit.to_json`: accuracies by class, all confused pairs and all
     labels to check.
@@ -217,6 +211,9 @@ def page(fit: Fit, found: Mapping[str, Any], x: Tensor) -> str:
         shown = shown[:WORST]
     wrong = mistakes(fit)
     doubtful = wrong[wrong["is_label_issue"]]
+    # One of each pair of classes before a second one
+    earlier = wrong.groupby(["label", "answer"]).cumcount()
+    typical = wrong.iloc[np.argsort(earlier, kind="stable")[:MOST_WRONG]]
     values = {
         "to": shlex.quote(str(fit.request.to)),
         "rows": leaderboard(fit.decision.rows).to_dict("records"),
@@ -225,7 +222,7 @@ def page(fit: Fit, found: Mapping[str, Any], x: Tensor) -> str:
         "shown": shown,
         "confusion": confusion(fit, shown).tolist(),
         "mistakes": len(wrong),
-        "wrong": [(one, nearest(fit, one.Index, x)) for one in typical(wrong).itertuples()],
+        "wrong": [(one, nearest(fit, one.Index, x)) for one in typical.itertuples()],
         "issues": len(doubtful),
         "doubtful": doubtful[:MOST].to_dict("records"),
         "confused": found.get("confused", [])[:MOST],

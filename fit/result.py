@@ -163,10 +163,8 @@ class Fit:
             return None
         held = [self.photos.images[place] for place in trials.held]
         sha256 = sha256_of_images((photo.sha256, photo.label) for photo in held)
-        fits = certainty.temperature, certainty.sets, certainty.threshold
-        return Calibration(
-            tuple(self.photos.names), len(held), sha256, "held-out training images", *fits
-        )
+        names = tuple(self.photos.names)
+        return Calibration(names, len(held), sha256, "held-out training images", *certainty)
 
     def to_json(self) -> dict[str, Any]:
         """The content of fit.json, besides accuracies by class, confused pairs and suspects."""

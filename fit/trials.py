@@ -18,7 +18,6 @@ from inference.sample import Sample
 
 from . import choose
 from .candidates import GUESSING, VOTING, Candidate, ensemble
-from .choose import Option
 from .heads import Heads, logit_std
 from .plan import Check, Plan, TooLong, ignore
 
@@ -130,19 +129,9 @@ class Trials:
         return int(self.folds.max()) + 1
 
     @property
-    def option(self) -> Option:
-        """Their results, for a choice among backbones."""
-        return Option(self.stacked, self.ensemble)
-
-    @property
     def some(self) -> NDArray[np.int64] | None:
         """`held`, if memory has no room for all images that can be held out; else None."""
         return self.held if len(self.held) < np.sum(self.folds[0] != choose.NEVER) else None
-
-    @property
-    def of_folds(self) -> NDArray[np.int64]:
-        """(repeats, held): the folds of the images whose logits are kept."""
-        return self.folds[:, self.held]
 
     def kept(self, compute: Callable[[Check], Tensor] | str, check: Check) -> NDArray[Any]:
         """(repeats, held, classes): of the computed logits those that are kept.

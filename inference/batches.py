@@ -23,7 +23,6 @@ from .head_only import HeadOnly
 from .images import in_threads, one_thread
 from .load import Model
 from .options import PredictOptions
-from .predictions import Predictions
 
 # Class names: until here one thread is as fast, and from here on their text features take long
 FEW = 100
@@ -143,10 +142,11 @@ def predict_batch(
     models: Sequence[Model], options: PredictOptions, batch: Sequence[Image]
 ) -> list[Row]:
     reader = Reader()
+    asked = options.topk, options.unknown, options.sets
     classifiers = [model.classifier for model in models]
     faults, inputs = read_batch(batch, classifiers, reader.content, reader.image)
     answers = [
-        answers_of(classifier.predict(pixels, options.class_names), options)
+        classifier.predict(pixels, options.class_names).answers(*asked)
         for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
     ]
     return rows_of(models, zip(batch, faults, map(reader.sizes.get, batch), strict=True), answers)
@@ -162,15 +162,10 @@ def predict_rows(
         answers = []
         if len(before):
             said = [one.predict(before, options.class_names) for one in behind]
-            answers = [answers_of(one, options) for one in said]
+            answers = [one.answers(options.topk, options.unknown, options.sets) for one in said]
         images, *sides = part.columns.values()
         sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
         yield rows_of(models, zip(images, part.faults, sizes, strict=True), answers)
-
-
-def answers_of(predictions: Predictions, options: PredictOptions) -> list[Row]:
-    """What `tools/predict.py` says of each image."""
-    return predictions.answers(options.topk, options.unknown, options.sets)
 
 
 def rows_of(

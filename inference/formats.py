@@ -198,18 +198,15 @@ def as_table(
         cells.append(padded(printable(row["model"]), model_width))
         if row["unknown"] is not None:
             cells.append("unknown" if row["unknown"] else " " * len("unknown"))
-        cells.append(classes_text(row, class_width))
+        if row["set"] is None:
+            bars = (
+                f"{padded(pair['class'], class_width)} {100 * pair['probability']:5.1f} %"
+                for pair in row["top"]
+            )
+            cells.append("   ".join(bars))
+        else:
+            cells.append(set_text(row["set"]))
         out.write("  ".join(cells) + "\n")
-
-
-def classes_text(row: Row, columns: int) -> str:
-    if row["set"] is not None:
-        return set_text(row["set"])
-    return "   ".join(bar_text(pair, columns) for pair in row["top"])
-
-
-def bar_text(pair: Mapping[str, Any], columns: int) -> str:
-    return f"{padded(pair['class'], columns)} {100 * pair['probability']:5.1f} %"
 
 
 def set_text(members: Sequence[Mapping[str, Any]]) -> str:
