@@ -68,7 +68,12 @@ class Photos:
         kept, notes = without_copies(photos, rows)
         names = sorted(learned_classes(kept))
         if len(names) < 2:
-            raise too_few(damaged, notes)
+            remedies = ["give images of two classes or more"]
+            if damaged:
+                example = next(iter(damaged.values()))
+                remedies.append(f"replace damaged images, such as: {example}")
+            fault = "fewer than two classes have an image that can be used"
+            raise UsageError(fault, "; ".join([*remedies, *notes]))
         lost = sorted({photo.label for photo in photos}.difference(names))
         if lost:
             notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
@@ -154,15 +159,6 @@ def groups_by_class(photos: Sequence[Photo], groups: NDArray[np.int64]) -> dict[
     for photo, group in zip(photos, groups.tolist(), strict=True):
         found[photo.label].add(group)
     return {label: len(found[label]) for label in sorted(found)}
-
-
-def too_few(damaged: Mapping[str, str], notes: Sequence[str]) -> UsageError:
-    """That fewer than two classes are left; `notes` say which images were left out."""
-    remedies = ["give images of two classes or more"]
-    if damaged:
-        remedies.append(f"replace damaged images, such as: {next(iter(damaged.values()))}")
-    fault = "fewer than two classes have an image that can be used"
-    return UsageError(fault, "; ".join([*remedies, *notes]))
 
 
 def without_copies(

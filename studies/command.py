@@ -66,8 +66,7 @@ def run(study: Study, args: argparse.Namespace) -> None:
 
 def show_commands(study: Study) -> None:
     """Print the commands of the runs."""
-    trained = [run for sequence in study.sequences for run in sequence]
-    for run in (*study.trials(), *trained):
+    for run in (*study.trials(), *study.runs()):
         print(f"python train.py {shlex.join(run.arguments)}")
 
 

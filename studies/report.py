@@ -97,17 +97,12 @@ def settings(runs: Collection[Run]) -> Table:
     methods = list(dict.fromkeys(run.variant.name for run in runs))
     rows = []
     for key, of_methods in sorted(values.items()):
-        if is_shown(key, of_methods):
+        differs = len(set().union(*of_methods.values())) > 1
+        if not key.startswith(RUN_KEYS) and (differs or key.startswith(ALWAYS_SHOWN)):
             texts = ["; ".join(dict.fromkeys(of_methods[method])) or MISSING for method in methods]
             rows.append([Cell(key), *map(Cell, texts)])
     note = "From the config.yaml of the finished runs; several values: runs of the method differ."
     return Table("Settings of each method", ["setting", *methods], rows, note)
-
-
-def is_shown(key: str, of_methods: dict[str, list[str]]) -> bool:
-    """Whether a setting has a row."""
-    differs = len(set().union(*of_methods.values())) > 1
-    return not key.startswith(RUN_KEYS) and (differs or key.startswith(ALWAYS_SHOWN))
 
 
 def versions(results: Iterable[RunResult]) -> Table:
