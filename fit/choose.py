@@ -6,7 +6,7 @@ counts.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -400,12 +400,18 @@ def choose_each(
     scores = []
     for option, start in zip(options, starts, strict=True):
         logits = option.logits[:, :, inside]
-        chosen = choose(logits, part, option.ensemble(inside), start)
-        weights.append(chosen)
-        answers = combine(chosen, logits)
+        weights.append(choose(logits, part, option.ensemble(inside), start))
+        answers = combine(weights[-1], logits)
         accuracy = part.mean(correct(answers, part.labels))
         scores.append(part.mean(losses(answers, part.labels)) - OF_ACCURACY * accuracy)
     return scores, weights
+
+
+def each_fold(folds: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """The number of the repeat, and the images of each fold (images,)."""
+    for repeat, row in enumerate(folds):
+        for fold in np.unique(row):
+            yield repeat, row == fold
 
 
 def nested(
@@ -422,8 +428,7 @@ def nested(
     starts = [stack(one.logits, sample, one.ensemble(~out)) for one in options]
     backbones = np.zeros(folds.shape, dtype=np.int64)
     found = np.stack([one.logits[0] for one in options])
-    each = [(repeat, row == fold) for repeat, row in enumerate(folds) for fold in np.unique(row)]
-    for repeat, out in steps(each, "choice and estimate"):
+    for repeat, out in steps([*each_fold(folds)], "choice and estimate"):
         scores, weights = choose_each(options, sample, ~out, starts)
         backbones[repeat, out] = np.argmin(scores)
         logits = (one.logits[:, repeat, out] for one in options)

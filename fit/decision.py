@@ -137,8 +137,7 @@ def decide_among(
     folds = choose.folds(examples.labels, examples.scenes, request.seed)
     if not len(folds):
         return 0, untried(backbones[0])
-    number = sum(len(one.candidates) for one in backbones)
-    start = no_trials(examples, folds, request.prior, number)
+    start = no_trials(examples, folds, request.prior, sum(len(one.candidates) for one in backbones))
     trials = [try_candidates(one, start, plan.of(one.name)) for one in backbones]
     options = [Option(one.stacked, one.ensemble) for one in trials]
     selection = select(options, start.sample, start.folds[:, start.held])
@@ -243,12 +242,7 @@ def untried(backbone: Backbone) -> Decision:
     candidates = backbone.candidates
     answers = heads.answers(candidates[0], examples.seen, examples.x)
     scale = logit_std(answers)
-    by_names = answers.cpu().double().numpy() / scale
-    evidence = choose.evidence(by_names, Sample.of(examples.labels, examples.scenes))
-    weights = ensemble(candidates, evidence)
-    shares = {candidates[place]: weight for place, weight in weights.items() if weight}
-    if [*shares] == [candidates[0]]:
-        shares = {candidates[-1]: 1.0}
+    shares = default_shares(candidates, answers.cpu().double().numpy() / scale, examples)
     scales = {
         one: logit_std(heads.answers(one, examples.seen, examples.x))
         * heads.overfit_ratio(one, examples.seen)
@@ -259,6 +253,22 @@ def untried(backbone: Backbone) -> Decision:
     chosen = used(shares, scale * values / values.sum(), scales)
     why = f"Each class has one {examples.unit}: none could be held out"
     return Decision(chosen, notes=[f"{why}, nothing was chosen, estimated or calibrated"])
+
+
+def default_shares(
+    candidates: Sequence[Candidate], by_names: NDArray[Any], examples: Examples
+) -> dict[Candidate, float]:
+    """The candidates of the default ensemble, with their weights.
+
+    Args:
+        by_names: (images, classes), logits of zero-shot CLIP, the first candidate.
+    """
+    evidence = choose.evidence(by_names, Sample.of(examples.labels, examples.scenes))
+    weights = ensemble(candidates, evidence)
+    shares = {candidates[place]: weight for place, weight in weights.items() if weight}
+    if [*shares] == [candidates[0]]:
+        return {candidates[-1]: 1.0}
+    return shares
 
 
 def estimated(chosen: Chosen) -> Decision:
@@ -299,17 +309,23 @@ def with_curve(decision: Decision, chosen: Chosen, request: FitRequest, end: flo
     points = [(0.0, zero_shot)]
     if time.monotonic() + curve_seconds(trials, heads.weighted) < end:
         points += curve(backbone, heads.weighted, trials.folds[0], request.prior)
-    # Of heads that have learned from all folds but one
-    folds = trials.number_of_folds
-    correct = heads.logits[0].argmax(axis=1) == trials.sample.labels
-    accuracy = 100 * trials.sample.mean(correct.astype(float))
-    points.append((heads.of_class * (folds - 1) / folds, accuracy))
+    points.append(full_point(heads))
     decision = replace(decision, curve=points)
     certain = backbone.examples.certain
     if certain is None or not chosen.scales or time.monotonic() >= end:
         return decision
     apart = estimate_by(certain, backbone, heads.weighted, zero_shot, request)
     return replace(decision, apart=apart)
+
+
+def full_point(heads: Chosen) -> tuple[float, float]:
+    """Scenes of each class in all folds but one, and the accuracy of heads that have learned from
+    these.
+    """
+    sample = heads.trials.sample
+    correct = heads.logits[0].argmax(axis=1) == sample.labels
+    folds = heads.trials.number_of_folds
+    return heads.of_class * (folds - 1) / folds, 100 * sample.mean(correct.astype(float))
 
 
 def weights_of_heads(chosen: Chosen) -> NDArray[Any]:

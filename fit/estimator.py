@@ -375,8 +375,8 @@ def photos_of(
     """
     if y is None:
         if not isinstance(X, str | PathLike):
-            fault = f"X is {type(X).__name__}, and there is no y"
-            raise UsageError(fault, "give the label of each image, or a folder")
+            remedy = "give the label of each image, or a folder"
+            raise UsageError(f"X is {type(X).__name__}, and there is no y", remedy)
         photos = find(Path(X))
         return photos, class_names([photo.label for photo in photos], known)
     check_list(X)

@@ -119,14 +119,16 @@ class Features:
         kept = self.kept(keys.values())
         damaged = dict[str, str]()
         new = [path for path, key in keys.items() if key not in kept]
-        on_gpu = self.classifier.on_gpu
         with tqdm(
             total=len(new), desc="features", unit="image", disable=None if new else True
         ) as bar:
             for start in range(0, len(new), PART):
                 rows: dict[str, Row] = {}
                 for found, faults in in_threads(
-                    partial(self.read, keys), new[start : start + PART], BATCH, on_gpu
+                    partial(self.read, keys),
+                    new[start : start + PART],
+                    BATCH,
+                    self.classifier.on_gpu,
                 ):
                     rows |= {keys[path]: row for path, row in found.items()}
                     damaged |= faults

@@ -126,11 +126,10 @@ def learner_of(source: Source, photos: Photos, plan: Plan, several: bool) -> Lea
     x = features_of(photos.training, source.rows).to(heads.device)
     y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
     examples = Examples(x, y, photos.scenes, photos.names, photos.drawn, photos.certain)
-    images = len(y)
-    candidates = methods_of(request, CANDIDATES, heads, images)
+    candidates = methods_of(request, CANDIDATES, heads, len(y))
     trained: Sequence[Candidate] = ()
     if request.minutes and not several and not photos.from_bank:
-        trained = methods_of(request, TRAINED, heads, images)
+        trained = methods_of(request, TRAINED, heads, len(y))
     towers = Towers(heads, photos)
     return Learner(
         request.backbone if several else "",

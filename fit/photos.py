@@ -70,8 +70,7 @@ class Photos:
         if len(names) < 2:
             remedies = ["give images of two classes or more"]
             if damaged:
-                example = next(iter(damaged.values()))
-                remedies.append(f"replace damaged images, such as: {example}")
+                remedies.append(f"replace damaged images, such as: {[*damaged.values()][0]}")
             fault = "fewer than two classes have an image that can be used"
             raise UsageError(fault, "; ".join([*remedies, *notes]))
         lost = sorted({photo.label for photo in photos}.difference(names))

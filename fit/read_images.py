@@ -140,8 +140,8 @@ def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:
         fault = f"line {line} of {file} has {asked[:80]!r} in the column asked"
         raise UsageError(fault, f"write {' or '.join(ASKED)}, or nothing", file)
     below = below if plain(top) == plain(label) else path
-    place = str(place_of(path, file.parent))
-    return Photo(place, plain(label), part, below=below, group=group, asked=asked)
+    path = str(place_of(path, file.parent))
+    return Photo(path, plain(label), part, below=below, group=group, asked=asked)
 
 
 FOLDER = "folder"  # of --group-by

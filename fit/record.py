@@ -133,13 +133,14 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
         known["bank"] = True
     if any(photo.asked for photo in photos):
         known["asked"] = digest([photo.asked for photo in photos])
-    rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     sentences = ""
     if request.sentences:
         sentences = hashlib.sha256(read_bytes(request.sentences, MAX_JSON)).hexdigest()
     return known | {
         "methods": list(request.methods),
-        "images": digest(rows),
+        "images": digest(
+            [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
+        ),
         "weights": weights,
         "sentences": sentences,
         "form": FORM,

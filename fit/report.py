@@ -227,8 +227,7 @@ def page(fit: Fit, found: Mapping[str, Any], x: Tensor) -> str:
         "doubtful": doubtful[:MOST].to_dict("records"),
         "confused": found.get("confused", [])[:MOST],
     }
-    template = Path(__file__).with_name("report.html")
-    return render(template, **values, fit=fit, thumbnail=thumbnail)
+    return render(Path(__file__).with_name("report.html"), **values, fit=fit, thumbnail=thumbnail)
 
 
 def leaderboard(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -261,8 +261,9 @@ def with_candidates(
         name = backbone.name_of(candidate)
         try:
             # One without a vote must be the best alone
-            votes = candidate.method in VOTING
-            check = ignore if votes else replace(trials, rows=rows).check
+            check = replace(trials, rows=rows).check
+            if candidate.method in VOTING:
+                check = ignore
             logits[candidate] = trials.kept(compute, check)
         except ChangedImageError:  # no candidate is at fault
             raise

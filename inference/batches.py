@@ -161,8 +161,8 @@ def predict_rows(
         before = torch.from_numpy(part.before)
         answers = []
         if len(before):
-            said = [one.predict(before, options.class_names) for one in behind]
-            answers = [one.answers(options.topk, options.unknown, options.sets) for one in said]
+            answers = [one.predict(before, options.class_names) for one in behind]
+            answers = [one.answers(options.topk, options.unknown, options.sets) for one in answers]
         images, *sides = part.columns.values()
         sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
         yield rows_of(models, zip(images, part.faults, sizes, strict=True), answers)

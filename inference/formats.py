@@ -188,7 +188,7 @@ def as_table(
 
     `class_names` are those that the user gives, if any.
     """
-    image_width = max(width(printable(file)) for file in files)
+    image_width = max(map(width, map(printable, files)))
     model_width = max(width(printable(model.name)) for model in models)
     class_width = max(
         max(map(width, class_names or model.classifier.class_names)) for model in models
@@ -199,14 +199,15 @@ def as_table(
         if row["unknown"] is not None:
             cells.append("unknown" if row["unknown"] else " " * len("unknown"))
         if row["set"] is None:
-            bars = (
-                f"{padded(pair['class'], class_width)} {100 * pair['probability']:5.1f} %"
-                for pair in row["top"]
-            )
-            cells.append("   ".join(bars))
+            cells.append("   ".join(bar(pair, class_width) for pair in row["top"]))
         else:
             cells.append(set_text(row["set"]))
         out.write("  ".join(cells) + "\n")
+
+
+def bar(pair: Mapping[str, Any], class_width: int) -> str:
+    """A class and its probability."""
+    return f"{padded(pair['class'], class_width)} {100 * pair['probability']:5.1f} %"
 
 
 def set_text(members: Sequence[Mapping[str, Any]]) -> str:

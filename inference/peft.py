@@ -134,8 +134,8 @@ def read_adapter(folder: Path, options: LoadOptions) -> tuple[Description, dict[
     state = nn.ModuleDict(learner.extra_modules).state_dict()
     values = asdict(settings)
     metadata = {"method": "CLIPLoRA", "settings": values, "class_names": []}
-    zero_shot = zero_shot_description(clip, backbone, list(options.class_names), "", {})
-    description = replace(zero_shot, method="CLIPLoRA", settings=values)
+    description = zero_shot_description(clip, backbone, list(options.class_names), "", {})
+    description = replace(description, method="CLIPLoRA", settings=values)
     return description, {"state_dict": state, "epoch": 0, "metadata": metadata}, backbone
 
 

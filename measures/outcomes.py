@@ -69,7 +69,7 @@ class Outcome:
         predicted = arrays["classes"][:, 0]
         confidence = arrays["probabilities"][:, 0]
         correct = label == predicted
-        self.names = [str(name) for name in arrays["class_names"]]
+        self.names = list(map(str, arrays["class_names"]))
         self.tested = np.stack([label, predicted])
         place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         sums = [np.bincount(place, values, BINS) for values in (None, confidence, correct)]
@@ -78,8 +78,7 @@ class Outcome:
         errors = np.cumsum(~correct[order]) / np.arange(1, len(label) + 1)
         self.risks = 100 * errors[(COVERAGES * len(label) - 1) // 100]
         columns = (label, predicted, confidence, arrays["image"])
-        wrong = (column[~correct].tolist() for column in columns)
-        self.wrong = list(zip(*wrong, strict=True))
+        self.wrong = list(zip(*(column[~correct].tolist() for column in columns), strict=True))
 
     @property
     def images(self) -> Array:

@@ -86,6 +86,9 @@ def pictures(summary: Summary) -> list[tuple[str, str, str]]:
         ]
 
 
+OF_CONFIG = "From the config.yaml of the finished runs; several values: runs of the method differ."
+
+
 def settings(runs: Collection[Run]) -> Table:
     """The settings of each method: every value that its finished runs have."""
     # Setting -> method -> values
@@ -101,8 +104,7 @@ def settings(runs: Collection[Run]) -> Table:
         if not key.startswith(RUN_KEYS) and (differs or key.startswith(ALWAYS_SHOWN)):
             texts = ["; ".join(dict.fromkeys(of_methods[method])) or MISSING for method in methods]
             rows.append([Cell(key), *map(Cell, texts)])
-    note = "From the config.yaml of the finished runs; several values: runs of the method differ."
-    return Table("Settings of each method", ["setting", *methods], rows, note)
+    return Table("Settings of each method", ["setting", *methods], rows, OF_CONFIG)
 
 
 def versions(results: Iterable[RunResult]) -> Table:

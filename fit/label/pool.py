@@ -64,8 +64,7 @@ class UnlabelledPool:
         behind = tower_of(classifier)
         photos, rows, notes = readable(place, behind)
         before = features_of(photos, rows)
-        labels = predicted(classifier, behind, photos, before).labels
-        guessed = zip(photos, labels, strict=True)
+        guessed = zip(photos, predicted(classifier, behind, photos, before).labels, strict=True)
         photos = [replace(photo, label=label) for photo, label in guessed]
         looks = looks_known(photos, rows)
         if not looks:

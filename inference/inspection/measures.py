@@ -193,16 +193,20 @@ def nearest_words(
 
     CoOp's `interpret_prompt.py` lists the same. Tokens are as `Tokenizer.word` writes them.
     """
-    vocabulary = word_table(clip).weight.double()
-    word = tokenizer_of(clip).word
     rows = []
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
         for number, vector in enumerate(vectors.double()):
             row: dict[str, Any] = {"layer": layer, "class": class_name, "vector": number}
             row["norm"] = vector.norm().item()
-            distances = torch.cdist(vector[None], vocabulary)[0]
-            found = distances.topk(min(k, len(vocabulary)), largest=False)
-            pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-            row["nearest"] = [[word(token), distance] for token, distance in pairs]
+            row["nearest"] = words_near(clip, vector, k)
             rows.append(row)
     return rows
+
+
+def words_near(clip: CLIP, vector: Tensor, k: int) -> list[list[Any]]:
+    """The k tokens whose embeddings are nearest to a vector (width,), with their distances."""
+    word = tokenizer_of(clip).word
+    distances = torch.cdist(vector[None], word_table(clip).weight.double())[0]
+    found = distances.topk(min(k, len(distances)), largest=False)
+    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [[word(token), distance] for token, distance in pairs]

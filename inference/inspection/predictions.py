@@ -40,19 +40,17 @@ def parse(argv: list[str] | None) -> Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    arrays = predictions.read(args.run)
+    outcome = Outcome(predictions.read(args.run))
     results = read_results(args.run)
     assert results is not None  # `predictions.read` checks it
-    about = printable(summary_line(results))
-    outcome = Outcome(arrays)
+    title, about = printable(summary_line(results)).split(": ", 1)
     with new_folder(args.output) as folder:
         shown = [
             (name, caption, save_picture(figure, folder / name))
             for name, caption, figure in pictures(outcome, args.root or root_of(args.run))
         ]
-        words = about.split(": ", 1)
-        facts = {"title": words[0], "about": words[-1], "pictures": shown}
-        page = render(Path(__file__).with_name("outcomes.html"), **facts)
+        template = Path(__file__).with_name("outcomes.html")
+        page = render(template, title=title, about=about, pictures=shown)
         write_text(folder / "predictions.html", page)
     print(f"Written: predictions.html and pictures to {args.output}")
 
