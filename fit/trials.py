@@ -261,9 +261,7 @@ def with_candidates(
         name = backbone.name_of(candidate)
         try:
             # One without a vote must be the best alone
-            check = replace(trials, rows=rows).check
-            if candidate.method in VOTING:
-                check = ignore
+            check = ignore if candidate.method in VOTING else replace(trials, rows=rows).check
             logits[candidate] = trials.kept(compute, check)
         except ChangedImageError:  # no candidate is at fault
             raise

@@ -159,10 +159,8 @@ def predict_rows(
     behind = [HeadOnly(model.classifier) for model in models]
     for part in files.rows("path", "width", "height"):
         before = torch.from_numpy(part.before)
-        answers = []
-        if len(before):
-            answers = [one.predict(before, options.class_names) for one in behind]
-            answers = [one.answers(options.topk, options.unknown, options.sets) for one in answers]
+        said = [one.predict(before, options.class_names) for one in behind if len(before)]
+        answers = [one.answers(options.topk, options.unknown, options.sets) for one in said]
         images, *sides = part.columns.values()
         sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
         yield rows_of(models, zip(images, part.faults, sizes, strict=True), answers)
