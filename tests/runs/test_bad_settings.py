@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from drawn import arguments, results, write_eurosat
+from drawn import arguments, results, sentences_of, write_eurosat
+from learned import NAMES
 from PIL import Image
 
 from configs.recipes import recipe
@@ -18,7 +19,8 @@ REFUSED = yaml.safe_load(Path(__file__).with_name("refused_settings.yaml").read_
 
 @pytest.mark.parametrize("line", REFUSED)
 def test_refused_in_one_line(line, refused, eurosat, tmp_path, request):
-    method, backbone, *words = shlex.split(line)
+    given = line.replace("SENTENCES SENTENCES", f"SENTENCES {sentences_of(NAMES, tmp_path)}")
+    method, backbone, *words = shlex.split(given)
     how = {"trainer": method}
     if method != "MPL":
         how["config"] = recipe(method, "few_shot").cfg
@@ -169,8 +171,3 @@ def test_class_with_fewer_images_than_shots_is_used_and_the_folder_is_only_read(
 
 
 # Backbones
-
-
-def test_images_of_another_size_than_the_backbone_reads(refused, eurosat, tiny, tmp_path):
-    argv = arguments(eurosat, tiny, tmp_path / "out", "INPUT.SIZE", "(224, 224)")
-    refused(argv, "INPUT.SIZE is (224, 224)", f"{tiny} reads (32, 32)")

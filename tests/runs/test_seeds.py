@@ -81,13 +81,6 @@ def test_no_seed_starts_if_the_folder_of_one_holds_another_run(seeds, tmp_path):
 
 
 WRONG = {
-    "twice": ([1, 1], "seed{seed}", [], "--seed is 1 1: give each seed once, from 0 on"),
-    "one folder": (
-        [1, 2],
-        "seed1",
-        [],
-        "is one folder for several seeds: put {seed} in it, as in output/seed{seed}",
-    ),
     "one seed in pairs": ([1, 2], "seed{seed}", ["SEED", 3], "SEED is one value for several seeds"),
     "unknown setting": (
         [1, 2],

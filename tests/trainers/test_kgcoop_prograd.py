@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from drawn import differing, prompts_of
-from marks import one_line
 
 from clip import tokenize
 
@@ -63,20 +62,6 @@ def test_context_starts_from_zeros_and_then_words(method, words, length, build):
     ctx = trainer.model.prompt_learner.ctx
     assert ctx.shape == (length, 64) and torch.equal(ctx[-len(expected) :], expected)
     assert not ctx[: -len(expected)].any() and expected.any(dim=1).all()
-
-
-@pytest.mark.parametrize(
-    ("method", "words", "template", "problem"),
-    [
-        ("ProGrad", "one two three", "", "TRAINER.PROGRAD.CTX_INIT has 3 words"),
-        ("ProGrad", True, "{} from above", "TRAINER.PROGRAD.CTX_INIT has 0 words"),
-        ("CoCoOp", True, "", "TRAINER.COCOOP.CTX_INIT has 5 words"),
-    ],
-)
-def test_more_words_than_context_vectors_are_refused(method, words, template, problem, build):
-    options = "DATASET.TEMPLATE", template
-    with one_line(problem, "and N_CTX is 2"):
-        build(method, "base", "CTX_INIT", words, "N_CTX", 2, options=options)
 
 
 @pytest.mark.parametrize(

@@ -96,11 +96,6 @@ def test_non_finite_image_features_end_in_one_line(argv, launch, tiny, tmp_path)
     assert words in launch(*line).error and not (tmp_path / "out/results.json").exists()
 
 
-def test_epochs_have_no_meaning(argv, refused):
-    words = "OPTIM.MAX_EPOCH is 5: LinearProbe is fitted once: set it to 1"
-    refused(argv("LinearProbe", "OPTIM.MAX_EPOCH", 5), words)
-
-
 def test_studies_refuse_it_in_base2new():
     with one_line("base2new has no meaning for LinearProbe"):
         Study(
