@@ -223,14 +223,16 @@ def lines_of_difference(differences: NDArray[Any]) -> Iterator[str]:
     over = "seeds and images" if len(by_seed) > 1 else "images: of this seed only"
     interval = f"95% interval {between(intervals[0])} (bootstrap over {over})"
     yield f"Difference: {signed(by_seed.mean())} points; {interval}"
-    why = "the interval includes 0"
     if len(by_seed) > 1:
         intervals.append(seed_interval(list(by_seed)))
         yield f"Over other seeds: 95% interval {between(intervals[1])} (paired t)"
         yield smallest_shown(by_seed)
-        why = "one of the two intervals includes 0"
-    if min(low for low, _ in intervals) <= 0 <= max(high for _, high in intervals):
-        yield f"These runs do not show which of the two is better: {why}."
+    including = sum(low <= 0 <= high for low, high in intervals)
+    if including:
+        which = "the interval includes" if len(intervals) == 1 else "both intervals include"
+        if including < len(intervals):
+            which = "one of the two intervals includes"
+        yield f"These runs do not show which of the two is better: {which} 0."
 
 
 def between(interval: tuple[float, float], digits: int = 2) -> str:
