@@ -142,15 +142,14 @@ class FewShotDataset(DatasetBase):
             part = "testing" if train else "training"
             classes = f"SUBSAMPLE_CLASSES {self.cfg.DATASET.SUBSAMPLE_CLASSES}"
             raise DatasetError(f"{self.title} has no images for {part} with {classes}", self.remedy)
-        return self.with_noise(train, [*train, *val, *test]), val, test
+        if rate := self.cfg.DATASET.get("NOISE_RATE", 0):
+            train = self.with_noise(train, rate, [*train, *val, *test])
+        return train, val, test
 
-    def with_noise(self, train: Items, every: Items) -> Items:
-        """The training images, of which DATASET.NOISE_RATE have wrong labels of the classes of
+    def with_noise(self, train: Items, rate: float, every: Items) -> Items:
+        """The training images, of which the share `rate` has wrong labels of the classes of
         `every`. Raises UsageError without a seed, or with one class.
         """
-        rate = self.cfg.DATASET.get("NOISE_RATE", 0)
-        if not rate:
-            return train
         names = {item.label: item.classname for item in every}
         if self.cfg.SEED < 0:
             fault = f"DATASET.NOISE_RATE is {rate}, and there is no seed"

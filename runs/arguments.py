@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -240,10 +241,7 @@ def join_seeds(argv: list[str]) -> list[str]:
 
 
 def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments of the run of each seed; {seed} in the path of a folder becomes the seed.
-
-    Several seeds must differ, and have folders of their own.
-    """
+    """The arguments of the run of each seed; {seed} in the path of a folder becomes the seed."""
     every = args.seed if isinstance(args.seed, tuple) else (args.seed,)
     folders = {name: getattr(args, name) for name in ("output_dir", "model_dir", "resume")}
     if args.seed == -1 and any("{seed}" in path for path in folders.values()):
@@ -251,21 +249,23 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
             "a folder has {seed} in its path, and there is no --seed", "give the seed by --seed"
         )
     if len(every) > 1:
-        if len(set(every)) < len(every) or min(every) < 0:
-            raise UsageError(
-                f"--seed is {' '.join(map(str, every))}", "give each seed once, from 0 on"
-            )
-        if shared := {"SEED", "OUTPUT_DIR", "RESUME"}.intersection(args.opts[::2]):
-            raise UsageError(
-                f"{min(shared)} is one value for several seeds",
-                "use --seed, --output-dir and --resume",
-            )
-        for name, path in folders.items():
-            if "{seed}" not in path and (path or name == "output_dir"):
-                fault = f"--{name.replace('_', '-')} {path} is one folder for several seeds"
-                raise UsageError(fault, "put {seed} in it, as in output/seed{seed}")
+        check_seeds(every, folders, args.opts[::2])
     runs = []
     for seed in every:
         own = {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}
         runs.append(argparse.Namespace(**vars(args) | {"seed": seed} | own))
     return runs
+
+
+def check_seeds(every: Sequence[int], folders: Mapping[str, str], keys: Sequence[str]) -> None:
+    """Raise UsageError unless several seeds differ, and have folders of their own."""
+    if len(set(every)) < len(every) or min(every) < 0:
+        raise UsageError(f"--seed is {' '.join(map(str, every))}", "give each seed once, from 0 on")
+    if shared := {"SEED", "OUTPUT_DIR", "RESUME"}.intersection(keys):
+        raise UsageError(
+            f"{min(shared)} is one value for several seeds", "use --seed, --output-dir and --resume"
+        )
+    for name, path in folders.items():
+        if "{seed}" not in path and (path or name == "output_dir"):
+            fault = f"--{name.replace('_', '-')} {path} is one folder for several seeds"
+            raise UsageError(fault, "put {seed} in it, as in output/seed{seed}")
