@@ -205,8 +205,7 @@ class Fit:
         for row in self.decision.backbones:
             cost = f"{row['ms']:.1f} ms an image, {row['megabytes']:.0f} MB"
             lines.append(f"{row['backbone']}: {row['accuracy']:.1f}% on held-out images, {cost}")
-        on = f" on {self.request.backbone}" if self.decision.backbones else ""
-        lines += [*self.notes, f"Chosen: {self.classifier}{on}"]
+        lines += [*self.notes, f"Chosen: {self.classifier} on {self.request.backbone}"]
         if self.photos.grouped:
             lines.append(self.photos.grouped)
         lines += self.estimate_lines()
@@ -215,9 +214,28 @@ class Fit:
             lines.append(f"Test images: {accuracy:.1f}% of {self.test.images:,} right")
         if self.surprise:
             lines.append(self.surprise)
+        lines += [self.promise] if self.promise else []
         lines.append(f"Written: {self.request.to}, with report.html")
-        to = shlex.quote(str(self.request.to))
-        return [*lines, f"Next: python tools/predict.py {to} photo.jpg{self.backbone_option}"]
+        return [*lines, f"Next: python tools/predict.py {self.words_of_predict('photo.jpg')}"]
+
+    @property
+    def promise(self) -> str:
+        """What `unknown` promises; empty if it promises nothing."""
+        certainty = self.decision.certainty
+        if certainty is None or certainty.threshold is None:
+            return ""
+        promised = certainty.threshold
+        return (
+            f"With --unknown, at most {100 * promised.error:g}% of the answers are wrong, with a "
+            f"confidence of {100 * promised.confidence:g}%. {promised.answered:,} of "
+            f"{len(self.decision.logits[0]):,} held-out images get an answer, {promised.wrong:,} "
+            "of them a wrong one."
+        )
+
+    def words_of_predict(self, images: str) -> str:
+        """The arguments of tools/predict.py for this model."""
+        unknown = " --unknown" if self.promise else ""
+        return f"{shlex.quote(str(self.request.to))} {images}{self.backbone_option}{unknown}"
 
     @property
     def classifier(self) -> str:

@@ -194,10 +194,40 @@ class Threshold:
         check_share("the confidence", confidence)
         z = checked(logits, labels)
         sample = sample or Sample.of(labels)
+        wrong = z.argmax(axis=1) != np.asarray(labels)
+        found = cls._least(z, wrong, error, confidence, sample)
+        if found:
+            return found
+        images = math.floor(sample.size)
+        of = "1 image" if images == 1 else f"{images} images"
+        fault = f"{of} cannot promise an error of at most {100 * error:g}%"
+        needed = fewest_images(error, confidence)
+        remedy = "give more images"
+        if images < needed:
+            remedy = f"give at least {needed}"
+        else:
+            fault += ": too many of the most certain answers are wrong"
+        for percent in range(math.floor(100 * error) + 1, 51):
+            if found := cls._least(z, wrong, percent / 100, confidence, sample):
+                remedy += f", or ask for {percent}%, which answers {found.answered} of {len(z)}"
+                break
+        raise UsageError(fault, remedy)
+
+    @classmethod
+    def _least(
+        cls,
+        z: Floats,
+        is_wrong: NDArray[np.bool_],
+        error: float,
+        confidence: float,
+        sample: Sample,
+    ) -> Self | None:
+        """The least threshold that promises the error; None if there is none."""
         counts = counts_to_try(math.floor(sample.size), error, confidence)
+        if not counts:
+            return None
         each_confidence = 1 - (1 - confidence) / len(counts)
         certainty = log_odds(z)
-        is_wrong = z.argmax(axis=1) != np.asarray(labels)
         # Every image exceeds the first one
         for least in (-math.log(z.shape[1]), *least_certain(certainty, sample, counts[1:])):
             given = certainty > least
@@ -207,11 +237,7 @@ class Threshold:
             wrong = round(part.mean(is_wrong[given].astype(float)) * part.size, 6)
             if upper_bound(wrong, part.size, each_confidence) <= error:
                 return cls(least, error, confidence, int(given.sum()), int(is_wrong[given].sum()))
-        raise UsageError(
-            f"no threshold promises an error of at most {100 * error:g}%: too many of the "
-            f"{math.floor(sample.size)} images are wrong, also of the most certain",
-            "ask for a larger error, or give more images",
-        )
+        return None
 
     def apply(self, logits: ArrayLike) -> NDArray[np.bool_]:
         """(images, classes) -> (images,): whether to answer."""
@@ -229,13 +255,10 @@ def least_certain(certainty: Floats, sample: Sample, counts: Sequence[int]) -> l
 
 def counts_to_try(images: int, error: float, confidence: float) -> list[int]:
     """How many of the most certain images a threshold may answer: all, 90%, ..., as long as so many
-    could pass the bound; UsageError if all images are too few.
+    could pass the bound; none if all images are too few.
     """
-    needed = fewest_images(error, confidence)
-    if images < needed:
-        number = "1 image" if images == 1 else f"{images} images"
-        fault = f"{number} cannot promise an error of at most {100 * error:g}%"
-        raise UsageError(fault, f"give at least {needed}, or ask for a larger error")
+    if images < fewest_images(error, confidence):
+        return []
     counts = [images]
     for share in range(LEVELS - 1, 0, -1):
         count = images * share // LEVELS

@@ -124,7 +124,9 @@ class Predictions:
         if with_spaces(self.class_names) != with_spaces(found.class_names):
             raise UsageError(f"{where} is of other class names", f"leave these out, or {again}")
         if unknown and found.threshold is None:
-            remedy = f"{again} --error, or fit.py --max-error: with a larger error or more images"
+            remedy = (
+                "give --max-error to tools/fit.py, or --error and --images to tools/calibrate.py"
+            )
             raise UsageError(f"{where} promises no error", remedy)
         if coverage is not None and math.isinf(found.sets.quantile(coverage)):
             needed = math.ceil(round(coverage / (1 - coverage), 6))

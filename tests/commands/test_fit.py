@@ -58,7 +58,7 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     )
     names = sorted(folder.name for folder in photos.iterdir())
     line = photos, "--seed", random_seed, "--max-error", 95, *QUICK
-    fitting.works(*line)
+    done = fitting.works(*line)
     first = read(tmp_path / "model")
     assert sum(encoded) == len(first["images"]) == 48
     assert first["finished"] and first["estimate"]["low"] < first["estimate"]["high"]
@@ -68,6 +68,11 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     held = sha256_of_images((checksum(file), file.parent.name) for file in photos.glob("*/*"))
     assert classifier.calibration.sha256 == held  # as tools/calibrate.py says it
     made = first["made"]
+    threshold = classifier.calibration.threshold
+    promised = f"{threshold.answered} of 48 held-out images get an answer, {threshold.wrong} of"
+    assert all(
+        promised in text for text in ((tmp_path / "model/report.html").read_text(), done.printed)
+    )
     assert made == source() | {
         "seed": random_seed,
         "device": classifier.device.type,
@@ -119,7 +124,7 @@ def test_the_report_promises_an_error_only_where_the_images_are_enough(fitting, 
     assert "it says whether these images are enough to promise that" in page
     fitting.works(photos, "--max-error", 2, *QUICK)
     page = (tmp_path / "model/report.html").read_text()
-    assert "cannot promise the asked error" in page and "of the answers are wrong" not in page
+    assert "cannot promise this error" in page and "of the answers are wrong" not in page
 
 
 def test_a_link_in_the_folder_of_a_fit_is_not_copied(fitting, photos, tiny, tmp_path):

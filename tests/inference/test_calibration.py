@@ -4,6 +4,7 @@ cannot promise.
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from published_ece import ece_below
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
+from common.errors import UsageError
 from inference import calibration
 from inference.calibrated import Calibration
 from inference.calibration import Temperature, Threshold
@@ -151,6 +153,20 @@ def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(popul
         broken.append(wrong[others][given].mean() > 0.1)
         answered.append(given.mean())
     assert np.mean(broken) <= 0.1 and np.mean(answered) > 0.3
+
+
+def test_a_refused_error_says_the_least_whole_percentage_that_is_promised(population):
+    z, labels = population[0][:100], population[1][:100]
+    with pytest.raises(UsageError) as refused:
+        Threshold.fit(z, labels, 0.001)
+    percent, answered = map(
+        int, re.findall(r"ask for (\d+)%, which answers (\d+) of 100", refused.value.remedy)[0]
+    )
+    assert Threshold.fit(z, labels, percent / 100).answered == answered
+    with pytest.raises(UsageError):
+        Threshold.fit(z, labels, (percent - 1) / 100)
+    with one_line("cannot promise an error of at most 5%", "give more images"):
+        Threshold.fit(z, z.argmin(axis=1), 0.05)
 
 
 def test_a_threshold_separates_probabilities_near_one(population):
