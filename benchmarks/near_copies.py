@@ -217,7 +217,7 @@ def examples_of(
     }
     photos = Photos(listed, heads.names, {}, []).in_groups(groups.find_groups(listed, rows))
     y = torch.from_numpy(labels)
-    return Examples(x, y, photos.scenes, heads.names, certain=photos.certain), photos
+    return Examples(x, y, photos.groups, heads.names, certain=photos.certain), photos
 
 
 def cell(args: Namespace, name: str, kind: str, number: int, seed: int) -> Record:
@@ -237,10 +237,10 @@ def cell(args: Namespace, name: str, kind: str, number: int, seed: int) -> Recor
     ]
     truth = float(100 * np.mean(np.sum(weighted, axis=0).argmax(axis=1) == data.answers))
     estimate = decision.estimates["folder"]
-    scenes = examples.scenes
+    groups = examples.groups
     without_groups = None
     if examples.unit == "group" and decision.zero_shot is not None:
-        alone = np.arange(len(scenes))
+        alone = np.arange(len(groups))
         without_groups = estimate_by(alone, backbone, decision.chosen, decision.zero_shot, request)
     return {
         "truth": truth,
@@ -248,8 +248,8 @@ def cell(args: Namespace, name: str, kind: str, number: int, seed: int) -> Recor
         "low": estimate.low,
         "high": estimate.high,
         "scenes": len(np.unique(source)),
-        "groups": len(np.unique(scenes)),
-        "together": float(np.mean(scenes == scenes[source])),
+        "groups": len(np.unique(groups)),
+        "together": float(np.mean(groups == groups[source])),
         "without_groups": without_groups,
         "apart": decision.apart,
         "doubt": photos.doubt,

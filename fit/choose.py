@@ -294,8 +294,7 @@ class Estimate:
 
     Attributes:
         images: on so many it was estimated.
-        groups: so many independent ones say as much: if several show one scene, the number of
-            scenes.
+        groups: so many independent images say as much: near-copies count once.
         cross_validated: the accuracy on these images, before the gain by the images of their folds
             is added.
     """

@@ -22,7 +22,7 @@ from .options import PRIORS, FitRequest
 from .plan import Plan
 from .trials import Backbone, Examples, Trials, no_trials, try_candidates
 
-LEAST_DRAWN = 10  # scenes that were drawn at random, of an estimate
+LEAST_DRAWN = 10  # groups that were drawn at random, of an estimate
 
 
 class Certainty(NamedTuple):
@@ -43,13 +43,13 @@ class Decision:
             then.
         logits: (repeats, held, classes), of the chosen classifier.
         estimates: of the accuracy on new images, by how frequent the classes are.
-        of_class: the mean number of scenes of a class.
+        of_class: the mean number of groups of a class.
         zero_shot: the accuracy of zero-shot CLIP on the images that were held out.
         reads_names: whether the backbone does; else zero-shot CLIP guesses.
         without_nesting: what the estimate would be if the choice were not made inside of the folds.
-        curve: scenes of a class, and the accuracy of the chosen heads.
+        curve: groups of a class, and the accuracy of the chosen heads.
         apart: what the estimate would be if images with too little structure to decide showed other
-            scenes.
+            groups.
         backbones: if there are several, the name of each with the accuracy of the choice among its
             candidates on held-out images, and its price.
         notes: for the user.
@@ -111,10 +111,10 @@ class Chosen:
 
     @property
     def of_class(self) -> float:
-        """The mean number of scenes of a class, of the images that can be held out."""
+        """The mean number of groups of a class, of the images that can be held out."""
         examples = self.backbone.examples
         inside = self.trials.folds[0] != choose.NEVER
-        return choose.groups_of_class(examples.labels[inside], examples.scenes[inside])
+        return choose.groups_of_class(examples.labels[inside], examples.groups[inside])
 
     def part(self, inside: NDArray[np.bool_]) -> "Chosen":
         """The same of some of the images that were held out (held,)."""
@@ -134,7 +134,7 @@ def decide_among(
     """
     plan = plan or Plan()
     examples = backbones[0].examples
-    folds = choose.folds(examples.labels, examples.scenes, request.seed)
+    folds = choose.folds(examples.labels, examples.groups, request.seed)
     if not len(folds):
         return 0, untried(backbones[0])
     start = no_trials(examples, folds, request.prior, sum(len(one.candidates) for one in backbones))
@@ -188,9 +188,9 @@ def with_missed(
     decision: Decision, examples: Examples, alone: NDArray[np.bool_], held: int
 ) -> Decision:
     """The decision, in which images that are `alone` in their class (images,) count as wrong beside
-    `held` scenes: without such an image nobody had known that there is this class.
+    `held` groups: without such an image nobody had known that there is this class.
     """
-    missed = len(np.unique(examples.scenes[alone]))
+    missed = len(np.unique(examples.groups[alone]))
     classes = len(np.unique(examples.labels[examples.drawn]))
     shares = {
         "folder": missed / (missed + held),
@@ -236,7 +236,7 @@ def compared(
 
 
 def untried(backbone: Backbone) -> Decision:
-    """The default ensemble, for classes of one scene each."""
+    """The default ensemble, for classes of one group each."""
     heads = backbone.heads
     examples = backbone.examples
     candidates = backbone.candidates
@@ -263,7 +263,7 @@ def default_shares(
     Args:
         by_names: (images, classes), logits of zero-shot CLIP, the first candidate.
     """
-    evidence = choose.evidence(by_names, Sample.of(examples.labels, examples.scenes))
+    evidence = choose.evidence(by_names, Sample.of(examples.labels, examples.groups))
     weights = ensemble(candidates, evidence)
     shares = {candidates[place]: weight for place, weight in weights.items() if weight}
     if [*shares] == [candidates[0]]:
@@ -319,7 +319,7 @@ def with_curve(decision: Decision, chosen: Chosen, request: FitRequest, end: flo
 
 
 def full_point(heads: Chosen) -> tuple[float, float]:
-    """Scenes of each class in all folds but one, and the accuracy of heads that have learned from
+    """Groups of each class in all folds but one, and the accuracy of heads that have learned from
     these.
     """
     sample = heads.trials.sample

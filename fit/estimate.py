@@ -1,5 +1,5 @@
 """What more images would bring: the accuracy after learning from a share of them, and the estimate
-if images showed other scenes.
+if near-copies were in other groups.
 """
 
 from typing import Any
@@ -22,25 +22,25 @@ SHARES = 0.25, 0.5
 def curve(
     backbone: Backbone, chosen: Weighted, folds: NDArray[Any], prior: str
 ) -> list[tuple[float, float]]:
-    """Scenes of each class, and the accuracy of some heads after learning from so many.
+    """Groups of each class, and the accuracy of some heads after learning from so many.
 
     Args:
         folds: (images,).
     """
     examples = backbone.examples
     places = np.argsort(folds, kind="stable")[np.sum(folds == choose.NEVER) :]
-    sample = Sample.of(examples.labels[places], examples.scenes[places], prior)
+    sample = Sample.of(examples.labels[places], examples.groups[places], prior)
     points: dict[float, float] = {}
     for share in SHARES:
-        scenes, correct = point(backbone, chosen, folds, share)
-        points.setdefault(scenes, 100 * sample.mean(correct[places]))
+        groups, correct = point(backbone, chosen, folds, share)
+        points.setdefault(groups, 100 * sample.mean(correct[places]))
     return list(points.items())
 
 
 def point(
     backbone: Backbone, chosen: Weighted, folds: NDArray[Any], share: float
 ) -> tuple[float, NDArray[Any]]:
-    """The scenes of each class in a share of them, and (images,) whether the heads are right after
+    """The groups of each class in a share of them, and (images,) whether the heads are right after
     learning from these.
     """
     examples = backbone.examples
@@ -48,10 +48,10 @@ def point(
     sizes = []
     for fold in steps(range(folds.max() + 1), "learning curve"):
         out = np.flatnonzero(folds == fold)
-        seen = some_scenes(examples, folds != fold, share)
+        seen = some_groups(examples, folds != fold, share)
         answers = logits_of(backbone, chosen, seen, out).argmax(axis=1)
         correct[out] = answers == examples.labels[out]
-        sizes.append(choose.groups_of_class(examples.labels[seen], examples.scenes[seen]))
+        sizes.append(choose.groups_of_class(examples.labels[seen], examples.groups[seen]))
     return float(np.mean(sizes)), correct
 
 
@@ -62,21 +62,21 @@ def curve_seconds(trials: Trials, chosen: Weighted) -> float:
 
 
 def estimate_by(
-    scenes: NDArray[np.int64],
+    groups: NDArray[np.int64],
     backbone: Backbone,
     chosen: Weighted,
     zero_shot: float,
     request: FitRequest,
 ) -> float:
-    """The estimate by other numbers of the scenes, (images,)."""
+    """The estimate by other numbers of the groups, (images,)."""
     labels = backbone.examples.labels
-    folds = choose.folds(labels, scenes, request.seed)[0]
+    folds = choose.folds(labels, groups, request.seed)[0]
     logits = np.zeros((1, len(labels), len(backbone.examples.names)))
     for fold in range(folds.max() + 1):
         out = np.flatnonzero(folds == fold)
         logits[0, out] = logits_of(backbone, chosen, np.flatnonzero(folds != fold), out)
     inside = folds != choose.NEVER
-    sample = Sample.of(labels[inside], scenes[inside], request.prior)
+    sample = Sample.of(labels[inside], groups[inside], request.prior)
     logits = logits[:, inside]
     of_class = choose.groups_of_class(sample.labels, sample.groups)
     return choose.estimate(logits, sample, folds.max() + 1, zero_shot, of_class).accuracy
@@ -98,15 +98,15 @@ def logits_of(
     return logits.cpu().numpy()
 
 
-def some_scenes(examples: Examples, inside: NDArray[Any], share: float) -> NDArray[Any]:
-    """The places of a share of the scenes of each class, of those `inside` (images,); of each class
+def some_groups(examples: Examples, inside: NDArray[Any], share: float) -> NDArray[Any]:
+    """The places of a share of the groups of each class, of those `inside` (images,); of each class
     one or more.
     """
-    scenes = examples.scenes
+    groups = examples.groups
     found = []
     for label in np.unique(examples.labels):
         places = np.flatnonzero(inside & (examples.labels == label))
-        of_class = np.unique(scenes[places])
+        of_class = np.unique(groups[places])
         number = max(1, round(share * len(of_class)))
-        found.append(places[np.isin(scenes[places], of_class[:number])])
+        found.append(places[np.isin(groups[places], of_class[:number])])
     return np.concatenate(found)

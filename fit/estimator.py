@@ -56,7 +56,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         backbone: a name or a file of weights, or a list of them to choose among; None for
             matrices of features.
         minutes: for everything; 0 tries heads alone.
-        groups: `auto` finds images of one scene, which count once; `none` does not.
+        groups: `auto` finds near-copies, which count once; `none` does not.
         prior: `folder` or `equal`, how frequent the classes are in new images.
         max_error: percent of the answers that may be wrong, for `unknown`; None for no promise.
         methods: to try besides zero-shot CLIP; empty for all.

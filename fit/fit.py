@@ -125,7 +125,7 @@ def learner_of(source: Source, photos: Photos, plan: Plan, several: bool) -> Lea
         heads = heads_of(request, photos.names, heads.clip)
     x = features_of(photos.training, source.rows).to(heads.device)
     y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
-    examples = Examples(x, y, photos.scenes, photos.names, photos.drawn, photos.certain)
+    examples = Examples(x, y, photos.groups, photos.names, photos.drawn, photos.certain)
     candidates = methods_of(request, CANDIDATES, heads, len(y))
     trained: Sequence[Candidate] = ()
     if request.minutes and not several and not photos.from_bank:

@@ -78,7 +78,7 @@ def fit_matrix(
 
     Args:
         x: (rows, width).
-        labels: (rows,), from 0; each row is a scene of its own.
+        labels: (rows,), from 0; each row is a group of its own.
     """
     check_sizes(x)
     names = [f"class {label}" for label in np.unique(labels)]

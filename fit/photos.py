@@ -1,4 +1,4 @@
-"""The images that a fit uses: each once, without damaged ones, and in groups of one scene, which
+"""The images that a fit uses: each once, without damaged ones, and in groups of near-copies, which
 folds keep together and an estimate counts once.
 """
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,15 @@ MOST_NAMED = 3  # classes in a sentence
 
 @dataclass(frozen=True)
 class Photos:
-    """Images with their classes and scenes.
+    """Images with their classes and groups.
 
     Attributes:
         images: each image that can be used, once; those for training first.
         names: of the classes, sorted.
         damaged: the faults of images that are left out, by path.
         notes: for the user.
-        grouped: how many training images are of one scene, for people; empty if each image is a
-            scene of its own.
-        certain: (training images,), the numbers of their scenes if images with too little
+        grouped: how many training images are near-copies, for people; empty if there are none.
+        certain: (training images,), the numbers of their groups if images with too little
             structure to decide are apart; None if there is no such doubt.
         doubt: which classes have these images, for people; empty if there are none.
         looks: whether it is known of each image how it looks.
@@ -82,14 +81,14 @@ class Photos:
         return cls(known, names, damaged, notes)
 
     def in_groups(self, groups: "Groups") -> "Photos":
-        """The same images with the numbers of their scenes."""
+        """The same images with the numbers of their groups."""
         images = [
-            replace(photo, scene=scene)
-            for photo, scene in zip(self.images, groups.scenes.tolist(), strict=True)
+            replace(photo, group_number=number)
+            for photo, number in zip(self.images, groups.numbers.tolist(), strict=True)
         ]
         inside = np.array([photo.part != "test" for photo in images])
         found = replace(self, images=images).with_doubt(groups.certain[inside])
-        sizes = np.bincount(found.scenes)
+        sizes = np.bincount(found.groups)
         several = sizes > 1
         if not several.any():
             return found
@@ -100,9 +99,9 @@ class Photos:
         return replace(found, grouped=grouped)
 
     def with_doubt(self, certain: NDArray[np.int64]) -> "Photos":
-        """The same with what is certain of the scenes (training images,)."""
+        """The same with what is certain of the groups (training images,)."""
         before = groups_by_class(self.training, certain)
-        after = groups_by_class(self.training, self.scenes)
+        after = groups_by_class(self.training, self.groups)
         names = [name for name in before if after[name] < before[name]]
         if not names:
             return self
@@ -135,8 +134,8 @@ class Photos:
         return [photo for photo in self.images if photo.part == "test"]
 
     @cached_property
-    def scenes(self) -> NDArray[np.int64]:
-        """(training images,): the number of each one's scene."""
+    def groups(self) -> NDArray[np.int64]:
+        """(training images,): the number of each one's group."""
         return numbers(self.training)
 
     def label_numbers(self, photos: Sequence[Photo]) -> list[int]:
@@ -148,8 +147,8 @@ class Photos:
         """The ledger of these photos, in this role."""
         sha256 = [photo.pixels_sha256 for photo in part]
         signatures = [rows[photo.path].signature for photo in part]
-        scenes = numbers(part).tolist()
-        return SeenImages.of(sha256, signatures, self.label_numbers(part), role, scenes)
+        groups = numbers(part).tolist()
+        return SeenImages.of(sha256, signatures, self.label_numbers(part), role, groups)
 
 
 def groups_by_class(photos: Sequence[Photo], groups: NDArray[np.int64]) -> dict[str, int]:
@@ -196,15 +195,15 @@ NOT_KNOWN = "Near-copies are not known: the bank was written without --near-copi
 
 
 class Groups(NamedTuple):
-    """Which photos show one scene.
+    """Which photos are near-copies.
 
     Attributes:
-        scenes: (photos,), the number of each one's scene, from 0.
+        numbers: (photos,), the number of each one's group, from 0.
         certain: (photos,), the same if images with too little structure to decide are apart.
         reasons: how many training images were joined for which reason, for people.
     """
 
-    scenes: NDArray[np.int64]
+    numbers: NDArray[np.int64]
     certain: NDArray[np.int64]
     reasons: str
 
@@ -222,8 +221,8 @@ def find_groups(photos: Sequence[Photo], rows: Mapping[str, Row], looks: bool = 
     inside = np.array([photo.part != "test" for photo in photos])
     links = {"by the names of groups": same_name(photos)}
     if not looks:
-        scenes = copies.components(len(photos), [*links.values()])
-        return Groups(scenes, scenes, reasons_of(links, inside))
+        groups = copies.components(len(photos), [*links.values()])
+        return Groups(groups, groups, reasons_of(links, inside))
     labels = np.unique([photo.label for photo in photos], return_inverse=True)[1]
     of_photos = [rows[photo.path] for photo in photos]
     by_time = copies.bursts([row.taken for row in of_photos], labels.tolist())
@@ -233,8 +232,8 @@ def find_groups(photos: Sequence[Photo], rows: Mapping[str, Row], looks: bool = 
     links |= {"by the time when they were taken": by_time, "as near-copies": near.pairs}
     certain = copies.components(len(photos), [*links.values()])
     links["by a guess"] = near.guessed(certain, labels, inside)
-    scenes = copies.components(len(photos), [*links.values()])
-    return Groups(scenes, certain, reasons_of(links, inside))
+    groups = copies.components(len(photos), [*links.values()])
+    return Groups(groups, certain, reasons_of(links, inside))
 
 
 def reasons_of(links: Mapping[str, copies.Pairs], inside: NDArray[np.bool_]) -> str:
@@ -265,11 +264,11 @@ def same_name(photos: Sequence[Photo]) -> copies.Pairs:
 
 
 def firsts(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The places of the first image of each scene, by the numbers of scenes (images,)."""
+    """The places of the first image of each group, by the numbers of groups (images,)."""
     return np.sort(np.unique(numbers, return_index=True)[1])
 
 
 def numbers(photos: Sequence[Photo]) -> NDArray[np.int64]:
-    """(photos,): the number of each photo's scene; one that has none is a scene of its own."""
-    scenes: list[Any] = [photo.path if photo.scene is None else photo.scene for photo in photos]
-    return copies.numbered(np.array([str(scene) for scene in scenes]))
+    """(photos,): the number of each photo's group; one that has none is a group of its own."""
+    groups = [photo.path if photo.group_number is None else photo.group_number for photo in photos]
+    return copies.numbered(np.array(list(map(str, groups))))

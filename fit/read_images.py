@@ -37,7 +37,7 @@ class Photo:
     pixels_sha256: str = ""  # of its decoded pixels, once it was read
     below: str = ""  # its path below the folder of its class
     group: str = ""  # the name that the user gives its group
-    scene: int | None = None  # the number of its group, once it was found
+    group_number: int | None = None  # of its group, once it was found
     bank: str = ""  # the folder with its feature, if the image is not read
     asked: str = ""  # why `tools/label.py` asked for its label: one of ASKED
 

@@ -79,7 +79,15 @@ def with_new_words(request: Any) -> Any:
 
 def images_of(record: dict[str, Any]) -> list[Photo]:
     """The images that a fit has learned from and was tested on; ValueError for a damaged record."""
-    return [read(Photo, row) for row in record["images"]]
+    return [read(Photo, with_new_keys(row)) for row in record["images"]]
+
+
+def with_new_keys(row: Any) -> Any:
+    """An image of fit.json, by the keys that it has now."""
+    if not isinstance(row, dict) or "scene" not in row:
+        return row
+    known = dict(row)
+    return known | {"group_number": known.pop("scene")}
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:

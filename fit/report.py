@@ -113,7 +113,7 @@ def labels_csv(fit: Fit) -> str:
             for path in (photo.path for photo in photos.training)
         ],
         "label": [csv_cell(photo.label) for photo in photos.training],
-        "group": photos.scenes,
+        "group": photos.groups,
     }
     table = pd.DataFrame(content)
     trials = fit.decision.trials
@@ -185,7 +185,7 @@ def nearest(fit: Fit, place: int, x: Tensor) -> Photo:
     """
     photos = fit.photos
     similar = cosine_similarity(x, x[place], dim=1).cpu().numpy()
-    similar[photos.scenes == photos.scenes[place]] = -np.inf
+    similar[photos.groups == photos.groups[place]] = -np.inf
     return photos.training[similar.argmax()]
 
 

@@ -24,12 +24,12 @@ MORE = 50  # images, whose gain is forecast
 
 @dataclass(frozen=True)
 class Tested:
-    """The accuracy on test images, in percent, without those of a scene that was learned from.
+    """The accuracy on test images, in percent, without those of a group that was learned from.
 
     Attributes:
         images: the number of these images.
         accuracy: None if there are none.
-        known: the number of images of scenes that were learned from.
+        known: the number of images of groups that were learned from.
         accuracy_with_known: of all test images.
         example: the path of an image that is left out; empty if there is none.
     """
@@ -43,10 +43,9 @@ class Tested:
     @classmethod
     def of(cls, photos: Photos, correct: NDArray[np.bool_]) -> "Tested":
         """The test of (test images,)."""
-        learned = {photo.scene for photo in photos.training}
-        known = np.array(
-            [photo.scene is not None and photo.scene in learned for photo in photos.tested]
-        )
+        learned = {photo.group_number for photo in photos.training}
+        learned.discard(None)
+        known = np.array([photo.group_number in learned for photo in photos.tested])
         example = photos.tested[int(known.argmax())].path if known.any() else ""
         accuracy = None if known.all() else 100 * float(correct[~known].mean())
         with_known = 100 * float(correct.mean())
@@ -118,7 +117,7 @@ class Fit:
 
     @property
     def doubt(self) -> str:
-        """A sentence if images with too little structure may show one scene, and the estimate
+        """A sentence if images with too little structure may be near-copies, and the estimate
         depends on it: it is lower by more than half of its interval's half width; else empty.
         """
         apart = self.decision.apart
@@ -278,7 +277,7 @@ def expected(
 
     Args:
         classes: their number.
-        of_class: the mean number of scenes of a class.
+        of_class: the mean number of groups of a class.
         labels: so many were learned from.
     """
     accuracy = estimate["accuracy"]

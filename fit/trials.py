@@ -34,17 +34,17 @@ class Examples:
     Attributes:
         x: (images, width), their features.
         y: (images,), the numbers of their classes, on the device of `x`.
-        scenes: (images,), the numbers of their scenes.
+        groups: (images,), the numbers of their groups.
         names: of the classes.
         drawn: (images,), whether an image is like new ones, and was not chosen to be labelled; None
             if all are.
-        certain: (images,), the numbers of their scenes if images with too little structure to
+        certain: (images,), the numbers of their groups if images with too little structure to
             decide are apart; None if there is no such doubt.
     """
 
     x: Tensor
     y: Tensor
-    scenes: NDArray[np.int64]
+    groups: NDArray[np.int64]
     names: Sequence[str]
     drawn: NDArray[np.bool_] | None = None
     certain: NDArray[np.int64] | None = None
@@ -62,7 +62,7 @@ class Examples:
     @property
     def unit(self) -> str:
         """The unit that is held out, for people."""
-        return "image" if len(np.unique(self.scenes)) == len(self.scenes) else "group"
+        return "image" if len(np.unique(self.groups)) == len(self.groups) else "group"
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ def no_trials(examples: Examples, folds: NDArray[np.int64], prior: str, number: 
         prior: how frequent the classes of new images are.
         number: of the candidates of all backbones, which share the memory.
     """
-    held = to_choose_on(folds, examples.scenes, len(examples.names), number)
-    sample = Sample.of(examples.labels[held], examples.scenes[held], prior)
+    held = to_choose_on(folds, examples.groups, len(examples.names), number)
+    sample = Sample.of(examples.labels[held], examples.groups[held], prior)
     return Trials(folds, held, sample, notes_of(examples, folds[0] != choose.NEVER, held))
 
 
@@ -225,19 +225,19 @@ def try_candidates(backbone: Backbone, trials: Trials, plan: Plan) -> Trials:
 
 
 def to_choose_on(
-    folds: NDArray[Any], scenes: NDArray[Any], classes: int, candidates: int
+    folds: NDArray[Any], groups: NDArray[Any], classes: int, candidates: int
 ) -> NDArray[Any]:
-    """The places of images whose logits are kept: those that are held out, or so many scenes as
+    """The places of images whose logits are kept: those that are held out, or so many groups as
     memory has room for.
     """
     places = np.flatnonzero(folds[0] != choose.NEVER)
     room = MOST_LOGITS // (len(folds) * classes * (candidates + 1))
     if len(places) <= room:
         return places
-    of_scenes = np.unique(scenes[places])
-    number = max(2, int(room / len(places) * len(of_scenes)))
-    chosen = np.random.default_rng(0).permutation(of_scenes)[:number]
-    return places[np.isin(scenes[places], chosen)]
+    of_groups = np.unique(groups[places])
+    number = max(2, int(room / len(places) * len(of_groups)))
+    chosen = np.random.default_rng(0).permutation(of_groups)[:number]
+    return places[np.isin(groups[places], chosen)]
 
 
 def tasks(backbone: Backbone, trials: Trials, plan: Plan) -> Iterator[Task]:

@@ -1,4 +1,4 @@
-"""Images without labels: their features, what a model says of them, and which are of one scene."""
+"""Images without labels: their features, what a model says of them, and which are near-copies."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,13 +38,13 @@ class UnlabelledPool:
 
     Attributes:
         features: (images, joint), of unit length.
-        scenes: (images,): images of one scene have one number.
+        groups: (images,): images of one group have one number.
         seen: (images,): whether the model has learned from an image.
     """
 
     photos: Sequence[Photo]
     features: NDArray[np.float32]
-    scenes: NDArray[np.int64]
+    groups: NDArray[np.int64]
     seen: NDArray[np.bool_]
     notes: list[str] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ class UnlabelledPool:
     def ask(
         self, labels: Mapping[str, str], budget: int, drawn: int, seed: int, method: str
     ) -> list[Asked]:
-        """The images whose labels help most, and then some at random; one of each scene.
+        """The images whose labels help most, and then some at random; one of each group.
 
         Args:
             labels: those so far, by absolute paths, in the order in which they were asked for.
@@ -91,7 +91,7 @@ class UnlabelledPool:
         """
         labelled = self.places_of(labels)
         self.check_seen(labelled)
-        places = self.one_of_each_scene(labelled)
+        places = self.one_of_each_group(labelled)
         free = len(places) - len(labelled)
         if budget > free:
             fault = f"--count is {budget:,}, and {free:,} groups of the pool have no label"
@@ -104,9 +104,9 @@ class UnlabelledPool:
         return [self.asked(places[pick], pick in at_random) for pick in picks + at_random]
 
     def left(self, labels: Iterable[str]) -> int:
-        """The number of scenes without a label."""
+        """The number of groups without a label."""
         labelled = self.places_of(labels)
-        return len(self.one_of_each_scene(labelled)) - len(labelled)
+        return len(self.one_of_each_group(labelled)) - len(labelled)
 
     def places_of(self, paths: Iterable[str]) -> list[int]:
         """The places of those images that are in the pool."""
@@ -128,13 +128,13 @@ class UnlabelledPool:
             )
             raise UsageError(fault, "take them out, or give the CSV file with their labels as --to")
 
-    def one_of_each_scene(self, labelled: Sequence[int]) -> list[int]:
-        """The places of the labelled images, in their order, and of the first image of each scene
+    def one_of_each_group(self, labelled: Sequence[int]) -> list[int]:
+        """The places of the labelled images, in their order, and of the first image of each group
         without a label.
         """
-        with_label = set(self.scenes[list(labelled)].tolist())
-        places = firsts(self.scenes).tolist()
-        others = [place for place in places if int(self.scenes[place]) not in with_label]
+        with_label = set(self.groups[list(labelled)].tolist())
+        places = firsts(self.groups).tolist()
+        others = [place for place in places if int(self.groups[place]) not in with_label]
         return [*labelled, *others]
 
 

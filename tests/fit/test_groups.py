@@ -274,8 +274,8 @@ def test_a_folder_of_near_copies_counts_scenes(fitting, photos, tmp_path):
     assert (record["estimate"]["images"], record["estimate"]["groups"]) == (72, 18)
     assert (record["test"]["images"], record["test"]["known"]) == (6, 6)
     assert "accuracy_with_known" in record["test"]
-    scenes = {photo["scene"] for photo in record["images"] if photo["part"] == "train"}
-    assert len(scenes) == 18
+    groups = {photo["group_number"] for photo in record["images"] if photo["part"] == "train"}
+    assert len(groups) == 18
     labels = list(csv.DictReader((tmp_path / "model/labels.csv").read_text().splitlines()))
     assert [*labels[0]][:4] == ["path", "label", "group", "answer"]
     issues = [row for row in labels if row["is_label_issue"] == "True"]
