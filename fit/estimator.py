@@ -20,7 +20,7 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from clip import weights_sha256
+from clip import is_known, weights_sha256
 from common.errors import UsageError, one_line
 from common.names import as_class_name
 from datasets.base import missing_files
@@ -289,8 +289,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """The classifier of a folder that `save` or `tools/fit.py` has written.
 
         Args:
-            options: as for the class, by default those of the fit. Of `backbone`, `device`
-                and `sentences` the default is that of the class. Labels are texts.
+            options: as for the class, by default those of the fit. Of `device` and `sentences`
+                the default is that of the class, and of `backbone` if the fit's is a file.
+                Labels are texts.
         """
         for name in (FILE, PAGE):
             if not Path(folder, name).is_file():
@@ -298,7 +299,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
         files = contents_of(Path(folder))
         try:
             record = json.loads(files[FILE])
-            model = cls(**options_of(record, folder) | options)
+            known = options_of(record, folder)
+            backbone = json.loads(files[EXPORT_CONFIG_FILE])["backbone"]
+            if is_known(backbone):
+                known["backbone"] = backbone
+            model = cls(**known | options)
             model._take(files, {name: name for name in record["names"]})
         except UsageError:
             raise

@@ -261,6 +261,15 @@ def test_a_missing_image_or_folder_prints_one_line(model, tiny, tmp_path):
         Classifier.load(tmp_path / "saved", backbone="small")
 
 
+def test_a_loaded_model_knows_a_backbone_that_anybody_may_name(images, tmp_path):
+    paths, labels = images
+    fitted = Classifier("small", minutes=0, methods=("GDA",)).fit(paths, labels)
+    fitted.save(tmp_path / "model")
+    loaded = Classifier.load(tmp_path / "model")
+    assert loaded.backbone == loaded.backbone_ == "small"
+    assert np.array_equal(loaded.predict_proba(paths[:3]), fitted.predict_proba(paths[:3]))
+
+
 def test_a_loaded_model_has_the_options_of_its_fit(tiny, images, tmp_path):
     paths, labels = images
     sentences = tmp_path / "sentences.json"
