@@ -20,6 +20,7 @@ from clip import keep_backbones
 from common.cluster import check_cluster, connect, gpus_each, no_room, places
 from common.errors import UsageError
 from common.files import write_text
+from common.lock import is_locked
 from common.names import printable
 from common.processes import end_with_parent
 from configs.files import CONFIGS
@@ -127,8 +128,17 @@ class Queue:
     def start(self) -> None:
         """Start as many runs as the executor takes."""
         while self.waiting and len(self.running) < self.executor.slots():
-            sequence = self.waiting.popleft()
+            sequence = self.next()
             self.running[self.executor.submit(sequence[0])] = sequence
+
+    def next(self) -> RunSequence:
+        """The next sequence whose run is in no other process: several commands share a study. If
+        there is none, the first one, which then waits.
+        """
+        free = (one for one in self.waiting if not is_locked(one[0].folder))
+        sequence = next(free, self.waiting[0])
+        self.waiting.remove(sequence)
+        return sequence
 
     def end(self, future: "Future[str | None]") -> None:
         """Take a run that has ended, or whose process has died, out of those that run."""

@@ -137,6 +137,24 @@ def test_run_of_another_process_is_waited_for(study_file):
     assert (run.folder / "results.json").stat().st_mtime_ns == before
 
 
+def test_a_second_command_takes_the_runs_that_the_first_one_leaves(study_file, monkeypatch):
+    study = load(study_file("shared", trainers={"ZeroshotCLIP": "small"}))
+    ((first, second),) = study.sequences
+    started = []
+
+    def submit(self, run):
+        started.append(run)
+        future = Future()
+        future.set_result(None)
+        return future
+
+    monkeypatch.setattr(LocalExecutor, "submit", submit)
+    first.folder.mkdir(parents=True)
+    with FileLock(first.folder / LOCK):
+        assert execute_runs([(first,), (second,)], LocalExecutor(1), "shared") == {}
+    assert started == [second, first]
+
+
 def test_error_of_a_run_has_no_control_characters(tmp_path):
     line = execution.record_outcome(tmp_path, ValueError("bad \x1b[31m\nname"))
     assert (
