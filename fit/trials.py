@@ -160,8 +160,8 @@ class Trials:
         found = choose.accuracy_of(logits[:, inside], self.sample.part(inside))
         best = max((row["accuracy"] for row in self.rows if "accuracy" in row), default=0.0)
         if found["high"] < best:
-            share = f"{inside.sum():,} of {len(inside):,} images"
-            raise UsageError(f"it has {found['accuracy']:.1f}% of {share}, the best {best:.1f}%")
+            share = f"{found['accuracy']:.1f}% of the first {inside.sum():,} held-out images right"
+            raise UsageError(f"{share}, and the best candidate has {best:.1f}% of all")
 
     def part(self, inside: NDArray[np.bool_]) -> "Trials":
         """The same of some of the images that were held out (held,)."""

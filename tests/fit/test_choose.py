@@ -160,7 +160,9 @@ def test_a_beaten_candidate_stops(heads):
     request = FitRequest(images=Path("photos"), to=Path("model"))
     backbone = Backbone("", heads, examples, candidates, trained)
     _, found = decide_among([backbone], request)
-    assert found.rows[-1]["fault"] == "it has 0.0% of 12 of 60 images, the best 90.0%"
+    assert found.rows[-1]["fault"] == (
+        "0.0% of the first 12 held-out images right, and the best candidate has 90.0% of all"
+    )
     assert done == [0]
 
 
