@@ -37,7 +37,7 @@ from fit import photos as groups
 from fit.candidates import CANDIDATES, CLOSED_FORM, SENTENCES
 from fit.decision import decide_among
 from fit.estimate import estimate_by
-from fit.features import Row
+from fit.features import EncodedImage
 from fit.heads import Heads
 from fit.options import FitRequest
 from fit.photos import Photos
@@ -212,7 +212,7 @@ def examples_of(
     x = features(heads, images)
     listed = [Photo(str(place), heads.names[label]) for place, label in enumerate(labels.tolist())]
     rows = {
-        photo.path: Row("", image_facts.signature(image), image_facts.Taken(), feature)
+        photo.path: EncodedImage("", image_facts.signature(image), image_facts.Taken(), feature)
         for photo, image, feature in zip(listed, images, x, strict=True)
     }
     photos = Photos(listed, heads.names, {}, []).in_groups(groups.find_groups(listed, rows))

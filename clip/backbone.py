@@ -257,7 +257,7 @@ def open_clip_file(name: str, cache: str | None) -> Path:
     repo, _, file = str(pretrained.get("hf_hub", "")).rpartition("/")
     if repo:
         files = [str(Path(file).with_suffix(".safetensors")), file] if file else hub.WEIGHTS
-        return hub.file_of(repo, files, cache, remedy)
+        return hub.hub_file(repo, files, cache, remedy)
     try:
         return Path(open_clip.download_pretrained(pretrained, cache_dir=cache))
     except Exception as error:  # of any library that open_clip downloads with

@@ -217,7 +217,7 @@ def fill_model(model: CLIP, state: dict[str, Tensor], resize: bool) -> None:
             if key.endswith("positional_embedding"):
                 state[key] = state[key].float()
             else:
-                check(key, weight, state[key])
+                check_weight(key, weight, state[key])
         resize_pos_embed(state, model)
         resize_text_pos_embed(state, model)
     for key, weight in weights.items():
@@ -232,7 +232,7 @@ def set_statistics(model: CLIP, preprocess_cfg: Mapping[str, Any]) -> None:
         setattr(model.visual, f"image_{key}", three_numbers(key, preprocess_cfg[key]))
 
 
-def check(name: str, weight: Tensor, value: Tensor) -> None:
+def check_weight(name: str, weight: Tensor, value: Tensor) -> None:
     """Compare a tensor of a file with the weight of that name.
 
     Raises:
@@ -249,7 +249,7 @@ def fill(name: str, weight: Tensor, value: Tensor) -> None:
     """Copy a tensor of a file to the weight of that name; ValueError as for `check`, or if it is
     not finite.
     """
-    check(name, weight, value)
+    check_weight(name, weight, value)
     weight.copy_(value)
     # NaN and inf survive the minimum and the maximum, so no boolean tensor is needed.
     if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():

@@ -81,20 +81,20 @@ def checked(file: Path) -> dict:
     Raises:
         ClipError: one is not known; UsageError: the file is not JSON.
     """
-    config = read(file)
+    config = read_configuration(file)
     model = config.get("model_cfg")
     if not isinstance(model, dict):
         raise refused(file, "model_cfg", model)
     model.pop("multimodal_cfg", None)  # of a text decoder, which is not built
     config["model_cfg"] = {"vision_cfg": None, "text_cfg": None} | model
-    check(config["model_cfg"], MODEL, file)
+    check_values(config["model_cfg"], MODEL, file)
     name = model["vision_cfg"].get("timm_model_name")
     if name and not timm.is_model(name):
         raise refused(file, "timm_model_name", name)
     return config
 
 
-def read(file: Path) -> dict:
+def read_configuration(file: Path) -> dict:
     """The content of a JSON file; {} if it has no keys."""
     content = read_json(file, MAX_BYTES)
     return content if isinstance(content, dict) else {}
@@ -106,12 +106,12 @@ def refused(file: Path, key: str, value: Any) -> ClipError:
     return ClipError(fault, "remove it, or state a value as in open_clip's configurations", file)
 
 
-def check(values: Mapping, usual: Mapping, file: Path) -> None:
+def check_values(values: Mapping, usual: Mapping, file: Path) -> None:
     """Raise ClipError for a key that the usual values lack, or a value of another kind."""
     for key, value in values.items():
         like = usual.get(key)
         if isinstance(like, dict) and isinstance(value, dict):
-            check(value, like, file)
+            check_values(value, like, file)
         elif key not in usual or not is_like(key, value, like):
             raise refused(file, key, value)
 
@@ -137,7 +137,7 @@ def text_tower(file: Path) -> dict[str, Any]:
     Raises:
         ClipError: it is of another kind, or a size is not a number; UsageError: it is not JSON.
     """
-    stated = read(file)
+    stated = read_configuration(file)
     kind = stated.get("model_type")
     if not isinstance(kind, str) or kind not in TOWERS:
         raise refused(file, "model_type", kind)
@@ -145,7 +145,7 @@ def text_tower(file: Path) -> dict[str, Any]:
 
     usual = AutoConfig.for_model(kind)
     sizes = {key: stated[key] for key in TOWERS[kind].split() if key in stated}
-    check(sizes, {key: getattr(usual, key) for key in sizes}, file)
+    check_values(sizes, {key: getattr(usual, key) for key in sizes}, file)
     for key, value in sizes.items():
         if isinstance(value, str) and value not in ACTIVATIONS.split():
             raise refused(file, key, value)
@@ -173,7 +173,7 @@ def tokeniser_data(folder: Path) -> Iterator[dict[str, Any]]:
             if file not in OPTION_FILES:
                 (here / file).symlink_to((folder / file).absolute())
                 continue
-            stated = read(folder / file)
+            stated = read_configuration(folder / file)
             known = {key: stated[key] for key in OPTIONS.split() if key in stated}
             kind = known.get("tokenizer_class")
             if not CLASSES.fullmatch(str(kind or "")):

@@ -48,11 +48,11 @@ def repository(name: str, cache: str | None) -> Path:
         f"check the name and the connection, or put {CONFIG} and its weights into a folder, "
         "and give it"
     )
-    config = file_of(repo, [CONFIG], cache, remedy)
-    return file_of(repo, WEIGHTS, cache, remedy, config.parent.name)
+    config = hub_file(repo, [CONFIG], cache, remedy)
+    return hub_file(repo, WEIGHTS, cache, remedy, config.parent.name)
 
 
-def file_of(
+def hub_file(
     repo: str, files: Sequence[str], cache: str | None, remedy: str, revision: str | None = None
 ) -> Path:
     """The first of some files that the cache has of a repository, or else the first that the hub

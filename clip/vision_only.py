@@ -78,7 +78,7 @@ def weight_file(name: str, cache: str | None) -> Path:
     remedy = f"give a file with these weights: {PREFIX}{model}:FILE"
     if not config.hf_hub_id:
         raise ClipError(f"timm names no repository with weights of {model}", remedy)
-    return hub.file_of(config.hf_hub_id, hub.WEIGHTS, cache, remedy)
+    return hub.hub_file(config.hf_hub_id, hub.WEIGHTS, cache, remedy)
 
 
 def configuration(name: str) -> dict[str, Any]:

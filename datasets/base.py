@@ -134,7 +134,7 @@ class FewShotDataset(DatasetBase):
         self.sentences: dict[str, list[str]] = {}
         if self.cfg.DATASET.get("SENTENCES", ""):
             names = {item.classname for part in split for item in part}
-            self.sentences = sentences.read(sentences.file_of(self.cfg)[0], names)
+            self.sentences = sentences.read_sentences(sentences.sentences_file(self.cfg)[0], names)
         train, val, test = select_classes(
             self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split)
         )
@@ -279,7 +279,7 @@ class FewShotDataset(DatasetBase):
         given = self.cfg.DATASET.FEWSHOT_FILE.replace("{shots}", str(number))
         given = given.replace("{seed}", str(self.cfg.SEED))
         file = Path(os.path.expanduser(given)).absolute()
-        chosen, self.fewshot_file = splits.read(file, whole, self.images, self.data)
+        chosen, self.fewshot_file = splits.read_split(file, whole, self.images, self.data)
         counts = Counter(item.label for item in chosen["train"])
         expected = Counter(item.label for item in drawn)
         for item in chosen["train"]:

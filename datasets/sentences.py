@@ -25,13 +25,15 @@ LONGEST = 4096
 SURROGATES = re.compile("[\ud800-\udfff]")  # no UTF-8 has them
 
 
-def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, list[str]]:
+def read_sentences(
+    file: str | PathLike | None, names: Collection[str] = ()
+) -> dict[str, list[str]]:
     """The sentences in a file, under its names of classes; {} without one.
 
     It prints how many of the classes with these `names` have some; UsageError if none has, and as
     for `check`.
     """
-    sentences = check(read_json(file, LARGEST), file) if file else {}
+    sentences = check_sentences(read_json(file, LARGEST), file) if file else {}
     classes = {*map(plain, names)}
     counts = [len(texts) for name, texts in sentences.items() if plain(name) in classes and texts]
     if counts:
@@ -49,7 +51,7 @@ def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, 
     return sentences
 
 
-def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:
+def check_sentences(content: Any, where: str | PathLike) -> dict[str, list[str]]:
     """The content of a file, or of a model's description, from anyone; UsageError if it has another
     form or size.
     """
@@ -75,7 +77,7 @@ def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:
     return content
 
 
-def file_of(cfg: CfgNode) -> tuple[Path | None, str]:
+def sentences_file(cfg: CfgNode) -> tuple[Path | None, str]:
     """The file DATASET.SENTENCES, in whose name {dataset} is the dataset's in results, and its
     checksum. Raises UsageError if DATASET.SENTENCES_SHA256 states another one, or the file is
     missing or too large.

@@ -40,7 +40,7 @@ class DatumUnpickler(pickle.Unpickler):
         return PickledDatum
 
 
-def read(
+def read_split(
     file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path
 ) -> tuple[Parts, dict[str, str]]:
     """The images that a file chooses.

@@ -25,7 +25,7 @@ from studies.plan import load  # noqa: E402
 PAGES = ("docs/own_classes.md", "docs/reproduce.md", "docs/studies.md")
 FILES = ROOT / "studies/published"
 PUBLISHED = json.loads((FILES / "published_results.json").read_text())
-Row = list[str]
+Cells = list[str]
 
 
 def golden_cases() -> Counter[str]:
@@ -41,7 +41,7 @@ def golden_cases() -> Counter[str]:
     return found
 
 
-def numbers(row: dict, keys: Iterable[str]) -> Row:
+def numbers(row: dict, keys: Iterable[str]) -> Cells:
     return [f"{row[key]:.2f}" for key in keys]
 
 
@@ -52,7 +52,7 @@ def name(row: dict) -> str:
 # The tables; each function gets the rows on the page.
 
 
-def verified(old: list[Row]) -> list[Row]:
+def verified(old: list[Cells]) -> list[Cells]:
     """A row for the methods of which the same has been tested, each with its number of golden
     cases.
     """
@@ -77,7 +77,7 @@ def verified(old: list[Row]) -> list[Row]:
     ]
 
 
-def settings(old: list[Row]) -> list[Row]:
+def settings(old: list[Cells]) -> list[Cells]:
     """The YAML files of the methods; what is behind them, the scripts and the notes are written by
     hand.
     """
@@ -94,7 +94,7 @@ def settings(old: list[Row]) -> list[Row]:
     return [old[0], *rows, *([method, "?", "?", "?"] for method in sorted(missing))]
 
 
-def authors(old: list[Row]) -> list[Row]:
+def authors(old: list[Cells]) -> list[Cells]:
     rows = []
     for row in PUBLISHED["base2new"]:
         epochs = f", {row['epochs']} epochs" if "epochs" in row else ""
@@ -103,7 +103,7 @@ def authors(old: list[Row]) -> list[Row]:
     return [["method", "base", "new", "H", "source", "YAML file here"], *rows]
 
 
-def studies(old: list[Row]) -> list[Row]:
+def studies(old: list[Cells]) -> list[Cells]:
     """Contents are written by hand."""
     contents = {row[0]: row[1] for row in old}
     rows = []
@@ -119,13 +119,13 @@ def studies(old: list[Row]) -> list[Row]:
     return [old[0], *rows]
 
 
-def options(old: list[Row]) -> list[Row]:
+def options(old: list[Cells]) -> list[Cells]:
     """The options of a fit that the page has, and what they mean."""
     meaning = fit_options()
     return [old[0], *([option, meaning[option]] for option, _ in old[1:])]
 
 
-TABLES: dict[str, Callable[[list[Row]], list[Row]]] = {
+TABLES: dict[str, Callable[[list[Cells]], list[Cells]]] = {
     "verified": verified,
     "settings": settings,
     "authors": authors,

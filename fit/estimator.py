@@ -109,7 +109,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if self.backbone is None:
             return self._fit_matrix(*self._matrix(X, y))
         with TemporaryDirectory() as place:
-            photos, labels = photos_of(X, y, Path(place), {})
+            photos, labels = photos_in_memory(X, y, Path(place), {})
             request = self._request(Path(place) / "model")
             self._fit(request, with_checksums(photos))
             self._take(contents_of(request.to), labels)
@@ -137,7 +137,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             fault = "the fit read sentences, which its folder does not hold"
             raise UsageError(fault, "give Classifier the same sentences")
         with TemporaryDirectory() as place:
-            added, labels = photos_of(X, y, Path(place), self._labels)
+            added, labels = photos_in_memory(X, y, Path(place), self._labels)
             request = self._request(Path(place) / "model")
             if missing_files(photo.path for photo in self._learned):
                 request = replace(request, minutes=0.0)  # trainings read the images themselves
@@ -372,7 +372,7 @@ def class_names(y: ArrayLike, known: dict[str, Any]) -> dict[str, Any]:
     return labels
 
 
-def photos_of(
+def photos_in_memory(
     X: Any, y: ArrayLike | None, folder: Path, known: dict[str, Any]
 ) -> tuple[list[Photo], dict[str, Any]]:
     """Labelled images, and their labels by the names of their classes; images that are in memory

@@ -46,7 +46,7 @@ LIMIT = 20e9  # bytes of all files
 AGREEMENT = 0.999  # the cosine of a feature in bf16 and in fp32, at least
 
 
-class Row(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image's facts in the bank."""
 
     pixels_sha256: str  # of its decoded pixels
@@ -55,7 +55,7 @@ class Row(NamedTuple):
     feature: Tensor  # (width,)
 
 
-def features_of(photos: Sequence[Photo], rows: Mapping[str, Row]) -> Tensor:
+def features_of(photos: Sequence[Photo], rows: Mapping[str, EncodedImage]) -> Tensor:
     """(photos, width), on the CPU."""
     return torch.stack([rows[photo.path].feature for photo in photos])
 
@@ -108,7 +108,7 @@ class Features:
 
         return self.classifier._each(images, compute, self.classifier.width)
 
-    def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
+    def of(self, keys: Mapping[str, str]) -> tuple[dict[str, EncodedImage], dict[str, str]]:
         """The row of each image by its path, and the fault of each other image.
 
         An image whose file has another checksum by now has the fault that it changed.
@@ -123,7 +123,7 @@ class Features:
             total=len(new), desc="features", unit="image", disable=None if new else True
         ) as bar:
             for start in range(0, len(new), PART):
-                rows: dict[str, Row] = {}
+                rows: dict[str, EncodedImage] = {}
                 for found, faults in in_threads(
                     partial(self.read, keys),
                     new[start : start + PART],
@@ -139,7 +139,7 @@ class Features:
 
     def read(
         self, keys: Mapping[str, str], paths: Sequence[str]
-    ) -> tuple[dict[str, Row], dict[str, str]]:
+    ) -> tuple[dict[str, EncodedImage], dict[str, str]]:
         """The row of each image by its path, and the fault of each other image."""
         files = list(map(Path, paths))
         reader = Reader(digests=True, looks=True)
@@ -159,12 +159,12 @@ class Features:
             elif not feature.isfinite().all():
                 faults[path] = f"the feature of {path} is not finite"
             else:
-                rows[path] = Row(*reader.looks[file], feature)
+                rows[path] = EncodedImage(*reader.looks[file], feature)
         return rows, faults
 
     # On the disk: a table with a row for each image
 
-    def keep(self, rows: Mapping[str, Row]) -> None:
+    def keep(self, rows: Mapping[str, EncodedImage]) -> None:
         if not rows:
             return
         keys = [bytes.fromhex(key) for key in rows]
@@ -177,14 +177,14 @@ class Features:
         content["feature"] = torch.stack([row.feature for row in rows.values()]).numpy()
         self.table.put(keys, [content])
 
-    def kept(self, keys: Iterable[str]) -> dict[str, Row]:
+    def kept(self, keys: Iterable[str]) -> dict[str, EncodedImage]:
         """The rows of these files that an earlier call has left."""
         found = {}
         for key, row in self.table.get(bytes.fromhex(key) for key in keys).items():
             pixels = row["pixels"].tobytes().hex()
             taken = image_facts.Taken(int(row["camera"]), float(row["second"]))
             feature = torch.from_numpy(row["feature"].copy())
-            found[key.hex()] = Row(pixels, row["signature"].copy(), taken, feature)
+            found[key.hex()] = EncodedImage(pixels, row["signature"].copy(), taken, feature)
         return found
 
 
@@ -215,14 +215,14 @@ class Source:
 
     request: FitRequest
     heads: Heads
-    rows: Mapping[str, Row]
+    rows: Mapping[str, EncodedImage]
     damaged: Mapping[str, str]
     encoder: Features
 
 
 def heads_of(request: FitRequest, names: Sequence[str], clip: CLIP | None = None) -> Heads:
     """The heads on zero-shot CLIP for these classes; the backbone may be loaded already."""
-    sentences = sentence_files.read(request.sentences, names)
+    sentences = sentence_files.read_sentences(request.sentences, names)
     name = request.backbone
     clip = clip or load_backbone(name)
     if reads_texts(clip):
@@ -313,7 +313,7 @@ def price(name: str, ms: float) -> dict[str, Any]:
     return {"megabytes": megabytes, "ms": ms, "images_per_second": 1000 / ms}
 
 
-def read_by_all(sources: Sequence[Source]) -> tuple[dict[str, Row], dict[str, str]]:
+def read_by_all(sources: Sequence[Source]) -> tuple[dict[str, EncodedImage], dict[str, str]]:
     """The rows of the first backbone, of images that all can use; and the faults of others."""
     rows = sources[0].rows
     used = {path: rows[path] for path in rows if all(path in one.rows for one in sources)}
@@ -322,7 +322,7 @@ def read_by_all(sources: Sequence[Source]) -> tuple[dict[str, Row], dict[str, st
 
 def read_features(
     photos: Sequence[Photo], encoder: Features
-) -> tuple[dict[str, Row], dict[str, str]]:
+) -> tuple[dict[str, EncodedImage], dict[str, str]]:
     """`Features.of` the photos; of those in a bank, it is read there."""
     rows, damaged = encoder.of({photo.path: photo.sha256 for photo in photos if not photo.bank})
     for folder in sorted({Path(photo.bank) for photo in photos if photo.bank}):
@@ -339,11 +339,11 @@ def read_features(
     return rows, damaged
 
 
-def row_of(known: Mapping[str, Any]) -> Row:
+def row_of(known: Mapping[str, Any]) -> EncodedImage:
     """The facts of an image in a bank."""
     signature = np.zeros(image_facts.SHAPE, dtype=np.int8)
     if "signature" in known:
         signature = np.array(known["signature"], dtype=np.int8).reshape(image_facts.SHAPE)
     taken = image_facts.Taken(known.get("camera", 0), known.get("second", float("nan")))
     pixels = known.get("pixels_sha256") or known["sha256"]
-    return Row(pixels, signature, taken, torch.from_numpy(known["before"].copy()))
+    return EncodedImage(pixels, signature, taken, torch.from_numpy(known["before"].copy()))

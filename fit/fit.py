@@ -22,7 +22,7 @@ from trainers.base.features import CachedOutput
 from . import report
 from .candidates import CANDIDATES, CLOSED_FORM, LINEAR, SENTENCES, ZERO_SHOT, Candidate
 from .decision import decide_among
-from .features import Row, Source, features_of, heads_of, price, read_by_all, sources_of
+from .features import EncodedImage, Source, features_of, heads_of, price, read_by_all, sources_of
 from .heads import Heads, reads_names
 from .options import FitRequest
 from .photos import Photos, find_groups, looks_known
@@ -157,7 +157,7 @@ def left_out(request: FitRequest, photos: Photos, several: bool) -> Iterator[str
 def photos_of(
     request: FitRequest,
     found: Sequence[Photo],
-    rows: Mapping[str, Row],
+    rows: Mapping[str, EncodedImage],
     damaged: Mapping[str, str],
 ) -> Photos:
     """The images that can be used, in groups."""

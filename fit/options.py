@@ -77,7 +77,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            check(one, getattr(self, one.name))
+            check_option(one, getattr(self, one.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class FitRequest(FitOptions):
         return self.backbones[0]
 
 
-def check(one: Field[Any], value: Any) -> None:
+def check_option(one: Field[Any], value: Any) -> None:
     """Raise UsageError for a value that an option does not accept."""
     choices = one.metadata["reads"].get("choices")
     if choices:

@@ -16,7 +16,7 @@ from datasets import copies
 from datasets.base import same_names
 from inference.seen import SeenImages
 
-from .features import Row
+from .features import EncodedImage
 from .read_images import ASKED, Photo, learned_classes
 
 MOST_NAMED = 3  # classes in a sentence
@@ -51,7 +51,7 @@ class Photos:
     def usable(
         cls,
         photos: Sequence[Photo],
-        rows: Mapping[str, Row],
+        rows: Mapping[str, EncodedImage],
         damaged: Mapping[str, str],
     ) -> "Photos":
         """The images without damaged ones and copies. Of copies the first is kept: one for training
@@ -143,7 +143,9 @@ class Photos:
         places = {name: place for place, name in enumerate(self.names)}
         return [places[photo.label] for photo in photos]
 
-    def seen(self, part: Sequence[Photo], rows: Mapping[str, Row], role: str) -> SeenImages:
+    def seen(
+        self, part: Sequence[Photo], rows: Mapping[str, EncodedImage], role: str
+    ) -> SeenImages:
         """The ledger of these photos, in this role."""
         sha256 = [photo.pixels_sha256 for photo in part]
         signatures = [rows[photo.path].signature for photo in part]
@@ -160,7 +162,7 @@ def groups_by_class(photos: Sequence[Photo], groups: NDArray[np.int64]) -> dict[
 
 
 def without_copies(
-    found: Sequence[Photo], rows: Mapping[str, Row]
+    found: Sequence[Photo], rows: Mapping[str, EncodedImage]
 ) -> tuple[list[Photo], list[str]]:
     """The first of each image with the same pixels, without those that cannot be read and those of
     two classes; and notes about the latter.
@@ -208,7 +210,9 @@ class Groups(NamedTuple):
     reasons: str
 
 
-def find_groups(photos: Sequence[Photo], rows: Mapping[str, Row], looks: bool = True) -> Groups:
+def find_groups(
+    photos: Sequence[Photo], rows: Mapping[str, EncodedImage], looks: bool = True
+) -> Groups:
     """The groups of photos.
 
     They are found by the names that the user gives them, by the time when they were taken, and by
@@ -245,7 +249,7 @@ def reasons_of(links: Mapping[str, copies.Pairs], inside: NDArray[np.bool_]) -> 
     return ", ".join(reasons)
 
 
-def looks_known(photos: Sequence[Photo], rows: Mapping[str, Row]) -> bool:
+def looks_known(photos: Sequence[Photo], rows: Mapping[str, EncodedImage]) -> bool:
     """Whether it is known how the photos that have a row look, and when they were taken: some banks
     do not say it.
     """

@@ -23,7 +23,7 @@ from inference.tars import is_tar
 
 METADATA = "metadata.csv", "metadata.jsonl"
 ASKED = "chosen", "random"
-Row = Mapping[str, str | None]  # of a file, by its columns
+TableRow = Mapping[str, str | None]  # of a file, by its columns
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Photo:
     asked: str = ""  # why `tools/label.py` asked for its label: one of ASKED
 
 
-def rows_of(file: Path) -> list[tuple[int, Row]]:
+def table_rows(file: Path) -> list[tuple[int, TableRow]]:
     """The rows of a CSV file, or of a file with a JSON object on each line, with their lines."""
     # Not `splitlines`: a name may have any other letter that ends a line, such as U+2028
     lines = io.StringIO(read_text(file), newline="")
@@ -59,13 +59,13 @@ def rows_of(file: Path) -> list[tuple[int, Row]]:
         ) from error
 
 
-def csv_row(row: Mapping[str, Any]) -> Row:
+def csv_row(row: Mapping[str, Any]) -> TableRow:
     return {
         key: of_csv_cell(value) if isinstance(value, str) else value for key, value in row.items()
     }
 
 
-def json_row(line: str, number: int, file: Path) -> Row:
+def json_row(line: str, number: int, file: Path) -> TableRow:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -75,7 +75,9 @@ def json_row(line: str, number: int, file: Path) -> Row:
     return {key: str(value) for key, value in row.items() if isinstance(value, str | int)}
 
 
-def photos_of(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> list[Photo]:
+def photos_in_table(
+    rows: Sequence[tuple[int, TableRow]], file: Path, part: str = ""
+) -> list[Photo]:
     """The images in the rows of a file.
 
     Args:
@@ -97,7 +99,7 @@ def photos_of(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> li
     return photos
 
 
-def photos_in_rows(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> list[Photo]:
+def photos_in_rows(rows: Sequence[tuple[int, TableRow]], file: Path, part: str = "") -> list[Photo]:
     """`photos_of`, whether the images are there or not."""
     columns = rows[0][1] if rows else {}
     column = "path" if "path" in columns else "file_name"
@@ -118,7 +120,7 @@ def photos_in_rows(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") 
     return [photo_of(row, column, part, line, file) for line, row in rows]
 
 
-def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:
+def photo_of(row: TableRow, column: str, part: str, line: int, file: Path) -> Photo:
     """The image of a row, whose path is in a column."""
     path = row.get(column) or ""
     label = (row.get("label") or "").strip()
@@ -168,10 +170,10 @@ def find(
         UsageError: there are fewer than two classes with images, an image of a CSV file is missing,
             a class has only test images, or the names of groups cannot be used.
     """
-    photos = read(place, labels)
+    photos = read_photos(place, labels)
     if test:
         photos = [photo for photo in photos if photo.part != "test"]
-        photos += [replace(photo, part="test") for photo in read(test, labels)]
+        photos += [replace(photo, part="test") for photo in read_photos(test, labels)]
     photos = [replace(photo, label=as_class_name(photo.label)) for photo in photos]
     learned = learned_classes(photos)
     if len(learned) < 2:
@@ -191,7 +193,7 @@ def learned_classes(photos: Iterable[Photo]) -> set[str]:
     return {photo.label for photo in photos if photo.part != "test"}
 
 
-def read(place: Path, labels: Path | None = None) -> list[Photo]:
+def read_photos(place: Path, labels: Path | None = None) -> list[Photo]:
     """The images of a bank, of a CSV file with the columns path, label and perhaps split, of a
     folder with metadata of Hugging Face, or of class folders.
 
@@ -202,7 +204,7 @@ def read(place: Path, labels: Path | None = None) -> list[Photo]:
     if labels:
         raise UsageError(f"{place} is not a bank", "leave out --labels", place)
     if place.is_file():
-        return photos_of(rows_of(place), place)
+        return photos_in_table(table_rows(place), place)
     if not place.is_dir():
         raise UsageError(f"there is no folder or file {place}", LAYOUT, place)
     return read_metadata(place) or read_folders(place)
@@ -277,7 +279,7 @@ def read_metadata(folder: Path) -> list[Photo]:
         file = next((place / name for name in METADATA if (place / name).is_file()), None)
         if file is None:
             continue
-        rows = rows_of(file)
+        rows = table_rows(file)
         if not {"file_name", "label"} <= set(rows[0][1] if rows else ()):
             print(printable(f"Not read: {file} has no columns file_name and label"))
             continue
@@ -286,7 +288,7 @@ def read_metadata(folder: Path) -> list[Photo]:
             if name.is_absolute() or ".." in name.parts:
                 fault = f"line {line} of {file} leads out of its folder"
                 raise UsageError(fault, "give paths inside of it", file)
-        photos += photos_of(rows, file, part)
+        photos += photos_in_table(rows, file, part)
         if not part:
             break
     return photos
@@ -353,7 +355,9 @@ MOST_FAULTS = 5  # that are named
 def labelled(rows: Sequence[Mapping[str, Any]], labels: Path | None) -> list[Photo | None]:
     """The image of each row with its class; None if nothing says it."""
     if labels:
-        known = {os.path.abspath(one.path): one for one in photos_in_rows(rows_of(labels), labels)}
+        known = {
+            os.path.abspath(one.path): one for one in photos_in_rows(table_rows(labels), labels)
+        }
         return [known.get(os.path.abspath(row["path"])) for row in rows]
     if rows and "label" in rows[0]:
         return [

@@ -27,7 +27,7 @@ from .options import PredictOptions
 # Class names: until here one thread is as fast, and from here on their text features take long
 FEW = 100
 MANY = 5000
-Row = dict[str, Any]
+AnswerRow = dict[str, Any]
 
 
 def content_of(file: Image) -> Content:
@@ -123,7 +123,7 @@ def predict_files(
     models: Sequence[Model],
     files: Sequence[Image] | BankFiles,
     options: PredictOptions,
-) -> Iterator[list[Row]]:
+) -> Iterator[list[AnswerRow]]:
     """For one batch of files after another a row for each file and each model.
 
     Files may be those of a bank. A row has `image`, `size`, `model` and what `Predictions.answers`
@@ -140,7 +140,7 @@ def predict_files(
 
 def predict_batch(
     models: Sequence[Model], options: PredictOptions, batch: Sequence[Image]
-) -> list[Row]:
+) -> list[AnswerRow]:
     reader = Reader()
     asked = options.topk, options.unknown, options.sets
     classifiers = [model.classifier for model in models]
@@ -149,12 +149,14 @@ def predict_batch(
         classifier.predict(pixels, options.class_names).answers(*asked)
         for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
     ]
-    return rows_of(models, zip(batch, faults, map(reader.sizes.get, batch), strict=True), answers)
+    return answer_rows(
+        models, zip(batch, faults, map(reader.sizes.get, batch), strict=True), answers
+    )
 
 
 def predict_rows(
     models: Sequence[Model], files: BankFiles, options: PredictOptions
-) -> Iterator[list[Row]]:
+) -> Iterator[list[AnswerRow]]:
     """`predict_files` by the features in a bank."""
     behind = [HeadOnly(model.classifier) for model in models]
     for part in files.rows("path", "width", "height"):
@@ -163,19 +165,19 @@ def predict_rows(
         answers = [one.answers(options.topk, options.unknown, options.sets) for one in said]
         images, *sides = part.columns.values()
         sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
-        yield rows_of(models, zip(images, part.faults, sizes, strict=True), answers)
+        yield answer_rows(models, zip(images, part.faults, sizes, strict=True), answers)
 
 
-def rows_of(
+def answer_rows(
     models: Sequence[Model],
     images: Iterable[tuple[Any, str, Any]],
-    answers: Sequence[Sequence[Row]],
-) -> list[Row]:
+    answers: Sequence[Sequence[AnswerRow]],
+) -> list[AnswerRow]:
     """The rows of images, each with its fault and its size. Those without a fault have answers by
     each model.
     """
     of_good = zip(*answers, strict=True)
-    rows: list[Row] = []
+    rows: list[AnswerRow] = []
     for image, fault, size in images:
         known = {"image": str(image), "size": size}
         if fault:

@@ -16,7 +16,7 @@ from common.arrays import read_arrays
 from common.errors import UsageError, check_dataset_name
 from common.files import RESULTS_FILE, check_regular
 from common.names import plain, printable
-from measures.predictions import LARGEST, PREDICTIONS_FILE, read
+from measures.predictions import LARGEST, PREDICTIONS_FILE, read_predictions
 from trainers import methods, predicting
 
 from .arguments import check_exists
@@ -34,7 +34,7 @@ from .calibrated_outputs import (
 from .calibration import checked
 from .calibration_images import labelled_images, outputs_of, seen_of
 from .classifier import PromptedClassifier
-from .load import file_of, kind_of, load, run_configuration
+from .load import kind_of, load, model_file, run_configuration
 from .options import LoadOptions
 from .seen import ROLES, SeenImages
 
@@ -116,7 +116,7 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     before = None
     with suppress(UsageError):  # it is damaged
         before = calibration_in(folder)
-    write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
+    write_calibration(folder, fitted, model_file(folder, predicting()[classifier.method]))
     if images.seen is not None:
         earlier = images.seen.of_role(*set(ROLES).difference(["calibrated"]))
         (earlier + images.asked).write(folder)
@@ -301,7 +301,7 @@ def saved_outputs(run: Path) -> Outputs | None:
     file = run / PREDICTIONS_FILE
     if not file.is_file():
         return None
-    labels = read(run)["label"]
+    labels = read_predictions(run)["label"]
     try:
         logits = read_arrays(file, [LOGITS], LARGEST + 1024)[LOGITS].astype(float)
         checked(logits, labels)

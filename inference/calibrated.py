@@ -35,7 +35,7 @@ class Calibration:
         test_images: how many of them are test images of the model's dataset.
         chosen_images: how many of them have chosen an epoch or a setting of the model.
         unknown_images: whether nobody knows which images the model has learned from.
-        model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once
+        model, model_sha256: the name and the checksum of the model's file (`load.model_file`), once
             it is written.
         date, version, commit: of the fit, once it is written; empty in files of earlier versions.
     """

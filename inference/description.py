@@ -52,7 +52,7 @@ def check_description(description: Description, source: str) -> None:
     for template in filter(None, (description.template, description.dataset_template)):
         check_template(template, source)
     if description.sentences:
-        datasets.sentences.check(description.sentences, source)
+        datasets.sentences.check_sentences(description.sentences, source)
 
 
 def predicting_configuration(description: Description, options: LoadOptions) -> CfgNode:
@@ -144,7 +144,7 @@ def describe(
         template=cfg.DATASET.TEMPLATE,
         training=facts,
         dataset_name=name,
-        sentences=sentences.read(sentences.file_of(cfg)[0]),
+        sentences=sentences.read_sentences(sentences.sentences_file(cfg)[0]),
     )
 
 

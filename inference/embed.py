@@ -100,12 +100,12 @@ def main(argv: list[str] | None = None) -> None:
     end(args.to, errors)
 
 
-def output_of(words: Sequence[str]) -> "Features":
+def output_of(words: Sequence[str]) -> "FeatureFiles":
     """The output of a command with these words."""
     return output_of_args(parse([*words]))
 
 
-def output_of_args(args: argparse.Namespace) -> "Features":
+def output_of_args(args: argparse.Namespace) -> "FeatureFiles":
     options = load_options(args)
     with required_packages():
         from .load import kind_of, load, read_model
@@ -124,12 +124,12 @@ def output_of_args(args: argparse.Namespace) -> "Features":
     if args.look:
         facts["look"] = True
     how = EmbedOptions(args.layout, args.precision, args.look, args.batch_size)
-    output = Features(args.to, how, facts, classifier)
+    output = FeatureFiles(args.to, how, facts, classifier)
     output.first_image = int(model is not None)
     return output
 
 
-class Features(Output):
+class FeatureFiles(Output):
     """Files with features. In the layout of clip-retrieval, the row of an image that cannot be read
     has zeros.
     """

@@ -17,12 +17,12 @@ from common.start import required_packages
 from .shard_files import REQUIREMENTS, remove_unfinished, write_tables
 
 if TYPE_CHECKING:
+    from .batches import AnswerRow
     from .load import Model
 
 FORMS = "csv", "json", "jsonl", "parquet"
 SHOWN = 5  # classes of a set in the table
 PART = 10_000  # rows of Parquet in memory
-Row = Mapping[str, Any]  # of `batches.predict_files`
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Layout:
             columns.append("together")
         return columns
 
-    def values(self, row: Row) -> dict[str, Any]:
+    def values(self, row: "AnswerRow") -> dict[str, Any]:
         """The values of these columns; None where a row has none."""
         known = {"error": "", **row, "path": row["image"]}
         for rank, pair in enumerate(row.get("top", ())):
@@ -100,7 +100,7 @@ def form_of(file: Path | None, form: str) -> str:
     return form
 
 
-def write(file: Path, form: str, rows: Iterable[Row], layout: Layout) -> None:
+def write(file: Path, form: str, rows: Iterable["AnswerRow"], layout: Layout) -> None:
     """Write the rows completely or not at all."""
     remove_unfinished(file)
     if form == "parquet":
@@ -114,7 +114,7 @@ def write(file: Path, form: str, rows: Iterable[Row], layout: Layout) -> None:
         PRINTED[form](out, rows, layout)
 
 
-def as_json(out: TextIO, rows: Iterable[Row], _: Layout) -> None:
+def as_json(out: TextIO, rows: Iterable["AnswerRow"], _: Layout) -> None:
     before = "[\n "
     for row in rows:
         out.write(before + json_object(row))
@@ -122,17 +122,17 @@ def as_json(out: TextIO, rows: Iterable[Row], _: Layout) -> None:
     out.write("\n]\n")
 
 
-def as_json_lines(out: TextIO, rows: Iterable[Row], _: Layout) -> None:
+def as_json_lines(out: TextIO, rows: Iterable["AnswerRow"], _: Layout) -> None:
     for row in rows:
         out.write(json_object(row) + "\n")
 
 
-def json_object(row: Row) -> str:
+def json_object(row: "AnswerRow") -> str:
     shown = {key: value for key, value in row.items() if key != "size" and value is not None}
     return json.dumps(shown)
 
 
-def as_csv(out: TextIO, rows: Iterable[Row], layout: Layout) -> None:
+def as_csv(out: TextIO, rows: Iterable["AnswerRow"], layout: Layout) -> None:
     """A set is a JSON list."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(layout.columns)
@@ -146,7 +146,7 @@ def as_csv(out: TextIO, rows: Iterable[Row], layout: Layout) -> None:
 PRINTED = {"csv": as_csv, "json": as_json, "jsonl": as_json_lines}
 
 
-def arrow_table(rows: Iterable[Row], layout: Layout) -> Any:
+def arrow_table(rows: Iterable["AnswerRow"], layout: Layout) -> Any:
     """The rows as a table of pyarrow."""
     import pyarrow
 
@@ -179,7 +179,7 @@ def parts(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def as_table(
     out: TextIO,
-    rows: Iterable[Row],
+    rows: Iterable["AnswerRow"],
     files: Sequence[Path],
     models: Sequence["Model"],
     class_names: Sequence[str] | None,

@@ -162,7 +162,7 @@ def zero_shot(options: LoadOptions) -> PromptedClassifier:
         options.class_names,
         options.template or TEMPLATE,
         options.device,
-        sentences.read(options.sentences),
+        sentences.read_sentences(options.sentences),
     )
 
 
@@ -197,7 +197,7 @@ def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> Ca
     given = options.epoch is not None
     remedy = "leave out --load-epoch (in Python: epoch)" if given else REFIT
     try:
-        found.check_model(file_of(path, method, options.epoch), remedy)
+        found.check_model(model_file(path, method, options.epoch), remedy)
     except UsageError as error:
         if options.calibration or not given:
             raise
@@ -206,7 +206,7 @@ def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> Ca
     return found
 
 
-def file_of(path: Path, method: type[Method], epoch: int | None = None) -> Path:
+def model_file(path: Path, method: type[Method], epoch: int | None = None) -> Path:
     """The file that tells a model from others: config.json, a checkpoint or, if it learns nothing,
     config.yaml.
     """

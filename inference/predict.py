@@ -38,7 +38,7 @@ from .sources import LISTS, images_in
 from .tars import expanded, is_tar, members_in
 
 if TYPE_CHECKING:
-    from .batches import Row
+    from .batches import AnswerRow
     from .classifier import PromptedClassifier
     from .load import Model
 
@@ -202,7 +202,7 @@ class Answers(Output):
         tables = (arrow_table(part, self.layout) for part in parts(self.rows(images), ROWS))
         write_tables(file, arrow_table([], self.layout).schema, tables, {self.name: facts})
 
-    def rows(self, images: Sequence[Image]) -> Iterator["Row"]:
+    def rows(self, images: Sequence[Image]) -> Iterator["AnswerRow"]:
         from .batches import predict_files
 
         for part in predict_files(self.models, images, self.options):
@@ -245,7 +245,7 @@ def answer(
         batches = predict_files(opened, files, options)
     skipped: list[str] = []
     printed = sys.stdout if isinstance(out, Path) else out
-    rows = rows_of(batches, skipped, len(files), printed)
+    rows = readable_rows(batches, skipped, len(files), printed)
     if isinstance(out, Path):
         write(out, form, rows, layout_of(opened, options))
     elif form:
@@ -344,9 +344,9 @@ def number_of_models(paths: Sequence[Any], how: LoadOptions) -> int:
     return number
 
 
-def rows_of(
-    batches: Iterable[list["Row"]], skipped: list[str], number: int, out: TextIO
-) -> Iterator["Row"]:
+def readable_rows(
+    batches: Iterable[list["AnswerRow"]], skipped: list[str], number: int, out: TextIO
+) -> Iterator["AnswerRow"]:
     """The rows of all images. Images that cannot be read are `skipped`, and reported on stderr.
 
     Args:

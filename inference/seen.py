@@ -158,7 +158,7 @@ class SeenImages:
             return None
         try:
             arrays = read_arrays(file, SHAPES, LARGEST)
-            check(arrays)
+            check_seen(arrays)
         except Exception as error:  # of any kind: see `read_arrays`
             raise UsageError(f"{file} is damaged", "restore it, or delete it", file) from error
         return cls(**arrays)
@@ -229,7 +229,7 @@ class NotedImages:
         return SeenImages(digests, self.signature.numpy()[places], labels, groups, roles)
 
 
-def check(arrays: dict[str, Any]) -> None:
+def check_seen(arrays: dict[str, Any]) -> None:
     """Raise ValueError for arrays of other shapes or types."""
     count = len(arrays["role"])
     for name, (kind, shape) in SHAPES.items():

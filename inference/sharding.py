@@ -257,10 +257,10 @@ def facts_of(
     classifier: "PromptedClassifier", model: Path | None, options: LoadOptions
 ) -> dict[str, Any]:
     """The facts that features and logits of a model depend on, without class names."""
-    from .load import file_of
+    from .load import model_file
 
     facts = {"form": 1, "method": classifier.method, **facts_of_tower(classifier)}
     if model:
         kind = type(classifier._own)
-        facts["model_sha256"] = checksum(file_of(model, kind, options.epoch))
+        facts["model_sha256"] = checksum(model_file(model, kind, options.epoch))
     return facts

@@ -18,7 +18,7 @@ from trainers.base.method import Classes
 from trainers.base.prompted import normalize
 from trainers.base.trainer import assemble_model
 
-from .batches import Row, read_batch
+from .batches import AnswerRow, read_batch
 from .classifier import ON_GPU, PromptedClassifier
 from .description import predicting_configuration
 from .images import in_threads
@@ -77,7 +77,7 @@ class Together:
             prior = classifier.logits(pixels, self.options.class_names).softmax(dim=1)
         return faults, normalize(features.float()), prior
 
-    def predict_files(self, files: Sequence[Path]) -> Iterator[list[Row]]:
+    def predict_files(self, files: Sequence[Path]) -> Iterator[list[AnswerRow]]:
         """The rows of all images, as of `batches.predict_files`; `together` in each is how many
         images were answered together.
 
@@ -96,7 +96,7 @@ class Together:
             for file, fault in zip(files, chain(*faults), strict=True)
         ]
 
-    def answers(self, found: Tensor, prior: Tensor | None) -> list[Row]:
+    def answers(self, found: Tensor, prior: Tensor | None) -> list[AnswerRow]:
         """The most probable classes of each image; UsageError for fewer images than the method
         needs.
         """

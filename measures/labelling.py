@@ -51,7 +51,7 @@ class Pool:
         return replace(self, labelled=[*self.labelled, *picks])
 
 
-def choose(
+def choose_images(
     features: Floats,
     labelled: Sequence[int],
     budget: int,

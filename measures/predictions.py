@@ -42,10 +42,10 @@ WORDS = {
     "images_sha256": ("U", 0),
 }
 
-Predictions = dict[str, np.ndarray]
+PredictionArrays = dict[str, np.ndarray]
 
 
-def predictions_of(logits: Any, labels: Any) -> Predictions:
+def predictions_of(logits: Any, labels: Any) -> PredictionArrays:
     """The columns of a batch, from logits (batch, classes) and labels (batch,).
 
     The first class is that of `argmax`, on which accuracy counts, also where several have the
@@ -75,7 +75,7 @@ def save(file: Path, predictions: Mapping[str, Any]) -> None:
                 npy.write_array(cast(Any, stream), np.asarray(values), allow_pickle=False)
 
 
-def read(folder: Path) -> Predictions:
+def read_predictions(folder: Path) -> PredictionArrays:
     """The predictions of a finished run, by the names of docs/predictions.md.
 
     Raises UsageError if there are none, the file is damaged, or it does not belong to the run's
@@ -93,7 +93,7 @@ def read(folder: Path) -> Predictions:
     checked_summary(folder, results)  # checks what every run writes
     try:
         arrays = read_arrays(file, COLUMNS | WORDS, LARGEST_READ)
-        check(arrays)
+        check_predictions(arrays)
     except UsageError:  # too large
         raise
     except (
@@ -116,7 +116,7 @@ def read(folder: Path) -> Predictions:
     return arrays
 
 
-def check(arrays: Predictions) -> None:
+def check_predictions(arrays: PredictionArrays) -> None:
     """Raise ValueError or KeyError for arrays that no test has written."""
     for key, (kind, dimensions) in (COLUMNS | WORDS).items():
         if arrays[key].dtype.kind != kind or arrays[key].ndim != dimensions:
@@ -132,11 +132,11 @@ def check(arrays: Predictions) -> None:
     for key, low, high in (*RANGES, ("label", 0, last), ("classes", 0, last)):
         if not ((arrays[key] >= low) & (arrays[key] <= high)).all():  # also true of NaN
             raise ValueError(f"{key} outside {low} to {high}")
-    if digest_of_rows(rows_of(arrays)) != str(arrays["images_sha256"]):
+    if digest_of_rows(image_rows(arrays)) != str(arrays["images_sha256"]):
         raise ValueError("other images, labels or class names than the SHA-256 is of")
 
 
-def rows_of(arrays: Predictions) -> Iterator[tuple[str, int, str]]:
+def image_rows(arrays: PredictionArrays) -> Iterator[tuple[str, int, str]]:
     """Path, label and class name of each image, one after another: a long name is in memory
     once.
     """

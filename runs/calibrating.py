@@ -11,7 +11,7 @@ from common.names import title
 from common.results import CALIBRATION
 from inference.calibrated import Calibration, write_calibration
 from inference.calibrated_outputs import Outputs, check_test_images, count_shared, fit, report
-from inference.load import calibration_of, file_of
+from inference.load import calibration_of, model_file
 from inference.options import LoadOptions
 from trainers import MethodTrainer
 
@@ -74,7 +74,7 @@ class Calibrated:
             # Else the prompts are in another folder
             if not (self.spec.args.eval_only and method.learns):
                 folder = Path(self.cfg.OUTPUT_DIR)
-                write_calibration(folder, fitted, file_of(folder, type(method)))
+                write_calibration(folder, fitted, model_file(folder, type(method)))
             return {"calibration": report(fitted, test, held=held)}
         return {"calibration": report(self.prompts, test)}
 

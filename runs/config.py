@@ -307,7 +307,7 @@ def set_up(cfg: CfgNode, keys: Collection[str], dataset_config_file: str) -> lis
     method = trainers.methods().get(cfg.TRAINER.NAME)
     of_backbone = follow_backbone(cfg, keys) if method and cfg.MODEL.BACKBONE.NAME else []
     if cfg.DATASET.SENTENCES or cfg.DATASET.SENTENCES_SHA256:
-        cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.file_of(cfg)[1]
+        cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.sentences_file(cfg)[1]
     sha256 = getattr(method, "plugin_sha256", "")
     if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
         stated = f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}..."

@@ -18,7 +18,7 @@ from measures.predictions import (
     COLUMNS,
     LARGEST,
     PREDICTIONS_FILE,
-    Predictions,
+    PredictionArrays,
     predictions_of,
     save,
 )
@@ -42,7 +42,7 @@ class Recorder:
         self.evaluator = evaluator
         self.keeps_logits = keeps_logits
         self.after_test = after_test
-        self.batches: list[Predictions] = []
+        self.batches: list[PredictionArrays] = []
         self.results: dict[str, float] = {}
 
     def reset(self) -> None:
@@ -61,7 +61,7 @@ class Recorder:
             self.batches[-1]["logits"] = logits.float().cpu().numpy()
 
     @property
-    def predictions(self) -> Predictions:
+    def predictions(self) -> PredictionArrays:
         """The columns of all batches; none if there were no batches."""
         return {
             key: np.concatenate([batch[key] for batch in self.batches])
@@ -117,7 +117,7 @@ def check_logits(images: int, classes: int) -> None:
         raise UsageError(fault, f"leave it False: at most {LARGEST / 1e9:.1f} GB are written")
 
 
-def test_arrays(cfg: Any, trainer: Any) -> Predictions:
+def test_arrays(cfg: Any, trainer: Any) -> PredictionArrays:
     """The arrays of predictions.npz for the last test of a trainer with a `Recorder`; empty if it
     made none.
     """

@@ -17,7 +17,7 @@ from common.names import printable
 from common.results import RunResult, read_results
 from common.start import Parser
 from configs.methods import methods
-from measures.predictions import read
+from measures.predictions import read_predictions
 from measures.results import selection_mark
 
 LEVEL = 0.95
@@ -57,7 +57,7 @@ def read_runs(folder: Path) -> Compared:
     folders = [file.parent for file in sorted(folder.glob(f"*/{RESULTS_FILE}"))]
     if (folder / RESULTS_FILE).is_file():
         folders = [folder]
-    tests = [(run, read(place)) for place in folders if (run := read_results(place))]
+    tests = [(run, read_predictions(place)) for place in folders if (run := read_results(place))]
     if not tests:
         remedy = "give the output folder of a run, or of its seeds"
         raise UsageError(f"there is no finished run in {folder}", remedy)

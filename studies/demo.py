@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     study = study_of(args)
     # They import torch, which takes seconds
     from measures.outcomes import draw_answers
-    from measures.predictions import read
+    from measures.predictions import read_predictions
 
     from .report import overview
     from .run import LocalExecutor, check_datasets, execute_runs
@@ -82,8 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     write_json(args.output / "summary.json", summary.records())
     runs = [run for run in study.runs() if (run.classes, run.seed) == ("base", study.seeds[0])]
     answers = {
-        f"before: {runs[0].variant.name}": read(runs[0].folder),
-        f"after: {runs[-1].variant.name}": read(runs[-1].folder),
+        f"before: {runs[0].variant.name}": read_predictions(runs[0].folder),
+        f"after: {runs[-1].variant.name}": read_predictions(runs[-1].folder),
     }
     draw_answers(answers, args.root, args.output / "images.png")
     written = f"Written: {args.output}/summary.json and images.png"

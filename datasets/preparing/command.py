@@ -186,7 +186,7 @@ def long_sentences(written: Mapping[str, Sequence[str]]) -> list[str]:
     return [text[:60] for text in full if len(encode(text)) > 75]
 
 
-def check(sources: list[DatasetSource], args: argparse.Namespace) -> None:
+def check_datasets(sources: list[DatasetSource], args: argparse.Namespace) -> None:
     """Print the state of each dataset; an error at the end if something is missing or wrong."""
     failed = 0
     for source in sources:
@@ -370,4 +370,4 @@ def prepare_datasets(args: argparse.Namespace) -> None:
     elif not sources:
         raise UsageError("no dataset is given", "python tools/prepare.py --list shows their names")
     else:
-        (show_list if args.list else check if args.check else prepare)(sources, args)
+        (show_list if args.list else check_datasets if args.check else prepare)(sources, args)

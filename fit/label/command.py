@@ -145,7 +145,7 @@ def label_on_page(
         from inference.serving.server import Server, address_of, serve
 
         from .application import application
-    from .rounds import Plan, Rounds
+    from .rounds import RoundPlan, Rounds
 
     # Each once, as a fit reads them
     names = list(dict.fromkeys(map(as_class_name, classifier.class_names)))
@@ -153,7 +153,7 @@ def label_on_page(
         ask(args, classifier)
     work = Work(args, options, classifier)
     images = [os.path.abspath(photo.path) for photo in unlabelled_in(args.pool)]
-    plan = Plan(args.to, names, images, args.ask, work.model, args.max_pixels)
+    plan = RoundPlan(args.to, names, images, args.ask, work.model, args.max_pixels)
     rounds = Rounds(plan, work.fit, work.ask)
     where = address_of(args.host, args.port)
     try:

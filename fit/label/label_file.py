@@ -11,7 +11,7 @@ from common.errors import UsageError, check_name
 from common.files import write_text
 from common.names import as_class_name, csv_cell
 
-from ..read_images import rows_of
+from ..read_images import table_rows
 
 COLUMNS = "path", "label", "asked", "guess"
 REASON = "reason"  # the column that says why an image has no label
@@ -27,7 +27,7 @@ def lines_of(file: Path) -> list[Line]:
     """
     if not file.exists():
         return []
-    rows = [row for _, row in rows_of(file)]
+    rows = [row for _, row in table_rows(file)]
     if not rows or not {"path", "label", "asked"} <= set(rows[0]):
         fault = f"{file} has no columns path, label and asked"
         raise UsageError(fault, "choose another file for --to", file)

@@ -15,11 +15,11 @@ from inference.classifier import PromptedClassifier
 from inference.head_only import HeadOnly
 from inference.predictions import Predictions
 from inference.seen import SeenImages
-from measures.labelling import choose
+from measures.labelling import choose_images
 from trainers.base.prompted import normalize
 
 from ..command import with_checksums
-from ..features import Features, Row, features_of, read_features
+from ..features import EncodedImage, Features, features_of, read_features
 from ..photos import NOT_KNOWN, find_groups, firsts, looks_known
 from ..read_images import Photo, notes_of, unlabelled_in
 
@@ -98,9 +98,9 @@ class UnlabelledPool:
             raise UsageError(fault, "ask for fewer")
         features = self.features[places]
         known = list(range(len(labelled)))
-        at_random = choose(features, known, drawn, seed, "random")
+        at_random = choose_images(features, known, drawn, seed, "random")
         # The chosen ones help most beside the random ones
-        picks = choose(features, known + at_random, budget - drawn, seed, method)
+        picks = choose_images(features, known + at_random, budget - drawn, seed, method)
         return [self.asked(places[pick], pick in at_random) for pick in picks + at_random]
 
     def left(self, labels: Iterable[str]) -> int:
@@ -143,7 +143,9 @@ def absolute(photo: Photo) -> str:
     return os.path.abspath(photo.path)
 
 
-def readable(place: Path, behind: HeadOnly) -> tuple[list[Photo], dict[str, Row], list[str]]:
+def readable(
+    place: Path, behind: HeadOnly
+) -> tuple[list[Photo], dict[str, EncodedImage], list[str]]:
     """The images that can be read, in the order of their pixels; what is known of each by its path;
     and notes about others.
 
@@ -184,7 +186,7 @@ def predicted(
     return classifier.predict([photo.path for photo in photos])
 
 
-def seen_by(model: Path | None, rows: Sequence[Row]) -> NDArray[np.bool_]:
+def seen_by(model: Path | None, rows: Sequence[EncodedImage]) -> NDArray[np.bool_]:
     """(images,): whether a model says that it has learned from an image."""
     seen = SeenImages.read(model) if model and model.is_dir() else None
     if seen is None:

@@ -31,7 +31,7 @@ class Mark(NamedTuple):
     reason: str
 
 
-class Plan(NamedTuple):
+class RoundPlan(NamedTuple):
     """The images, classes and files of the rounds.
 
     Attributes:
@@ -59,7 +59,7 @@ class Rounds:
         ask: adds the next images to the file.
     """
 
-    def __init__(self, plan: Plan, fit: Callable[[], None], ask: Callable[[], None]):
+    def __init__(self, plan: RoundPlan, fit: Callable[[], None], ask: Callable[[], None]):
         self.plan = plan
         self.work = {"fit": fit, "ask": ask}
         self.paths = {key_of(path): path for path in plan.images}

@@ -47,11 +47,11 @@ def measure_tokens(model: PromptedCLIP, images: Tensor) -> pd.DataFrame:
         else:
             at_entry = prompts
         cosines = F.cosine_similarity(prompts, at_entry, dim=-1)
-        rows.append(rows_of(layer, entered, attention, cosines))
+        rows.append(layer_rows(layer, entered, attention, cosines))
     return pd.concat(rows, ignore_index=True)
 
 
-def rows_of(layer: int, entered: list[int], attention: Tensor, cosines: Tensor) -> pd.DataFrame:
+def layer_rows(layer: int, entered: list[int], attention: Tensor, cosines: Tensor) -> pd.DataFrame:
     """The rows of a layer's tokens: CLS, patches, and prompts with their `cosines` (batch,
     prompts).
     """

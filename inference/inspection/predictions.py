@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    outcome = Outcome(predictions.read(args.run))
+    outcome = Outcome(predictions.read_predictions(args.run))
     results = read_results(args.run)
     assert results is not None  # `predictions.read` checks it
     title, about = printable(summary_line(results)).split(": ", 1)

@@ -158,7 +158,7 @@ class Page:
 
     async def answer_looks(self, sent: Any) -> str:
         """The roll-outs of an image as HTML; if it is unreadable, the message says it."""
-        file = file_of(sent)
+        file = sent_file(sent)
         try:
             return str(await self.ask(file, self.look)) if file else figures([])
         except UsageError:
@@ -168,7 +168,7 @@ class Page:
         """A message, and the probabilities of each model as the value of its bars, for an upload:
         `Limits` has checked that it is one.
         """
-        file = file_of(sent)
+        file = sent_file(sent)
         nothing: list[Any] = [None] * len(self.models)
         if not file:
             return [self.message(""), *nothing]
@@ -260,7 +260,7 @@ def with_accuracy(model: Model) -> str:
     return ", ".join(filter(None, [model.name, of.dataset, *tested]))
 
 
-def file_of(sent: Any) -> str | None:
+def sent_file(sent: Any) -> str | None:
     """The file that a visitor has sent, if any."""
     file = sent.get("path") if isinstance(sent, dict) else None
     return file if isinstance(file, str) else None

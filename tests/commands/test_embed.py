@@ -79,9 +79,11 @@ def test_the_same_call_computes_what_is_missing_or_changed(embedded, photos, mon
     facts = of_json(folder / "_embed.json")
     assert facts["shards"] == len(before) and facts["made"]["version"] == __version__
     computed = []
-    original = embed.Features.rows
+    original = embed.FeatureFiles.rows
     monkeypatch.setattr(
-        embed.Features, "rows", lambda self, files: computed.append(files) or original(self, files)
+        embed.FeatureFiles,
+        "rows",
+        lambda self, files: computed.append(files) or original(self, files),
     )
     embedded(photos)
     assert computed == []

@@ -5,7 +5,7 @@ import pytest
 from harness import drawn
 from marks import golden_cases
 
-from measures.labelling import METHODS, Pool, auto_radius, choose, herding, k_center
+from measures.labelling import METHODS, Pool, auto_radius, choose_images, herding, k_center
 
 
 def pytest_generate_tests(metafunc):
@@ -111,9 +111,9 @@ def test_each_image_is_asked_for_once(method):
     given = pool()
     labelled = []
     for budget in (3, 20, 30, 347):
-        picks = choose(given.features, labelled, budget, 1, method)
+        picks = choose_images(given.features, labelled, budget, 1, method)
         assert len(picks) == budget
-        assert picks == choose(given.features, labelled, budget, 1, method)
+        assert picks == choose_images(given.features, labelled, budget, 1, method)
         labelled += picks
     assert sorted(labelled) == list(range(400))
 
@@ -122,4 +122,4 @@ def test_each_image_is_asked_for_once(method):
 def test_copies_of_an_image_do_not_end_a_choice():
     rows = np.repeat(np.eye(2, 4, dtype=np.float32), 30, axis=0)
     for method in METHODS:
-        assert len(set(choose(rows, [0, 31], 40, 0, method))) == 40
+        assert len(set(choose_images(rows, [0, 31], 40, 0, method))) == 40

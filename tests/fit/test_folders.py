@@ -13,7 +13,7 @@ from PIL import Image
 
 from common import image_files
 from common.errors import UsageError
-from fit.read_images import find, rows_of
+from fit.read_images import find, table_rows
 from inference.images import find_images
 
 QUICK = ["--methods", "GDA", "VisionProbe"]
@@ -216,11 +216,11 @@ def test_other_line_separators_are_parts_of_names(letter, tmp_path):
     row = {"path": f"a{letter}b.png", "label": "cat"}
     table = tmp_path / "images.csv"
     table.write_text(f'path,label\r\n{row["path"]},cat\n"a\nb.png",dog\n')
-    assert rows_of(table) == [(2, row), (4, {"path": "a\nb.png", "label": "dog"})]
+    assert table_rows(table) == [(2, row), (4, {"path": "a\nb.png", "label": "dog"})]
     objects = tmp_path / "images.jsonl"
     objects.write_text(json.dumps(row, ensure_ascii=False) + "\n")
     # JSON escapes control characters
-    assert rows_of(objects) == [(1, row)]
+    assert table_rows(objects) == [(1, row)]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from fit.label.advice import advice
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
 from fit.label.application import LARGEST, application
-from fit.label.rounds import Mark, Plan, Rounds, key_of
+from fit.label.rounds import Mark, RoundPlan, Rounds, key_of
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ class Labels:
         rows = [{"path": path, "label": "", "asked": "chosen", "mine": "x"} for path in self.paths]
         asked.write_lines(self.file, rows)
         self.done = []
-        plan = Plan(self.file, NAMES, self.paths, 6, folder / "model")
+        plan = RoundPlan(self.file, NAMES, self.paths, 6, folder / "model")
         self.rounds = Rounds(plan, lambda: self.done.append("fit"), self.ask)
 
     def ask(self):

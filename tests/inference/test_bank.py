@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.lock import locked
 from fit.estimator import Classifier
-from fit.read_images import photos_in, photos_in_rows, rows_of
+from fit.read_images import photos_in, photos_in_rows, table_rows
 from inference import bank, embed, predict, shard_files
 from inference import calibrate_command as calibrate
 
@@ -233,7 +233,7 @@ def test_the_table_of_labels_of_a_bank_can_be_given_back(
     assert len(given) == 48 and given.items() <= labels.items()  # without the copy
 
     table.write_text("path,label\ns3://host/a.jpg,cat\n")
-    assert photos_in_rows(rows_of(table), table)[0].path == "s3://host/a.jpg"
+    assert photos_in_rows(table_rows(table), table)[0].path == "s3://host/a.jpg"
     with one_line(f"no image of {folder} has a label in {table}"):
         photos_in(folder, table)
 

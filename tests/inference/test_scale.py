@@ -119,10 +119,10 @@ def test_a_fit_of_many_images_and_classes_trains_no_heads(eurosat, tiny, monkeyp
 
 def test_too_large_predictions_are_not_called_damaged(run, monkeypatch):
     folder = run("out", trainer="ZeroshotCLIP")
-    predictions.read(folder)
+    predictions.read_predictions(folder)
     monkeypatch.setattr(predictions, "LARGEST_READ", 100)
     with one_line("of arrays: it is too large for this command"):
-        predictions.read(folder)
+        predictions.read_predictions(folder)
 
 
 def test_a_file_of_an_architecture_is_read_as_its_published_weights(tmp_path):

@@ -21,7 +21,7 @@ from common.results import digest_of_rows
 from common.start import ROOT
 from measures import predictions
 from measures.metrics import of_predictions
-from measures.predictions import PREDICTIONS_FILE, read, save
+from measures.predictions import PREDICTIONS_FILE, read_predictions, save
 from train import main as train
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
     assert np.log(of_label) == pytest.approx(found["log_probability"], rel=1e-5, abs=1e-6)
     assert brier == pytest.approx(found["brier"], abs=1e-6)
     with_entry(folder / PREDICTIONS_FILE, "logits.npy", b"damaged")  # readers do not load them
-    assert "logits" not in read(folder)
+    assert "logits" not in read_predictions(folder)
 
 
 def test_first_class_agrees_with_accuracy_when_classes_tie():
@@ -155,15 +155,15 @@ def test_damaged_files_are_named_in_one_line(tested):
     content = (folder / PREDICTIONS_FILE).read_bytes()
     for damage in (*DAMAGES, *(partial(changed, **arrays) for arrays in ARRAYS)):
         (folder / PREDICTIONS_FILE).write_bytes(content)
-        assert len(read(folder)["label"]) == 24
+        assert len(read_predictions(folder)["label"]) == 24
         damage(folder / PREDICTIONS_FILE)
         with one_line("predictions.npz is damaged: delete it"):
-            read(folder)
+            read_predictions(folder)
 
 
 def test_missing_predictions_and_those_of_another_test_are_named(tested):
     folder = tested()
-    found = read(folder)
+    found = read_predictions(folder)
     images = found["image"][::-1]
     label = found["label"]
     names = found["class_names"]
@@ -176,11 +176,11 @@ def test_missing_predictions_and_those_of_another_test_are_named(tested):
     ):
         save(folder / PREDICTIONS_FILE, found | other)
         with one_line("is not of the run in results.json"):
-            read(folder)
+            read_predictions(folder)
     (folder / PREDICTIONS_FILE).unlink()
     for place, missing in ((folder, PREDICTIONS_FILE), (folder / "nowhere", "results.json")):
         with one_line(f"has no {missing}"):
-            read(place)
+            read_predictions(place)
 
 
 def test_too_many_logits_are_refused_before_a_test(refused, argv, monkeypatch):
@@ -197,6 +197,6 @@ def test_a_long_class_name_is_in_memory_once(tmp_path):
     save(file, arrays)
     tracemalloc.start()
     names = predictions.COLUMNS | predictions.WORDS
-    predictions.check(read_arrays(file, names, predictions.LARGEST_READ))
+    predictions.check_predictions(read_arrays(file, names, predictions.LARGEST_READ))
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()

@@ -304,7 +304,7 @@ class Method(Facts):
             remedy = "set TEST.FINAL_MODEL last_step"
             raise UsageError(f"TEST.FINAL_MODEL is best_val, and {fault}", remedy)
         if cfg.TEST.get("STREAM", ""):
-            streams.check(cfg, cls.__name__, cls.is_transductive, cls.depends_on_order)
+            streams.check_stream(cfg, cls.__name__, cls.is_transductive, cls.depends_on_order)
 
     @classmethod
     def checkpoint_in(cls, directory: str, epoch: int | None) -> str:

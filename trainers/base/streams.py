@@ -79,7 +79,7 @@ def order(cfg: CfgNode, labels: Sequence[int] | NDArray[Any]) -> NDArray[np.int6
     return dirichlet(np.asarray(labels), test.STREAM_BATCH, test.STREAM_GAMMA, seed, seed)
 
 
-def check(cfg: CfgNode, method: str, is_transductive: bool, depends_on_order: bool) -> None:
+def check_stream(cfg: CfgNode, method: str, is_transductive: bool, depends_on_order: bool) -> None:
     """Raise UsageError if the method cannot be tested as TEST.STREAM says."""
     kind = cfg.TEST.STREAM
     kinds: tuple[str, ...] = ()
